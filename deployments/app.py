@@ -1,0 +1,61 @@
+"""The applications: the only place where deployments are bound. `serve_config.yaml` holds their numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve import Application
+
+from deployments.ingress import Ingress
+from deployments.ledger import LedgerServer
+from deployments.models.server import ModelServer
+from deployments.runner import RunnerServer
+from kit.settings import load_settings
+
+
+class FareboxArgs(BaseModel):
+    """`places`: how many jobs of each model application the Runner keeps in flight."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    places: dict[str, int]
+
+
+class ModelArgs(BaseModel):
+    """A model application and, for each profile, the options of its deployment (numbers only).
+
+    `family` replaces the registry's class as `module:Class`: fault tests put slow and failing models there.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    application: str
+    profiles: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    revision: str | None = None
+    cpu_threads: int = 2
+    cpu_offload: bool = False
+    family: str | None = None
+
+
+def farebox(args: FareboxArgs) -> Application:
+    """Build the platform: the surface, the books, the runner. Money goes on whatever the models do."""
+    ledger = serve.deployment(name="Ledger")(LedgerServer).bind()
+    runner = serve.deployment(name="Runner")(RunnerServer).bind(ledger, args.places)
+    return serve.deployment(name="Ingress")(serve.ingress()(Ingress)).bind(ledger, runner)
+
+
+def model(args: ModelArgs) -> Application:
+    """Build one model's own application: it deploys, fails, upgrades and scales to zero alone."""
+    settings = load_settings()
+    options = args.profiles.get(settings.profile, {})
+    return serve.deployment(name="Model", **options)(ModelServer).bind(
+        args.application,
+        settings.profile,
+        str(settings.weights_dir),
+        family=args.family,
+        revision=args.revision,
+        cpu_threads=args.cpu_threads,
+        cpu_offload=args.cpu_offload,
+    )

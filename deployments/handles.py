@@ -1,0 +1,246 @@
+"""Clients of the deployments: waiting calls share the next batch, every wait ends, errors arrive as ours.
+
+The client works over a Ray handle and over a plain object alike, so that tests run the same code without Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar, cast
+
+import structlog
+from ray import serve
+from ray.exceptions import RayActorError
+
+from deployments.models.contract import GenerateRequest, Output, Progress
+from gateway.ports import Job, JobReceipt, Ledger, ModelState, SubmitJob
+from kit.errors import AppError, Unavailable
+from ledger.balances import Balance
+
+log = structlog.get_logger(__name__)
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+
+CALL_TIMEOUT_S: Final = 20.0
+"""Above Postgres's own statement timeout (15 s): whatever takes longer is not coming back."""
+BATCH_ITEMS: Final = 256
+"""Past this a larger batch gains nothing more and makes its members wait."""
+
+STATES_KEPT_S: Final = 1.0
+"""Health is asked often and Serve's controller answers in 40 ms: once a second is enough."""
+STATES_TIMEOUT_S: Final = 3.0
+"""A controller that takes longer is restarting; health must not wait for it."""
+
+Call = Callable[..., Awaitable[Any]]
+"""`call(method, *args)` of the deployment, wherever it runs."""
+
+
+class Coalescer(Generic[Item, Outcome]):
+    """Sends everything that waited while the last batch was away as the next one.
+
+    No timers: a lone item goes at once, a flood travels in few calls. An outcome that is an error is raised to the
+    one who asked; a batch that fails as a whole fails for all who were in it.
+    """
+
+    def __init__(self, send: Callable[[list[Item]], Awaitable[list[Outcome | AppError]]]) -> None:
+        self._send = send
+        self._waiting: deque[tuple[Item, asyncio.Future[Outcome]]] = deque()
+        self._sender: asyncio.Task[None] | None = None
+
+    async def __call__(self, item: Item) -> Outcome:
+        """Return the item's outcome. Raises: the item's own AppError, or Unavailable."""
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.create_task(self._drain())
+        return await future
+
+    async def _drain(self) -> None:
+        while self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_ITEMS))]
+            try:
+                outcomes = await self._send([item for item, _ in batch])
+            except Exception as error:  # noqa: BLE001  # whatever it is belongs to those who wait for it
+                outcomes = [error if isinstance(error, AppError) else _as_error(error)] * len(batch)
+            for (_, future), outcome in zip(batch, outcomes, strict=True):
+                if future.done():  # the caller went away; its outcome stands all the same
+                    continue
+                if isinstance(outcome, AppError):
+                    future.set_exception(outcome)
+                else:
+                    future.set_result(outcome)
+
+
+class LedgerClient:
+    """`gateway.ports.Ledger` over a call: the hot methods coalesce, every other one goes as it is."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._balance: Coalescer[bytes, Balance] = Coalescer(lambda items: call("balance_many", items))
+        self._submit: Coalescer[SubmitJob, JobReceipt] = Coalescer(lambda items: call("submit_job_many", items))
+        self._job: Coalescer[tuple[bytes, str], Job] = Coalescer(lambda items: call("job_many", items))
+
+    async def balance(self, credential: bytes) -> Balance:
+        """Read a balance together with everyone else who asks now."""
+        return await self._balance(credential)
+
+    async def submit_job(self, command: SubmitJob) -> JobReceipt:
+        """Submit a job together with everyone else who submits now."""
+        return await self._submit(command)
+
+    async def job(self, credential: bytes, job_id: str) -> Job:
+        """Look at a job together with everyone else who polls now."""
+        return await self._job((credential, job_id))
+
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
+        """Pass any other method on under its own name."""
+        if method.startswith("_"):
+            raise AttributeError(method)
+        return lambda *args: self._call(method, *args)
+
+
+def local_ledger(server: object) -> Ledger:
+    """Return the port over a LedgerServer in this process."""
+
+    async def call(method: str, *args: object) -> Any:
+        return await getattr(server, method)(*args)
+
+    return cast("Ledger", LedgerClient(call))
+
+
+def remote_ledger(handle: Any) -> Ledger:
+    """Return the port over a handle of the Ledger deployment."""
+    return cast("Ledger", LedgerClient(ledger_call(handle)))
+
+
+def ledger_call(handle: Any) -> Call:
+    """Return a call on a Ledger handle: bounded in time, its errors ours."""
+
+    async def call(method: str, *args: object) -> Any:
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                return await getattr(handle, method).remote(*args)
+        except Exception as error:
+            raise _as_error(error) from error
+
+    return call
+
+
+@dataclass
+class ModelAway(AppError):
+    """The application could not be called: not deployed, starting, or without a replica. No work began."""
+
+    reason: str
+    code = "model_unavailable"
+    status = 503
+    retryable = True
+
+    @property
+    def message(self) -> str:
+        return f"The model is not available right now: {self.reason}"
+
+
+@dataclass
+class ModelGone(AppError):
+    """The replica went away in the middle of the work; another attempt may succeed."""
+
+    application: str
+    code = "interrupted"
+    status = 500
+    retryable = True
+
+    @property
+    def message(self) -> str:
+        return f"The {self.application} model went away in the middle of the work."
+
+
+class ModelHandles:
+    """The model applications of this Serve instance, each its own application."""
+
+    def __init__(self, applications: Sequence[str]) -> None:
+        self._applications = list(applications)
+        self._handles: dict[str, Any] = {}
+        self._states: dict[str, ModelState] = {}
+        self._states_at = -STATES_KEPT_S
+        self._asking = asyncio.Lock()
+
+    async def generate(self, application: str, request: GenerateRequest) -> AsyncIterator[Progress | Output]:
+        """Yield the job's progress, then its output; leaving early stops the work at its next step.
+
+        Raises: ModelAway before work began, ModelGone when the replica died in it, or the model's own AppError.
+        """
+        began = False
+        stream: Any = None
+        try:
+            stream = (await self._handle(application)).options(stream=True).generate.remote(request)
+            async for event in stream:
+                began = True
+                yield event
+        except (asyncio.CancelledError, GeneratorExit):
+            if stream is not None:
+                stream.cancel()
+            raise
+        except Exception as error:
+            refusal = _app_error(error)
+            if refusal is None:
+                # A handle of an application that was deleted or replaced stays broken: look it up anew.
+                self._handles.pop(application, None)
+                log.warning("model call failed", application=application, began=began, exc_info=error)
+                died = began or isinstance(error, RayActorError)
+                refusal = ModelGone(application) if died else ModelAway(type(error).__name__)
+            raise refusal from error
+
+    async def states(self) -> dict[str, ModelState]:
+        """Return the state of each application, at most a second old; never raises."""
+        async with self._asking:
+            if time.monotonic() - self._states_at > STATES_KEPT_S:
+                try:
+                    async with asyncio.timeout(STATES_TIMEOUT_S):
+                        status = await asyncio.to_thread(serve.status)
+                    self._states = {name: _state(name, status.applications.get(name)) for name in self._applications}
+                except Exception:
+                    log.warning("serve status failed", exc_info=True)
+                    self._states = {
+                        name: ModelState(name, "unavailable", "Serve does not answer") for name in self._applications
+                    }
+                self._states_at = time.monotonic()
+            return self._states
+
+    async def _handle(self, application: str) -> Any:
+        if application not in self._handles:
+            # The look-up asks Serve's controller and blocks while it does.
+            self._handles[application] = await asyncio.to_thread(serve.get_app_handle, application)
+        return self._handles[application]
+
+
+def _state(name: str, overview: Any) -> ModelState:
+    if overview is None:
+        return ModelState(name, "unavailable", "not deployed")
+    status = str(getattr(overview.status, "value", overview.status))
+    if status == "RUNNING":
+        return ModelState(name, "ready", None)
+    if status in ("NOT_STARTED", "DEPLOYING"):
+        return ModelState(name, "starting", None)
+    return ModelState(name, "unavailable", status.lower())
+
+
+def _as_error(error: BaseException) -> AppError:
+    """Return the AppError behind whatever the Ledger's handle raised; anything else means that it is away."""
+    found = _app_error(error)
+    if found is None:
+        log.warning("ledger call failed", exc_info=error)
+        return Unavailable("The ledger", 2)
+    return found
+
+
+def _app_error(error: BaseException) -> AppError | None:
+    """Return our error out of Ray's wrapping: an instance of both its class and ours, with ours as the cause."""
+    for candidate in (getattr(error, "cause", None), error):
+        if isinstance(candidate, AppError):
+            return candidate
+    return None

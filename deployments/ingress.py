@@ -1,0 +1,37 @@
+"""The Ingress deployment: mounts the HTTP surface. Serve asks the class for its ASGI application."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from ray.serve.handle import DeploymentHandle
+
+from deployments.handles import ModelHandles, remote_ledger
+from deployments.models.registry import ENTRIES
+from gateway.app import create_app
+from kit.settings import load_settings
+from kit.storage import ObjectStore
+from kit.telemetry import configure_logging
+from payments.stripe_checkout import checkout_for
+
+
+class Ingress:
+    """Everything a caller touches, over the handles of this Serve instance."""
+
+    def __init__(self, ledger: DeploymentHandle[Any], runner: DeploymentHandle[Any]) -> None:
+        """`runner` is not called: naming it here makes the Runner a part of this application."""
+        self._settings = load_settings()
+        self._ledger = ledger
+        configure_logging(self._settings.log_level, self._settings.log_format)
+
+    async def __serve_build_asgi_app__(self) -> FastAPI:
+        """Return the surface; built in the replica, so that nothing of it is pickled."""
+        ledger = remote_ledger(self._ledger)
+        return create_app(
+            self._settings,
+            ledger,
+            ModelHandles([entry.application for entry in ENTRIES]),
+            checkout_for(self._settings, ledger),
+            ObjectStore(self._settings.objects_url),
+        )

@@ -1,0 +1,370 @@
+"""The Ledger deployment: the only writing pool. One method is one use case and one transaction.
+
+The hot methods take a batch: everything that waited while the last one committed shares the next transaction, and
+each item is decided on its own. A plain class: tests call it directly, `deployments.app` makes it a deployment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from typing import Concatenate, Final, ParamSpec, TypeVar
+
+import structlog
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway import files, idempotency, jobs, leases
+from gateway.ports import CreateKey, Job, JobQuery, JobReceipt, NewFile, StoredFile, SubmitJob
+from kit import migrate
+from kit.db import Database
+from kit.errors import AppError, Internal, Unavailable
+from kit.postgres import EmbeddedPostgres
+from kit.settings import Settings, load_settings
+from kit.telemetry import configure_logging, errors_total, ledger_batch_items, ledger_seconds
+from ledger import accounts, audit, holds, keys
+from ledger.audit import TrialBalanceRow
+from ledger.balances import Balance, balances_by_key
+from ledger.keys import ApiKey, Caller, NewApiKey
+from payments import purchases, webhooks
+from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase
+from payments.webhooks import ProviderEvent
+
+P = ParamSpec("P")
+T = TypeVar("T")
+I = TypeVar("I")  # noqa: E741  # an item of a batch
+log = structlog.get_logger(__name__)
+
+KEYS_ROUTE: Final = "keys"
+EXPIRED_HOLDS_A_SWEEP: Final = 200
+"""Enough to keep up with abandoned holds without one long transaction."""
+
+
+class LedgerServer:
+    """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._settings = settings or load_settings()
+        self._embedded: EmbeddedPostgres | None = None
+        url = self._settings.database_url
+        if settings is None:
+            configure_logging(self._settings.log_level, self._settings.log_format)
+        if not url:  # `serve run` without the launcher: this replica brings the database along
+            self._embedded = EmbeddedPostgres(self._settings.data_dir)
+            url = self._embedded.start()
+            migrate.upgrade(url)
+        self._db = Database(url, pool_size=self._settings.database_pool)
+        self._lease = timedelta(seconds=self._settings.lease_s)
+        self._queue_ttl = timedelta(seconds=self._settings.job_queue_ttl_s)
+        self._submitted = asyncio.Event()
+
+    def __del__(self) -> None:
+        """End the database that this replica brought along."""
+        if self._embedded is not None:
+            self._embedded.stop()
+
+    async def close(self) -> None:
+        """Give the connections back (tests; a replica's end closes them anyway)."""
+        await self._db.close()
+
+    async def check_health(self) -> None:
+        """Serve's probe: the replica is well while its loop runs. A database that is away is not its illness."""
+
+    # -- hot paths: batches ------------------------------------------------------------------------------------
+
+    async def balance_many(self, credentials: list[bytes]) -> list[Balance | AppError]:
+        """Read the balance behind each key, in one statement."""
+        return await self._batch("balance", balances_by_key, credentials)
+
+    async def submit_job_many(self, commands: list[SubmitJob]) -> list[JobReceipt | AppError]:
+        """Write each job with its hold, or refuse it, in one transaction."""
+
+        async def submit(conn: AsyncConnection, batch: Sequence[SubmitJob]) -> list[JobReceipt | AppError]:
+            return await jobs.submit_many(conn, batch, self._queue_ttl)
+
+        outcomes = await self._batch("submit_job", submit, commands)
+        self._submitted.set()
+        return outcomes
+
+    async def job_many(self, lookups: list[tuple[bytes, str]]) -> list[Job | AppError]:
+        """Return each caller's job: polling clients share one transaction."""
+
+        async def look(conn: AsyncConnection, batch: Sequence[tuple[bytes, str]]) -> list[Job | AppError]:
+            return [await _caught(self._job(conn, credential, job_id)) for credential, job_id in batch]
+
+        return await self._batch("job", look, lookups)
+
+    # -- a caller's other calls --------------------------------------------------------------------------------
+
+    async def ping(self) -> None:
+        """Return when money can move: the database answers and its schema is there."""
+        await self._run("ping", _ping)
+
+    async def whoami(self, credential: bytes) -> Caller:
+        """Resolve a key."""
+        return await self._run("whoami", keys.caller_of, credential)
+
+    async def jobs(self, query: JobQuery) -> list[Job]:
+        """Return a page of the caller's jobs."""
+
+        async def page(conn: AsyncConnection) -> list[Job]:
+            caller = await keys.caller_of(conn, query.credential)
+            return await jobs.list_jobs(conn, caller.account_id, query.limit, query.before, query.status)
+
+        return await self._run("jobs", page)
+
+    async def cancel_job(self, credential: bytes, job_id: str) -> Job:
+        """End a queued job, ask a running one to stop."""
+
+        async def cancel(conn: AsyncConnection) -> Job:
+            caller = await keys.caller_of(conn, credential)
+            return await jobs.cancel(conn, caller.account_id, job_id)
+
+        return await self._run("cancel_job", cancel)
+
+    async def keys(self, credential: bytes) -> list[ApiKey]:
+        """Return the caller's keys."""
+
+        async def page(conn: AsyncConnection) -> list[ApiKey]:
+            caller = await keys.caller_of(conn, credential)
+            return await keys.list_keys(conn, caller.user_id)
+
+        return await self._run("keys", page)
+
+    async def create_key(self, command: CreateKey) -> NewApiKey:
+        """Mint a key; under an idempotency key a repeat shows the same one again."""
+        return await self._run("create_key", self._create_key, command)
+
+    async def revoke_key(self, credential: bytes, prefix: str) -> ApiKey:
+        """Revoke the one key that begins so."""
+
+        async def revoke(conn: AsyncConnection) -> ApiKey:
+            caller = await keys.caller_of(conn, credential)
+            return await keys.revoke(conn, caller.user_id, prefix)
+
+        return await self._run("revoke_key", revoke)
+
+    async def add_file(self, command: NewFile) -> StoredFile:
+        """Record an upload."""
+
+        async def add(conn: AsyncConnection) -> StoredFile:
+            caller = await keys.caller_of(conn, command.credential)
+            return await files.add_upload(conn, caller.account_id, command, self._settings.max_files_per_user)
+
+        return await self._run("add_file", add)
+
+    async def files(self, credential: bytes, limit: int, before: str | None) -> list[StoredFile]:
+        """Return a page of the caller's files."""
+
+        async def page(conn: AsyncConnection) -> list[StoredFile]:
+            caller = await keys.caller_of(conn, credential)
+            return await files.list_files(conn, caller.account_id, limit, before)
+
+        return await self._run("files", page)
+
+    async def file(self, credential: bytes, file_id: str) -> StoredFile:
+        """Return one of the caller's files."""
+
+        async def one(conn: AsyncConnection) -> StoredFile:
+            caller = await keys.caller_of(conn, credential)
+            return await files.file(conn, file_id, caller.account_id)
+
+        return await self._run("file", one)
+
+    async def signed_file(self, file_id: str) -> StoredFile:
+        """Return a file for whoever holds its signed URL."""
+        return await self._run("signed_file", files.file, file_id, None)
+
+    async def delete_file(self, credential: bytes, file_id: str) -> StoredFile:
+        """Forget one of the caller's files."""
+
+        async def delete(conn: AsyncConnection) -> StoredFile:
+            caller = await keys.caller_of(conn, credential)
+            return await files.delete_file(conn, caller.account_id, file_id)
+
+        return await self._run("delete_file", delete)
+
+    async def trial_balance(self) -> list[TrialBalanceRow]:
+        """Return the sums by account kind."""
+        return await self._run("trial_balance", audit.trial_balance)
+
+    # -- money in ----------------------------------------------------------------------------------------------
+
+    async def open_purchase(self, command: OpenPurchase) -> Purchase:
+        """Write down what is about to be sold."""
+
+        async def open_it(conn: AsyncConnection) -> Purchase:
+            topup = await keys.caller_of(conn, command.credential) if command.credential else None
+            return await purchases.open_purchase(conn, command, topup.user_id if topup else None)
+
+        return await self._run("open_purchase", open_it)
+
+    async def attach_session(self, purchase_id: str, session_id: str) -> None:
+        """Remember the provider's session."""
+        await self._run("attach_session", purchases.attach_session, purchase_id, session_id)
+
+    async def purchase(self, provider: str, session_id: str) -> Purchase:
+        """Return the purchase of a session."""
+        return await self._run("purchase", purchases.by_session, provider, session_id)
+
+    async def fulfil(self, paid: PaidSession) -> Purchase:
+        """Grant what was paid for, once."""
+        return await self._run("fulfil", purchases.fulfil, paid)
+
+    async def claim(self, provider: str, session_id: str, label: str) -> Claim:
+        """Redeem a claim and mint its key, or neither."""
+        return await self._run(
+            "claim", purchases.claim, provider, session_id, label, brand=self._settings.key_brand
+        )
+
+    async def store_event(self, event: ProviderEvent) -> bool:
+        """Keep a verified event."""
+        return await self._run("store_event", webhooks.store, event)
+
+    async def finish_event(self, provider: str, event_id: str, problem: str | None) -> None:
+        """Mark an event applied, or note why not."""
+        await self._run("finish_event", webhooks.finish, provider, event_id, problem)
+
+    async def due_events(self, limit: int) -> list[ProviderEvent]:
+        """Return events to try again."""
+        return await self._run("due_events", webhooks.due, limit)
+
+    # -- the runner's calls ------------------------------------------------------------------------------------
+
+    async def claim_jobs(
+        self, runner: str, free_places: dict[str, int], wait_s: float
+    ) -> list[leases.ClaimedJob]:
+        """Take queued jobs for the places that are free; wait up to `wait_s` for one to be submitted."""
+        self._submitted.clear()
+        claimed = await self._claim_now(runner, free_places)
+        if not claimed and wait_s > 0:
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._submitted.wait()
+            except TimeoutError:
+                return []
+            claimed = await self._claim_now(runner, free_places)
+        return claimed
+
+    async def renew_leases(self, beats: list[leases.Heartbeat]) -> dict[str, bool]:
+        """Prolong leases; returns job id -> whether to stop. A missing job was lost."""
+        return await self._run("renew_leases", leases.renew, beats, self._lease)
+
+    async def settle_job(self, done: leases.Settlement) -> leases.Ended:
+        """Write a result and its charge, or neither."""
+        return await self._run("settle_job", leases.settle, done)
+
+    async def fail_job(self, failure: leases.Failure) -> leases.Ended:
+        """Requeue a job, or end it and free its hold."""
+        ended = await self._run("fail_job", leases.fail, failure, self._settings.job_attempts)
+        self._submitted.set()
+        return ended
+
+    async def give_back_job(self, job_id: str, fence: int) -> leases.Ended:
+        """Return an untouched job to the queue."""
+        ended = await self._run("give_back_job", leases.give_back, job_id, fence)
+        self._submitted.set()
+        return ended
+
+    async def sweep(self) -> dict[str, leases.Ended]:
+        """End what waited too long, take back what a dead runner held, forget old answers."""
+        outcome = await self._run("sweep_jobs", leases.sweep, self._settings.job_attempts)
+        if "queued" in outcome.values():
+            self._submitted.set()
+        await self._run("sweep_holds", holds.expire_due, EXPIRED_HOLDS_A_SWEEP)
+        await self._run("sweep_idempotency", idempotency.forget_old)
+        return outcome
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    async def _claim_now(self, runner: str, free_places: dict[str, int]) -> list[leases.ClaimedJob]:
+        async def claim(conn: AsyncConnection) -> list[leases.ClaimedJob]:
+            claimed: list[leases.ClaimedJob] = []
+            for application, limit in sorted(free_places.items()):
+                claimed += await leases.claim(conn, runner, application, limit, self._lease)
+            return claimed
+
+        return await self._run("claim_jobs", claim)
+
+    async def _job(self, conn: AsyncConnection, credential: bytes, job_id: str) -> Job:
+        caller = await keys.caller_of(conn, credential)
+        return await jobs.job(conn, caller.account_id, job_id)
+
+    async def _create_key(self, conn: AsyncConnection, command: CreateKey) -> NewApiKey:
+        caller = await keys.caller_of(conn, command.credential)
+        if command.idempotency_key is None:
+            return await keys.mint(
+                conn, caller.user_id, command.label, brand=self._settings.key_brand, expires_at=command.expires_at
+            )
+        await accounts.lock(conn, [caller.account_id])
+        place = (caller.account_id, command.idempotency_key)
+        # The secret follows from our secret, the account and the caller's key: a replay shows it without keeping it.
+        root = b"|".join(
+            [
+                self._settings.secret.get_secret_value().encode(),
+                str(caller.account_id).encode(),
+                command.idempotency_key.encode(),
+            ]
+        )
+        if answered := (await idempotency.find(conn, KEYS_ROUTE, [place])).get(place):
+            answer = answered.replay(command.idempotency_key, command.fingerprint)
+            key = await keys.find(conn, answer["key_id"])
+            secret = f"{self._settings.key_brand}_live_{keys.derive_secret(root, key.id)}"
+            return NewApiKey(key, secret, replayed=True)
+        minted = await keys.mint(
+            conn,
+            caller.user_id,
+            command.label,
+            brand=self._settings.key_brand,
+            expires_at=command.expires_at,
+            derive_from=root,
+        )
+        await idempotency.remember(
+            conn, KEYS_ROUTE, [(*place, command.fingerprint, {"key_id": minted.key.id})]
+        )
+        return minted
+
+    async def _run(
+        self,
+        method: str,
+        work: Callable[Concatenate[AsyncConnection, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        began = time.perf_counter()
+        try:
+            return await self._db.run(work, *args, **kwargs)
+        finally:
+            ledger_seconds.labels(method).observe(time.perf_counter() - began)
+
+    async def _batch(
+        self,
+        method: str,
+        work: Callable[[AsyncConnection, Sequence[I]], Awaitable[list[T | AppError]]],
+        items: Sequence[I],
+    ) -> list[T | AppError]:
+        """Run a batch in one transaction; should it break, each item alone, so that no item fails its neighbours."""
+        ledger_batch_items.labels(method).observe(len(items))
+        try:
+            return await self._run(method, work, items)
+        except Unavailable as away:
+            return [away] * len(items)
+        except Exception:
+            errors_total.labels("ledger").inc()
+            log.exception("batch failed", method=method, items=len(items))
+            if len(items) == 1:
+                return [Internal()]
+            return [(await self._batch(method, work, [item]))[0] for item in items]
+
+
+async def _ping(conn: AsyncConnection) -> None:
+    await conn.execute(text("SELECT 1 FROM accounts LIMIT 1"))
+
+
+async def _caught(call: Awaitable[T]) -> T | AppError:
+    try:
+        return await call
+    except AppError as refusal:
+        return refusal

@@ -1,0 +1,310 @@
+"""The Runner: claims queued jobs, calls the models, stores what they made, settles. Holds no state that matters.
+
+Everything that must survive lies in Postgres and the object store. A runner that dies leaves leases that run out;
+another runner takes the jobs over, and whatever the first still tries to write names an old fence and is refused.
+No transaction is open while a model works or an object is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, Protocol, TypeVar
+
+import structlog
+from ray.serve.handle import DeploymentHandle
+
+from deployments.handles import Call, ModelAway, ModelHandles, ledger_call, remote_ledger
+from deployments.models.contract import GenerateRequest, Output, Progress
+from gateway.leases import ClaimedJob, Failure, Heartbeat, LeaseLost, Settlement
+from gateway.ports import StoredFile
+from kit.errors import AppError, Unavailable
+from kit.ids import new_id
+from kit.settings import Settings, load_settings
+from kit.storage import ObjectStore
+from kit.telemetry import configure_logging, errors_total, job_run_seconds, jobs_total
+from payments.checkout import Checkout
+from payments.stripe_checkout import checkout_for
+
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+CLAIM_WAIT_S: Final = 1.0
+"""How long a claim waits for a submit: an idle runner asks once a second, a submitted job starts at once."""
+BEAT_S: Final = 1.0
+"""How often progress is written and a cancellation is noticed, unless a third of the lease is shorter."""
+SWEEP_S: Final = 2.0
+"""How often expired leases, jobs and holds are looked for; a dead runner's job waits lease + this at most."""
+AWAY_S: Final = 2.0
+"""How long an application that cannot be called is left alone before its jobs are claimed again."""
+EVENTS_A_SWEEP: Final = 20
+"""Payment events tried again in one sweep."""
+HAND_BACK_S: Final = 4.0
+"""Time to give jobs back at the end: two calls to the books and some air."""
+EXTENSIONS: Final = {"image/png": "png", "image/webp": "webp"}
+
+
+class ModelCalls(Protocol):
+    """The model applications, as the runner calls them."""
+
+    def generate(self, application: str, request: GenerateRequest) -> AsyncIterator[Progress | Output]:
+        """Yield progress, then the output. Raises: ModelAway before work began, any AppError after."""
+
+
+@dataclass
+class _Run:
+    """A job under way in this process."""
+
+    job: ClaimedJob
+    progress_percent: int = 0
+    generation: asyncio.Task[Output] | None = None
+    stop: Literal["", "canceled", "lost"] = ""
+    began: float = field(default_factory=time.perf_counter)
+
+    def stop_now(self, why: Literal["canceled", "lost"]) -> None:
+        """End the model's work at its next step."""
+        self.stop = why
+        if self.generation is not None:
+            self.generation.cancel()
+
+
+class Runner:
+    """Runs jobs until it is stopped. `places` says how many jobs of each application are in flight at most."""
+
+    def __init__(  # noqa: PLR0913  # its collaborators, each used
+        self,
+        settings: Settings,
+        ledger: Call,
+        models: ModelCalls,
+        objects: ObjectStore,
+        checkout: Checkout | None,
+        places: Mapping[str, int],
+    ) -> None:
+        self.name = new_id("run")
+        self._settings = settings
+        self._ledger = ledger
+        self._models = models
+        self._objects = objects
+        self._checkout = checkout
+        self._places = dict(places)
+        self._runs: dict[str, _Run] = {}
+        self._away_until: dict[str, float] = {}
+        self._freed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Work until cancelled; then give untouched and unfinished jobs back to the queue."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._every(min(BEAT_S, self._settings.lease_s / 3), self._beat))
+            group.create_task(self._every(SWEEP_S, self._sweep))
+            await self._dispatch(group)
+
+    # -- taking work -------------------------------------------------------------------------------------------
+
+    async def _dispatch(self, group: asyncio.TaskGroup) -> None:
+        while True:
+            self._freed.clear()
+            free = self._free_places()
+            if not free:
+                await _wait(self._freed, AWAY_S)
+                continue
+            try:
+                claimed: list[ClaimedJob] = await self._ledger("claim_jobs", self.name, free, CLAIM_WAIT_S)
+            except AppError as error:
+                log.warning("claim failed", problem=str(error))
+                await asyncio.sleep(AWAY_S)
+                continue
+            for job in claimed:
+                run = self._runs[job.id] = _Run(job)
+                group.create_task(self._work(run))
+
+    def _free_places(self) -> dict[str, int]:
+        busy = Counter(run.job.application for run in self._runs.values())
+        now = time.monotonic()
+        return {
+            application: places - busy[application]
+            for application, places in self._places.items()
+            if places > busy[application] and self._away_until.get(application, 0.0) <= now
+        }
+
+    # -- one job -----------------------------------------------------------------------------------------------
+
+    async def _work(self, run: _Run) -> None:
+        job = run.job
+        outcome = "lost"
+        try:
+            outcome = await self._attempt(run)
+        except LeaseLost:
+            log.info("lease lost", job_id=job.id, fence=job.fence)
+        except asyncio.CancelledError:
+            await self._hand_back(job)
+            raise
+        except Exception:
+            # Its lease runs out and the job is tried again, here or elsewhere.
+            errors_total.labels("runner").inc()
+            log.exception("job abandoned", job_id=job.id)
+        finally:
+            self._runs.pop(job.id, None)
+            self._freed.set()
+            jobs_total.labels(job.task, outcome).inc()
+            job_run_seconds.labels(job.task).observe(time.perf_counter() - run.began)
+            log.info("job ended", job_id=job.id, task=job.task, outcome=outcome, attempt=job.attempts)
+
+    async def _attempt(self, run: _Run) -> str:
+        job = run.job
+        run.generation = asyncio.create_task(self._generate(run))
+        try:
+            async with asyncio.timeout(self._settings.job_run_ttl_s):
+                output = await run.generation
+        except asyncio.CancelledError:
+            if not run.stop:
+                raise  # this runner is being stopped
+            if run.stop == "lost":
+                raise LeaseLost(job.id) from None
+            return await self._fail(run, "canceled", "The job was canceled.", retryable=False)
+        except ModelAway as away:
+            log.warning("model away", application=job.application, reason=away.reason)
+            self._away_until[job.application] = time.monotonic() + AWAY_S
+            return str(await self._until_answered("give_back_job", job.id, job.fence))
+        except TimeoutError:
+            return await self._fail(run, "timed_out", "The model did not finish in time.", retryable=True)
+        except AppError as error:
+            return await self._fail(run, error.code, error.message, retryable=error.retryable)
+        stored = [await self._store(job, place, media) for place, media in enumerate(output.media)]
+        settlement = Settlement(job.id, job.fence, stored, job.quoted_tokens, self._metrics(run, output))
+        return str(await self._until_answered("settle_job", settlement))
+
+    async def _generate(self, run: _Run) -> Output:
+        job = run.job
+        request = GenerateRequest(job.id, job.task, job.input)
+        async for event in self._models.generate(job.application, request):
+            if isinstance(event, Output):
+                return event
+            run.progress_percent = min(99, int(event.fraction * 100))
+        raise ModelAway("the model ended without an output")
+
+    async def _store(self, job: ClaimedJob, place: int, media: Any) -> StoredFile:
+        """Store one file under a name of this attempt, so that a late writer of an older one overwrites nothing."""
+        extension = EXTENSIONS.get(media.content_type, "bin")
+        key = f"outputs/{job.id}/{job.fence}-{place}.{extension}"
+        await self._objects.put(key, media.data, media.content_type)
+        return StoredFile(
+            id=new_id("file"),
+            name=f"{job.id}-{place}.{extension}",
+            storage_key=key,
+            content_type=media.content_type,
+            size_bytes=len(media.data),
+            sha256=hashlib.sha256(media.data).hexdigest(),
+            created_at=datetime.now(UTC),
+            job_id=job.id,
+            facts={"width": media.width, "height": media.height, **media.facts},
+        )
+
+    async def _fail(self, run: _Run, code: str, message: str, *, retryable: bool) -> str:
+        failure = Failure(run.job.id, run.job.fence, code, message, retryable, self._metrics(run, None))
+        return str(await self._until_answered("fail_job", failure))
+
+    def _metrics(self, run: _Run, output: Output | None) -> dict[str, Any]:
+        """Units: milliseconds, GPU-seconds, bytes."""
+        queued = run.job.started_at - run.job.created_at
+        metrics: dict[str, Any] = {"queueMs": int(queued.total_seconds() * 1000), "gpuSeconds": 0.0}
+        if output is None:
+            return {**metrics, "runMs": int((time.perf_counter() - run.began) * 1000)}
+        return {
+            **metrics,
+            "runMs": output.metrics.run_ms,
+            "gpuSeconds": output.metrics.gpu_seconds,
+            "peakMemoryBytes": output.metrics.peak_memory_bytes,
+            "model": output.model,
+        }
+
+    async def _until_answered(self, method: str, *args: object) -> Any:
+        """Repeat a write while the books are away; the fence makes a repeat that already took a LeaseLost."""
+        wait_s = 0.2
+        while True:
+            try:
+                return await self._ledger(method, *args)
+            except Unavailable:
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, 5.0)
+
+    async def _hand_back(self, job: ClaimedJob) -> None:
+        try:
+            async with asyncio.timeout(2):
+                await self._ledger("give_back_job", job.id, job.fence)
+        except (AppError, TimeoutError) as error:
+            log.info("job not handed back; its lease will run out", job_id=job.id, problem=str(error))
+
+    # -- keeping up --------------------------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        runs = dict(self._runs)
+        if not runs:
+            return
+        beats = [Heartbeat(run.job.id, run.job.fence, run.progress_percent) for run in runs.values()]
+        stop: dict[str, bool] = await self._ledger("renew_leases", beats)
+        for job_id, run in runs.items():
+            if job_id not in stop:
+                run.stop_now("lost")
+            elif stop[job_id]:
+                run.stop_now("canceled")
+
+    async def _sweep(self) -> None:
+        ended: dict[str, str] = await self._ledger("sweep")
+        if ended:
+            log.info("swept", **ended)
+        if self._checkout is not None:
+            for event in await self._ledger("due_events", EVENTS_A_SWEEP):
+                await self._checkout.apply(event)
+
+    async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await work()
+            except AppError as error:
+                log.warning("upkeep failed", work=work.__name__, problem=str(error))
+            except Exception:
+                errors_total.labels("runner").inc()
+                log.exception("upkeep failed", work=work.__name__)
+            await asyncio.sleep(seconds)
+
+
+class RunnerServer:
+    """The Runner as a deployment: works from its start to its end, and is unwell when its loop ended."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it, on the loop that the runner works on
+        self, ledger: DeploymentHandle[Any], places: dict[str, int]
+    ) -> None:
+        settings = load_settings()
+        configure_logging(settings.log_level, settings.log_format)
+        self._runner = Runner(
+            settings,
+            ledger_call(ledger),
+            ModelHandles(list(places)),
+            ObjectStore(settings.objects_url),
+            checkout_for(settings, remote_ledger(ledger)),
+            places,
+        )
+        self._task = asyncio.create_task(self._runner.run())
+
+    async def check_health(self) -> None:
+        """Raise when the loop ended: Serve then replaces this replica."""
+        if self._task.done():
+            raise RuntimeError("the runner's loop ended") from self._task.exception()
+
+    async def __del__(self) -> None:
+        """Give jobs back to the queue when Serve ends this replica in good order."""
+        self._task.cancel()
+        await asyncio.wait([self._task], timeout=HAND_BACK_S)
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return

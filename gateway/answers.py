@@ -1,0 +1,278 @@
+"""What callers get back, as models for the OpenAPI document. Tests hold every real answer against them.
+
+Money appears twice: as credits, a number with two places, and as tokens, the whole number in the books.
+"""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+Credits = Annotated[float, Field(description="Credits, with two places; 1 credit is 100 tokens.", examples=[1.00])]
+Tokens = Annotated[int, Field(description="The smallest unit of money, the only one in the books.", examples=[100])]
+State = Literal["ready", "starting", "unavailable"]
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid", alias_generator=to_camel, serialize_by_alias=True)
+
+
+class Ok(Answer):
+    ok: Literal[True]
+
+
+class Fault(Answer):
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """Every refusal has this shape. `error` is stable and meant for programs, `message` for people."""
+
+    model_config = ConfigDict(extra="allow")
+
+    ok: Literal[False]
+    error: Annotated[str, Field(examples=["invalid_request"])]
+    message: Annotated[str, Field(examples=["email: is required"])]
+    details: Annotated[
+        list[Fault] | dict[str, Any] | None, Field(description="The wrong fields, or facts about the refusal.")
+    ] = None
+
+
+class PartState(Answer):
+    state: State
+    reason: str | None
+
+
+class PaymentsState(Answer):
+    state: State
+    mode: Annotated[
+        Literal["live", "test", "sandbox", "off"], Field(description="`sandbox`: play money, no card is charged.")
+    ]
+
+
+class HealthReport(Ok):
+    """The state of this server's parts."""
+
+    status: Annotated[Literal["ready", "degraded"], Field(description="`degraded`: money moves, a part does not.")]
+    version: str
+    instance: Annotated[str, Field(description="Changes with each start of the server.")]
+    profile: Annotated[
+        Literal["tiny", "small", "gpu"], Field(description="`tiny`: real pipelines, meaningless pictures.")
+    ]
+    sandbox: bool
+    ledger: PartState
+    payments: PaymentsState
+    models: dict[str, PartState]
+
+
+class PackageOnSale(Answer):
+    code: Annotated[str, Field(examples=["builder_600"])]
+    name: str
+    credits: Credits
+    tokens: Tokens
+    price_minor: Annotated[int, Field(description="In the currency's minor unit, such as cents.", examples=[5000])]
+    currency: Annotated[str, Field(examples=["usd"])]
+
+
+class Packages(Ok):
+    packages: list[PackageOnSale]
+    price_version: int
+    since: date
+
+
+class CheckoutStarted(Ok):
+    checkout_url: Annotated[str, Field(description="Where the payer goes.")]
+    session_id: Annotated[str, Field(description="Claims the key once paid.", examples=["cs_test_..."])]
+    package_code: str
+    credits: Credits
+    tokens: Tokens
+    price_minor: int
+    currency: str
+    email: str
+
+
+class KeyShown(Answer):
+    id: str
+    key_prefix: Annotated[
+        str, Field(description="First characters after the brand part; names the key in `POST /keys/revoke`.")
+    ]
+    label: str
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+class Keys(Ok):
+    keys: list[KeyShown]
+
+
+class KeyRevoked(Ok):
+    key_prefix: str
+    revoked: Literal[True]
+    key: KeyShown
+
+
+class KeyCreated(Ok):
+    """The only answer that shows this key: only its hash is kept."""
+
+    api_key: Annotated[str, Field(examples=["amai_live_..."])]
+    key_prefix: str
+    id: str
+    label: str
+    created_at: datetime
+    expires_at: datetime | None
+
+
+class KeyClaimed(KeyCreated):
+    """The first key of a payment. It is shown once."""
+
+    email: str
+    credits: Annotated[float, Field(description="What the payment granted.")]
+    tokens: Tokens
+    balance: Annotated[float, Field(description="Credits free to spend now.")]
+    balance_tokens: Tokens
+
+
+class Amount(Answer):
+    credits: Credits
+    tokens: Tokens
+
+
+class BalanceShown(Ok):
+    """`credits` and `tokens` are free to spend; what is set aside for jobs under way is in `held`."""
+
+    credits: Credits
+    tokens: Tokens
+    held: Amount
+
+
+class Cost(Answer):
+    """`held` is set aside while the job runs; `charged` is null until it ends, and 0 unless it succeeded."""
+
+    quoted: Credits
+    held: Credits
+    charged: float | None
+    quoted_tokens: Tokens
+    held_tokens: Tokens
+    charged_tokens: int | None
+
+
+class JobUrls(Answer):
+    get: str
+    cancel: str
+
+
+class JobAccepted(Ok):
+    """The job and its hold are written; poll `urls.get`."""
+
+    job_id: Annotated[str, Field(examples=["job_01k8z0c6m5n7q2r4t6v8x0y2z4"])]
+    id: Annotated[str, Field(description="The same as `jobId`.")]
+    task: str
+    status: Literal["queued"]
+    cost: Cost
+    balance_after: Annotated[float, Field(description="Credits free to spend after the hold.")]
+    balance_after_tokens: Tokens
+    created_at: datetime
+    urls: JobUrls
+
+
+class OutputFile(BaseModel):
+    """A finished file. Beside these fields come the model's own facts, such as `seed` and `model`."""
+
+    model_config = ConfigDict(extra="allow", alias_generator=to_camel)
+
+    id: str
+    url: Annotated[str, Field(description="Downloads without a key until `expiresAt`; read the job again for a new one.")]
+    content_type: str
+    size_bytes: int
+    sha256: str
+    expires_at: datetime
+    width: int | None = None
+    height: int | None = None
+
+
+class JobFault(Answer):
+    code: str
+    message: str
+
+
+class JobFields(Answer):
+    job_id: str
+    id: str
+    task: str
+    status: Literal["queued", "running", "succeeded", "failed", "canceled", "expired"]
+    input: dict[str, Any]
+    cost: Cost
+    progress: Annotated[float, Field(ge=0, le=1)]
+    queue_position: Annotated[int | None, Field(description="1 is next; null once it runs.")]
+    cancel_requested: bool
+    output: list[OutputFile]
+    error: JobFault | None
+    metrics: Annotated[
+        dict[str, Any], Field(description="`queueMs`, `runMs`, `gpuSeconds` and further measurements, as they are known.")
+    ]
+    attempts: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    urls: JobUrls
+
+
+class JobShown(JobFields, Ok):
+    """A job as it stands now."""
+
+
+class Jobs(Ok):
+    data: list[JobFields]
+    next_cursor: Annotated[str | None, Field(description="Send it as `cursor` for the next page; null on the last.")]
+
+
+class FileFields(Answer):
+    id: str
+    name: str
+    content_type: str
+    size_bytes: int
+    sha256: str
+    job_id: Annotated[str | None, Field(description="The job that made it; null for an upload.")]
+    created_at: datetime
+    url: str
+    expires_at: datetime
+
+
+class FileShown(FileFields, Ok):
+    """A file of yours, with a download URL that needs no key."""
+
+
+class Files(Ok):
+    data: list[FileFields]
+    next_cursor: str | None
+
+
+class FileDeleted(Ok):
+    id: str
+    deleted: Literal[True]
+
+
+class WebhookReceived(Ok):
+    received: Literal[True]
+    duplicate: Annotated[bool, Field(description="Whether this event was applied before.")]
+
+
+class TrialBalanceLine(Answer):
+    kind: str
+    accounts: int
+    entries: int
+    credits: Credits
+    tokens: Tokens
+
+
+class TrialBalance(Ok):
+    """The sum of all entries by kind of account. In sound books the total is zero."""
+
+    rows: list[TrialBalanceLine]
+    total_tokens: int
+    balanced: bool

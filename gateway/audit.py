@@ -1,0 +1,22 @@
+"""The invariants that tie jobs to the books."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ledger.audit import Check
+
+JOB_CHECKS: Final = (
+    Check(
+        "a job under way has a pending hold of its quote, an ended one has none",
+        """SELECT j.id AS job_id, j.status, h.state, j.quoted, h.amount
+           FROM jobs j JOIN holds h ON h.id = j.hold_id
+           WHERE (j.status IN ('queued', 'running')) <> (h.state = 'pending') OR h.amount <> j.quoted""",
+    ),
+    Check(
+        "a job is charged what its hold captured, and only for success",
+        """SELECT j.id AS job_id, j.status, j.charged, h.captured, h.state
+           FROM jobs j JOIN holds h ON h.id = j.hold_id
+           WHERE coalesce(j.charged, 0) <> h.captured OR (h.state = 'captured' AND j.status <> 'succeeded')""",
+    ),
+)

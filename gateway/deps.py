@@ -1,0 +1,146 @@
+"""What routes take from a request before their own work: the parts of the house, the caller's key, the retry key.
+
+A key is not resolved here: its hash rides in the ledger call and is checked in the same transaction, so that a
+revocation holds from the next request on.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Final
+
+from fastapi import Depends, Header, Request
+
+from gateway.catalog import Catalog
+from gateway.ports import Credential, Ledger, Models
+from kit.errors import AuthRequired, InvalidRequest, NotFound
+from kit.settings import Settings
+from kit.storage import ObjectStore
+from ledger.keys import hash_key
+from payments.checkout import Checkout
+
+if TYPE_CHECKING:
+    from gateway.health import Health
+
+KEY_SECRET: Final = r"[0-9A-Za-z]{16,128}"
+"""What follows the brand part of a key: ours have 43 characters, and nothing else is worth asking the books about."""
+RETRY_KEY: Final = re.compile(r"[\x20-\x7e]{1,255}")
+"""Printable ASCII as the idempotency-key draft has it; 255 is what the books keep."""
+SECURED: Final = {"security": [{"bearer": []}, {"apiKey": []}]}
+"""For `openapi_extra`: this route wants a key, in either header."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the routes work with, built once by `create_app`."""
+
+    settings: Settings
+    ledger: Ledger
+    models: Models
+    checkout: Checkout | None
+    objects: ObjectStore
+    catalog: Catalog
+    health: Health
+    key_pattern: re.Pattern[str]
+
+    @property
+    def in_sandbox(self) -> bool:
+        """Whether payments are play money, which every page then says."""
+        return bool(self.settings.sandbox or self.settings.stripe_api_base)
+
+
+def key_pattern(brand: str) -> re.Pattern[str]:
+    """Return what a key of this server looks like."""
+    return re.compile(rf"{brand}_live_{KEY_SECRET}")
+
+
+def parts_of(request: Request) -> Parts:
+    """Return the parts that this request's app was built from."""
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+def credential_of(request: Request) -> Credential:
+    """Return the hash of the presented key; what cannot be a key of ours never reaches the ledger.
+
+    Raises: AuthRequired; InvalidRequest when two keys are presented.
+    """
+    headers = request.headers
+    presented = set(headers.getlist("x-api-key"))
+    for value in headers.getlist("authorization"):
+        scheme, _, key = value.partition(" ")
+        if scheme.lower() != "bearer":
+            raise AuthRequired
+        presented.add(key.strip())
+    if len(presented) > 1:
+        raise InvalidRequest("x-api-key", "differs from the key in Authorization; send one of them")
+    key = presented.pop() if presented else ""
+    if not parts_of(request).key_pattern.fullmatch(key):
+        raise AuthRequired
+    return hash_key(key)
+
+
+async def parts(request: Request) -> Parts:
+    """Give a route the parts of the house."""
+    return parts_of(request)
+
+
+async def caller_key(request: Request) -> Credential:
+    """Give a route its caller's credential. Raises: AuthRequired, InvalidRequest."""
+    return credential_of(request)
+
+
+async def retry_key(
+    request: Request,
+    x_idempotency_key: Annotated[
+        str | None,
+        Header(
+            description="Makes a retry safe: the same key with the same request returns the first answer again,"
+            " with `Idempotent-Replayed: true`. 1 to 255 printable ASCII characters.",
+            examples=["job-001"],
+        ),
+    ] = None,
+    idempotency_key: Annotated[
+        str | None, Header(description="The same as `X-Idempotency-Key`, by its standard name.")
+    ] = None,
+) -> str | None:
+    """Give a route the idempotency key of its headers. Raises: InvalidRequest."""
+    del x_idempotency_key, idempotency_key  # declared for the OpenAPI document; a header may come twice
+    return agreed_key(
+        [
+            _unquoted(value)
+            for name in ("x-idempotency-key", "idempotency-key")
+            for value in request.headers.getlist(name)
+        ]
+    )
+
+
+def agreed_key(sent: list[str]) -> str | None:
+    """Return the one idempotency key that all its places name. Raises: InvalidRequest."""
+    if len(set(sent)) > 1:
+        raise InvalidRequest("idempotencyKey", "differs between the headers and the body; send one")
+    if not sent:
+        return None
+    if not RETRY_KEY.fullmatch(sent[0]):
+        raise InvalidRequest("idempotencyKey", "must be 1 to 255 printable ASCII characters")
+    return sent[0]
+
+
+def own_id(prefix: str, value: str) -> str:
+    """Return an id that could be one of ours; any other is unknown without asking the ledger. Raises: NotFound."""
+    if not re.fullmatch(rf"{prefix}_[0-9a-z]{{26}}", value):
+        raise NotFound(prefix)
+    return value
+
+
+def _unquoted(value: str) -> str:
+    """Read a header value in both its forms, bare and as a quoted string (RFC 9651)."""
+    if len(value) >= 2 and value[0] == value[-1] == '"':
+        return re.sub(r'\\(["\\])', r"\1", value[1:-1])
+    return value
+
+
+PartsOf = Annotated[Parts, Depends(parts)]
+CallerKey = Annotated[Credential, Depends(caller_key)]
+RetryKey = Annotated[str | None, Depends(retry_key)]

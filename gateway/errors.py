@@ -1,0 +1,70 @@
+"""What the HTTP surface and the jobs refuse, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from kit.errors import AppError
+
+
+@dataclass
+class IdempotencyKeyReused(AppError):
+    """The key was used for another request; the first one stands."""
+
+    key: str
+    code = "idempotency_key_reused"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return f"The idempotency key {self.key!r} was used before with another request; use a new one."
+
+
+@dataclass
+class CostExceedsLimit(AppError):
+    """The quote is over what the caller agreed to pay. Nothing was held."""
+
+    cost_tokens: int
+    limit_tokens: int
+    code = "cost_exceeds_limit"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return f"This costs {self.cost_tokens} tokens, over your limit of {self.limit_tokens} (creditsToConsume)."
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        return {"cost_tokens": self.cost_tokens}
+
+
+@dataclass
+class UnknownTask(AppError):
+    """No such task; the known ones are listed."""
+
+    task: str
+    known: list[str]
+    code = "invalid_request"
+    status = 400
+
+    @property
+    def message(self) -> str:
+        return f"task: unknown task {self.task!r}; this server offers {', '.join(self.known)}."
+
+    @property
+    def details(self) -> list[dict[str, str]]:
+        return [{"field": "task", "message": "unknown task"}]
+
+
+@dataclass
+class TooManyFiles(AppError):
+    """The caller keeps as many uploads as are allowed."""
+
+    limit: int
+    code = "too_many_files"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return f"You keep {self.limit} files already; delete some and try again."

@@ -1,0 +1,228 @@
+"""Jobs as their owner meets them: submit, look, list, cancel. The job and its hold are written together.
+
+Locks are taken in one order everywhere: account, hold, job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, cast
+
+from sqlalchemy import ColumnElement, func, insert, select, update
+from sqlalchemy.engine import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway import idempotency
+from gateway.files import outputs_of
+from gateway.ports import Job, JobReceipt, JobStatus, StoredFile, SubmitJob
+from gateway.tables import jobs
+from kit.errors import AppError, AuthRequired, NotFound
+from kit.ids import new_id
+from ledger import accounts, holds
+from ledger.errors import InsufficientCredits
+from ledger.keys import Caller, authenticate
+
+ROUTE: Final = "media.jobs"
+
+
+async def submit_many(
+    conn: AsyncConnection, commands: Sequence[SubmitJob], queue_ttl: timedelta
+) -> list[JobReceipt | AppError]:
+    """Decide each submit on its own, in order, and write the accepted ones with their holds.
+
+    Keys, idempotency and balances are read under the accounts' locks; a refusal leaves no trace and touches no
+    neighbour. Two with one idempotency key in the same batch are one job.
+    """
+    callers = await authenticate(conn, [c.credential for c in commands])
+    known = [callers.get(c.credential) for c in commands]
+    purses = await accounts.lock(conn, [k.account_id for k in known if isinstance(k, Caller)])
+    answered = await idempotency.find(
+        conn,
+        ROUTE,
+        [(k.account_id, c.idempotency_key) for c, k in zip(commands, known, strict=True)
+         if isinstance(k, Caller) and c.idempotency_key],
+    )
+    outcomes: list[JobReceipt | AppError | None] = [None] * len(commands)
+    fresh: list[tuple[int, SubmitJob, Caller]] = []
+    first_use: dict[tuple[int, str], int] = {}
+    repeats: list[tuple[int, int]] = []
+    for place, (command, caller) in enumerate(zip(commands, known, strict=True)):
+        if not isinstance(caller, Caller):
+            outcomes[place] = caller or AuthRequired()
+            continue
+        key = (caller.account_id, command.idempotency_key or "")
+        if command.idempotency_key and key in answered:
+            outcomes[place] = _replay(answered[key], command)
+        elif command.idempotency_key and key in first_use:
+            repeats.append((place, first_use[key]))
+        else:
+            first_use[key] = place
+            fresh.append((place, command, caller))
+    for place, outcome in await _write(conn, fresh, purses, queue_ttl):
+        outcomes[place] = outcome
+    for place, first in repeats:
+        outcomes[place] = _repeat(commands[place], commands[first], outcomes[first])
+    return cast("list[JobReceipt | AppError]", outcomes)
+
+
+async def _write(
+    conn: AsyncConnection,
+    fresh: Sequence[tuple[int, SubmitJob, Caller]],
+    purses: dict[int, accounts.Purse],
+    queue_ttl: timedelta,
+) -> list[tuple[int, JobReceipt | AppError]]:
+    now = datetime.now(UTC)
+    requests = [
+        holds.HoldRequest(
+            new_id("hold"), caller.account_id, command.tool, command.job_id, command.cost_tokens,
+            command.price_version, expires_at=None,
+        )
+        for _, command, caller in fresh
+    ]  # fmt: skip
+    decided = await holds.place(conn, requests, purses)
+    outcomes: list[tuple[int, JobReceipt | AppError]] = []
+    rows: list[dict[str, Any]] = []
+    answers: list[tuple[int, str, str, dict[str, Any]]] = []
+    for (place, command, caller), request, free in zip(fresh, requests, decided, strict=True):
+        if isinstance(free, InsufficientCredits):
+            outcomes.append((place, free))
+            continue
+        receipt = JobReceipt(command.job_id, command.task, command.cost_tokens, free, now, replayed=False)
+        outcomes.append((place, receipt))
+        rows.append(
+            {
+                "id": command.job_id,
+                "account_id": caller.account_id,
+                "key_id": caller.key_id,
+                "task": command.task,
+                "tool": command.tool,
+                "application": command.application,
+                "input": command.input,
+                "quoted": command.cost_tokens,
+                "hold_id": request.id,
+                "created_at": now,
+                "expires_at": now + queue_ttl,
+            }
+        )
+        if command.idempotency_key:
+            answers.append(
+                (caller.account_id, command.idempotency_key, command.fingerprint, _answer(receipt))
+            )
+    if rows:
+        await conn.execute(insert(jobs), rows)
+    await idempotency.remember(conn, ROUTE, answers)
+    return outcomes
+
+
+def _answer(receipt: JobReceipt) -> dict[str, Any]:
+    return {
+        "job_id": receipt.job_id,
+        "task": receipt.task,
+        "cost_tokens": receipt.cost_tokens,
+        "balance_after_tokens": receipt.balance_after_tokens,
+        "created_at": receipt.created_at.isoformat(),
+    }
+
+
+def _replay(answered: idempotency.Answered, command: SubmitJob) -> JobReceipt | AppError:
+    try:
+        answer = answered.replay(command.idempotency_key or "", command.fingerprint)
+    except AppError as refusal:
+        return refusal
+    return JobReceipt(**{**answer, "created_at": datetime.fromisoformat(answer["created_at"])}, replayed=True)
+
+
+def _repeat(
+    command: SubmitJob, first: SubmitJob, outcome: JobReceipt | AppError | None
+) -> JobReceipt | AppError:
+    """Answer the second use of a key within a batch from the first use's outcome."""
+    assert outcome is not None, "the first use was decided before"
+    if isinstance(outcome, AppError):
+        return outcome
+    return _replay(idempotency.Answered(first.fingerprint, _answer(outcome)), command)
+
+
+async def job(conn: AsyncConnection, account_id: int, job_id: str) -> Job:
+    """Return one of the account's jobs. Raises: NotFound."""
+    found = await _jobs(conn, jobs.c.account_id == account_id, jobs.c.id == job_id)
+    if not found:
+        raise NotFound("job")
+    return found[0]
+
+
+async def list_jobs(
+    conn: AsyncConnection, account_id: int, limit: int, before: str | None, status: JobStatus | None
+) -> list[Job]:
+    """Return a page of the account's jobs, newest first."""
+    terms = [jobs.c.account_id == account_id]
+    if before is not None:
+        terms.append(jobs.c.id < before)
+    if status is not None:
+        terms.append(jobs.c.status == status)
+    return await _jobs(conn, *terms, limit=limit)
+
+
+async def cancel(conn: AsyncConnection, account_id: int, job_id: str) -> Job:
+    """End a queued job and free its hold; ask a running one to stop; leave an ended one as it is.
+
+    Raises: NotFound.
+    """
+    await accounts.lock(conn, [account_id])
+    row = (
+        await conn.execute(
+            select(jobs.c.status, jobs.c.hold_id)
+            .where(jobs.c.id == job_id, jobs.c.account_id == account_id)
+            .with_for_update()
+        )
+    ).one_or_none()
+    if row is None:
+        raise NotFound("job")
+    if row.status == "queued":
+        await holds.release(conn, row.hold_id, "voided")
+        values = {"status": "canceled", "finished_at": func.now(), "charged": 0}
+        await conn.execute(update(jobs).where(jobs.c.id == job_id).values(**values))
+    elif row.status == "running":
+        asked = func.coalesce(jobs.c.cancel_requested_at, func.now())
+        await conn.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested_at=asked))
+    return await job(conn, account_id, job_id)
+
+
+async def _jobs(conn: AsyncConnection, *terms: ColumnElement[bool], limit: int = 1) -> list[Job]:
+    ahead = jobs.alias()
+    position = (
+        select(func.count())
+        .select_from(ahead)
+        .where(ahead.c.status == "queued", ahead.c.application == jobs.c.application, ahead.c.id <= jobs.c.id)
+        .scalar_subquery()
+    )
+    rows = (
+        await conn.execute(
+            select(jobs, position.label("queue_position")).where(*terms).order_by(jobs.c.id.desc()).limit(limit)
+        )
+    ).all()
+    outputs = await outputs_of(conn, [row.id for row in rows if row.status == "succeeded"])
+    return [_job(row, outputs.get(row.id, [])) for row in rows]
+
+
+def _job(row: Row[Any], output: list[StoredFile]) -> Job:
+    return Job(
+        id=row.id,
+        task=row.task,
+        tool=row.tool,
+        status=row.status,
+        input=row.input,
+        quoted_tokens=row.quoted,
+        charged_tokens=row.charged,
+        progress_percent=100 if row.status == "succeeded" else row.progress_percent,
+        queue_position=row.queue_position if row.status == "queued" else None,
+        cancel_requested=row.cancel_requested_at is not None,
+        output=output,
+        error_code=row.error_code,
+        error_message=row.error_message,
+        metrics=row.metrics or {},
+        attempts=row.attempts,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+    )

@@ -1,0 +1,222 @@
+"""What the HTTP surface needs from the rest of the house, as Protocols and the values that cross them.
+
+`Ledger` is the books: each method is one use case and one transaction, wherever it runs (in this process in tests,
+in the Ledger deployment behind a handle otherwise). Values are plain dataclasses, so that they can be pickled.
+
+Units: `*_tokens` tokens, `*_minor` the currency's minor unit, `*_s` seconds. Times are aware datetimes in UTC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+from ledger.audit import TrialBalanceRow
+from ledger.balances import Balance
+from ledger.keys import ApiKey, Caller, NewApiKey
+from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase
+from payments.webhooks import ProviderEvent
+
+JobStatus = Literal["queued", "running", "succeeded", "failed", "canceled", "expired"]
+FINAL_STATUSES: frozenset[JobStatus] = frozenset({"succeeded", "failed", "canceled", "expired"})
+
+Credential = bytes
+"""The SHA-256 of the key that a caller presented. It rides in each call and is checked in the same transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitJob:
+    """A quoted job to be written together with its hold."""
+
+    credential: Credential
+    job_id: str
+    task: str
+    tool: str
+    application: str
+    input: dict[str, Any]
+    cost_tokens: int
+    price_version: int
+    idempotency_key: str | None
+    fingerprint: str
+    """SHA-256 of what the caller meant: task, input and ceiling, in canonical form."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobReceipt:
+    """The first answer to a submit: a replay carries the same values."""
+
+    job_id: str
+    task: str
+    cost_tokens: int
+    balance_after_tokens: int
+    created_at: datetime
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """An upload or an output, with where its bytes lie."""
+
+    id: str
+    name: str
+    storage_key: str
+    content_type: str
+    size_bytes: int
+    sha256: str
+    created_at: datetime
+    job_id: str | None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as its owner may see it."""
+
+    id: str
+    task: str
+    tool: str
+    status: JobStatus
+    input: dict[str, Any]
+    quoted_tokens: int
+    charged_tokens: int | None
+    progress_percent: int
+    queue_position: int | None
+    cancel_requested: bool
+    output: list[StoredFile]
+    error_code: str | None
+    error_message: str | None
+    metrics: dict[str, Any]
+    attempts: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobQuery:
+    """A page of one's jobs, newest first; `before` is the id that the last page ended with."""
+
+    credential: Credential
+    limit: int
+    before: str | None
+    status: JobStatus | None
+
+
+@dataclass(frozen=True, slots=True)
+class CreateKey:
+    """A further key for the caller's account."""
+
+    credential: Credential
+    label: str
+    expires_at: datetime | None
+    idempotency_key: str | None
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewFile:
+    """An upload whose bytes are stored already."""
+
+    credential: Credential
+    id: str
+    name: str
+    storage_key: str
+    content_type: str
+    size_bytes: int
+    sha256: str
+
+
+class Ledger(Protocol):
+    """The books. Every method raises `kit.errors.Unavailable` while Postgres is away, having written nothing."""
+
+    async def ping(self) -> None:
+        """Return when money can move."""
+
+    async def whoami(self, credential: Credential) -> Caller:
+        """Raises: AuthRequired, Forbidden (suspended)."""
+
+    async def balance(self, credential: Credential) -> Balance:
+        """Raises: AuthRequired, Forbidden."""
+
+    async def submit_job(self, command: SubmitJob) -> JobReceipt:
+        """Write the job and its hold, or neither.
+
+        Raises: AuthRequired, Forbidden, InsufficientCredits, IdempotencyKeyReused.
+        """
+
+    async def job(self, credential: Credential, job_id: str) -> Job:
+        """Raises: NotFound, also for another account's job."""
+
+    async def jobs(self, query: JobQuery) -> list[Job]:
+        """Return up to `limit` jobs, newest first."""
+
+    async def cancel_job(self, credential: Credential, job_id: str) -> Job:
+        """End a queued job and void its hold; ask a running one to stop; leave an ended one as it is."""
+
+    async def keys(self, credential: Credential) -> list[ApiKey]:
+        """Return the account's keys, newest first, revoked ones too."""
+
+    async def create_key(self, command: CreateKey) -> NewApiKey:
+        """Mint a key. Its secret is in this answer alone."""
+
+    async def revoke_key(self, credential: Credential, prefix: str) -> ApiKey:
+        """Revoke the one key that begins so. Raises: NotFound, AmbiguousPrefix (nothing revoked)."""
+
+    async def add_file(self, command: NewFile) -> StoredFile:
+        """Record an upload. Raises: TooManyFiles."""
+
+    async def files(self, credential: Credential, limit: int, before: str | None) -> list[StoredFile]:
+        """Return up to `limit` files, newest first."""
+
+    async def file(self, credential: Credential, file_id: str) -> StoredFile:
+        """Raises: NotFound."""
+
+    async def delete_file(self, credential: Credential, file_id: str) -> StoredFile:
+        """Forget a file; its bytes may then be deleted. Raises: NotFound."""
+
+    async def signed_file(self, file_id: str) -> StoredFile:
+        """Return a file for a caller who holds a signed URL. Raises: NotFound."""
+
+    async def open_purchase(self, command: OpenPurchase) -> Purchase:
+        """Write down what is about to be sold. Raises: AuthRequired for a bad credential of a top-up."""
+
+    async def attach_session(self, purchase_id: str, session_id: str) -> None:
+        """Remember the provider's session of a purchase."""
+
+    async def purchase(self, provider: str, session_id: str) -> Purchase:
+        """Raises: NotFound."""
+
+    async def fulfil(self, paid: PaidSession) -> Purchase:
+        """Grant what was paid for, once, however often this is called.
+
+        Raises: NotFound, PaymentMismatch.
+        """
+
+    async def claim(self, provider: str, session_id: str, label: str) -> Claim:
+        """Mint the first key of a payment, once. Raises: NotFound, PaymentPending, AlreadyClaimed, AccountExists."""
+
+    async def store_event(self, event: ProviderEvent) -> bool:
+        """Keep a verified event; return False for one that is already there and applied."""
+
+    async def finish_event(self, provider: str, event_id: str, problem: str | None) -> None:
+        """Mark an event applied, or keep it for another try with the problem noted."""
+
+    async def trial_balance(self) -> list[TrialBalanceRow]:
+        """Return the sum of entries by account kind; the sums add up to zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """Whether a model application can work now. `state`: ready, starting, unavailable."""
+
+    application: str
+    state: Literal["ready", "starting", "unavailable"]
+    reason: str | None
+
+
+class Models(Protocol):
+    """The model applications, as far as the HTTP surface must know them."""
+
+    async def states(self) -> dict[str, ModelState]:
+        """Return the state of each application. Never raises: a part that cannot be asked is unavailable."""

@@ -1,0 +1,244 @@
+"""What callers may send, field by field: strict types, no unknown fields, limits with their reasons.
+
+A misspelt field is refused rather than ignored: a `creditToConsume` that nobody reads would lift the caller's own
+ceiling in silence. Numbers are never made from strings, and fractions stay `Decimal`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Annotated, Any, Final, Literal
+
+from email_validator import EmailNotValidError, validate_email
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic.alias_generators import to_camel
+
+from gateway.catalog import TOKENS_PER_CREDIT
+from gateway.problems import InvalidFields, field_faults
+
+MAX_PROMPT_CHARS: Final = 4000
+"""About the 1,024 tokens that the picture model reads at most."""
+MAX_SEED: Final = 2**32 - 1
+"""Every client's JSON numbers hold it exactly, JavaScript's too."""
+MAX_CREDITS: Final = 10**9
+"""A ceiling that no job comes near; it keeps a `1e999999` from becoming a number of a million digits."""
+
+SEED_JOB: Final[dict[str, Any]] = {
+    "task": "image.generate",
+    "input": {"prompt": "cinematic fox astronaut", "aspectRatio": "1:1"},
+    "creditsToConsume": 1,
+}
+
+
+def _one_line(value: str) -> str:
+    """Trim a name that people read in lists and keep it to one line."""
+    if re.search(r"[\t\n\r]", value):
+        raise ValueError("must be one line")
+    if not (trimmed := value.strip()):
+        raise ValueError("must not be blank")
+    return trimmed
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be blank")
+    return value
+
+
+def _email(value: str) -> str:
+    """Check the form of an address; whether it receives mail, the provider's receipt will tell."""
+    try:
+        return validate_email(value, check_deliverability=False).normalized
+    except EmailNotValidError as error:
+        raise ValueError(f"is not an e-mail address: {error}") from error
+
+
+def _whole_as_decimal(value: object) -> object:
+    return Decimal(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _whole_tokens(value: Decimal) -> Decimal:
+    """Refuse a fraction of a token. Digits are looked at rather than computed with: arithmetic would round."""
+    _, digits, exponent = value.as_tuple()
+    past_hundredths = -int(exponent) - 2
+    if past_hundredths > 0 and any(digits[-past_hundredths:]):
+        raise ValueError("must have at most two decimals")
+    return value
+
+
+def _future_instant(value: object) -> datetime:
+    """Read an RFC 3339 time that has its offset and is still to come."""
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else None
+        instant = moment.astimezone(UTC) if moment is not None and moment.tzinfo is not None else None
+    except (ValueError, OverflowError):
+        instant = None
+    if instant is None:
+        raise ValueError("must be a time with its offset, such as 2027-01-31T00:00:00Z")
+    if instant <= datetime.now(UTC):
+        raise ValueError("must lie in the future")
+    return instant
+
+
+Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_one_line)]
+Guidance = Annotated[
+    Decimal,
+    BeforeValidator(_whole_as_decimal),
+    Field(ge=1, le=10),
+    WithJsonSchema({"type": "number", "minimum": 1, "maximum": 10}),
+]
+Credits = Annotated[
+    Decimal,
+    BeforeValidator(_whole_as_decimal),
+    Field(gt=0, le=MAX_CREDITS),
+    AfterValidator(_whole_tokens),
+    WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": MAX_CREDITS, "multipleOf": 0.01}),
+]
+IdempotencyKey = Annotated[
+    str | None,
+    Field(description="The same as the `X-Idempotency-Key` header; when both are sent, they must be equal."),
+]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", alias_generator=to_camel)
+
+
+class StartCheckout(_Request):
+    """Buy a package. With an API key it tops up that key's account; without, it opens one for the e-mail."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"email": "dev@company.com", "packageCode": "builder_600"}]})
+
+    email: Annotated[
+        str,
+        Field(min_length=3, max_length=254, json_schema_extra={"format": "email"}),
+        AfterValidator(_email),
+    ]
+    package_code: Annotated[str, Field(max_length=64, description="A `code` of `GET /api/v1/packages`.")]
+
+
+class ClaimKey(_Request):
+    """Claim the first API key of a payment."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"sessionId": "cs_test_...", "keyLabel": "Primary key"}]})
+
+    session_id: Annotated[str, Field(min_length=1, max_length=255, description="From the checkout's answer.")]
+    key_label: Label = "Primary key"
+
+
+class CreateKey(_Request):
+    """A further key for the account, such as one per environment or agent."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"label": "Agent Worker A"}]})
+
+    label: Label
+    expires_at: Annotated[
+        Annotated[datetime, BeforeValidator(_future_instant)] | None,
+        Field(description="RFC 3339 with an offset; the key stops working then. Without it, never."),
+    ] = None
+    idempotency_key: IdempotencyKey = None
+
+
+class RevokeKey(_Request):
+    """Revoke the one key that begins so; a prefix of several keys revokes none."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"keyPrefix": "abcde"}]})
+
+    key_prefix: Annotated[
+        str,
+        Field(
+            pattern=r"^[0-9A-Za-z]{1,10}$",
+            description="First characters of the key after its `amai_live_` part, as `GET /api/v1/keys` shows them.",
+        ),
+    ]
+
+
+class ImageGenerate(_Request):
+    """The input of `image.generate`."""
+
+    prompt: Annotated[
+        str,
+        Field(min_length=1, max_length=MAX_PROMPT_CHARS, description="What the picture shows."),
+        AfterValidator(_not_blank),
+    ]
+    negative_prompt: Annotated[
+        str | None, Field(max_length=MAX_PROMPT_CHARS, description="What it must not show.")
+    ] = None
+    aspect_ratio: Literal["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3"] = "1:1"
+    seed: Annotated[
+        int | None,
+        Field(ge=0, le=MAX_SEED, description="The same seed and settings make the same picture. Without it, one is drawn."),
+    ] = None
+    steps: Annotated[
+        int | None,
+        Field(ge=2, le=50, description="More steps take longer and cost the same; without it, the model's own setting."),
+    ] = None
+    guidance: Annotated[
+        Guidance | None,
+        Field(description="How closely the picture follows the prompt; 1 turns guidance off."),
+    ] = None
+    output_format: Literal["png", "webp"] = "png"
+
+    @model_validator(mode="after")
+    def _negative_prompt_needs_guidance(self) -> ImageGenerate:
+        if self.negative_prompt and self.guidance is not None and self.guidance <= 1:
+            raise ValueError("negativePrompt has no effect at guidance 1; leave one of them out")
+        return self
+
+
+INPUTS: Final[Mapping[str, type[_Request]]] = {"image.generate": ImageGenerate}
+"""The input of each task that this server can take. The catalogue says which of them are on sale, and for how much."""
+
+
+def _input_schema(schema: dict[str, Any]) -> None:
+    """Show the inputs of all tasks where the job's `input` stands in the OpenAPI document."""
+    schema["properties"]["input"] = {
+        "title": "Input",
+        "description": "The fields of the task.",
+        "anyOf": [{"$ref": f"#/components/schemas/{model.__name__}"} for model in INPUTS.values()],
+    }
+
+
+class SubmitJob(_Request):
+    """A media job: a task and its input."""
+
+    model_config = ConfigDict(
+        json_schema_extra=lambda schema: (_input_schema(schema), schema.update(examples=[SEED_JOB]))[1]
+    )
+
+    task: Annotated[str, Field(max_length=100, description="What to do.", examples=list(INPUTS))]
+    input: dict[str, Any]
+    credits_to_consume: Annotated[
+        Credits | None,
+        Field(
+            description="The most that you agree to pay, never the price: a quote above it is refused with 409"
+            " `cost_exceeds_limit` and holds nothing. At most two decimals.",
+        ),
+    ] = None
+    idempotency_key: IdempotencyKey = None
+
+    @property
+    def limit_tokens(self) -> int | None:
+        """The ceiling in tokens."""
+        return None if self.credits_to_consume is None else int(self.credits_to_consume * TOKENS_PER_CREDIT)
+
+
+def task_input(task: str, sent: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task's input as the model gets it: checked, with the API's own defaults, without empty fields.
+
+    Raises: InvalidFields, each under `input.`.
+    """
+    try:
+        checked = INPUTS[task].model_validate(sent)
+    except ValidationError as error:
+        faults = field_faults(error.errors(include_url=False, include_context=False, include_input=False))
+        raise InvalidFields(
+            [(f"input.{field}" if field != "body" else "input", text) for field, text in faults.faults]
+        ) from error
+    return {
+        name: float(value) if isinstance(value, Decimal) else value
+        for name, value in checked.model_dump(by_alias=True, exclude_none=True).items()
+    }

@@ -1,0 +1,99 @@
+"""Jobs and files. A job carries its lease and fencing token; it ends once, by trigger."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Index,
+    SmallInteger,
+    Table,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from kit.db import metadata
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), nullable=False),
+    Column("key_id", Text, ForeignKey("api_keys.id"), nullable=False),
+    Column("task", Text, nullable=False),
+    Column("tool", Text, nullable=False),
+    Column("application", Text, nullable=False),
+    Column("input", JSONB, nullable=False),
+    Column("status", Text, nullable=False, server_default=text("'queued'")),
+    Column("quoted", BigInteger, nullable=False),
+    Column("charged", BigInteger),
+    Column("hold_id", Text, ForeignKey("holds.id"), nullable=False, unique=True),
+    Column("attempts", SmallInteger, nullable=False, server_default=text("0")),
+    Column("runner", Text),
+    Column("fence", BigInteger, nullable=False, server_default=text("0")),
+    Column("lease_until", DateTime(timezone=True)),
+    Column("cancel_requested_at", DateTime(timezone=True)),
+    Column("progress_percent", SmallInteger, nullable=False, server_default=text("0")),
+    Column("output", JSONB),
+    Column("error_code", Text),
+    Column("error_message", Text),
+    Column("metrics", JSONB),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("expires_at", DateTime(timezone=True), nullable=False),
+    Column("started_at", DateTime(timezone=True)),
+    Column("finished_at", DateTime(timezone=True)),
+    CheckConstraint(
+        "status IN ('queued', 'running', 'succeeded', 'failed', 'canceled', 'expired')", name="status"
+    ),
+    CheckConstraint("(status = 'running') = (lease_until IS NOT NULL)", name="running_has_lease"),
+    CheckConstraint("(status IN ('queued', 'running')) = (finished_at IS NULL)", name="finished"),
+    CheckConstraint("(status = 'succeeded') = (output IS NOT NULL)", name="output"),
+    CheckConstraint("(status = 'failed') <= (error_code IS NOT NULL)", name="error"),
+    CheckConstraint(
+        "(charged IS NULL) = (finished_at IS NULL) AND charged BETWEEN 0 AND quoted"
+        " AND (status = 'succeeded' OR charged = 0)",
+        name="charged_only_for_success",
+    ),
+    CheckConstraint("progress_percent BETWEEN 0 AND 100", name="progress"),
+    Index("jobs_queue_idx", "application", "id", postgresql_where=text("status = 'queued'")),
+    Index("jobs_lease_idx", "lease_until", postgresql_where=text("status = 'running'")),
+    Index("jobs_account_idx", "account_id", "id"),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), nullable=False),
+    Column("job_id", Text, ForeignKey("jobs.id"), index=True),
+    Column("name", Text, nullable=False),
+    Column("storage_key", Text, nullable=False, unique=True),
+    Column("content_type", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("facts", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("deleted_at", DateTime(timezone=True)),
+    CheckConstraint("size_bytes >= 0", name="size"),
+    Index("files_account_idx", "account_id", "id", postgresql_where=text("deleted_at IS NULL")),
+)
+"""`job_id` is set for a model's output and empty for a caller's upload. `facts`: width, height, seed, ..."""
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), primary_key=True),
+    Column("route", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("fingerprint", Text, nullable=False),
+    Column("answer", JSONB, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now(), index=True),
+    CheckConstraint("length(key) BETWEEN 1 AND 255", name="key"),
+)
+"""The first answer of a write, stored in the write's own transaction."""
+

@@ -1,0 +1,14 @@
+"""The first schema. Its statements stand beside this file as SQL, so that they read as what the database keeps."""
+
+from pathlib import Path
+
+from alembic import op
+
+revision = "0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    """Create every table, index and guard of the first version."""
+    # The driver's own connection: several statements in one string, and a % in them is only a %.
+    op.get_bind().connection.driver_connection.execute(Path(__file__).with_suffix(".sql").read_text())

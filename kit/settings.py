@@ -1,0 +1,204 @@
+"""The settings: one frozen object, read from the environment at the edge of a process and passed in from there.
+
+This is the only module that reads the environment. A secret has no default: while it is empty, the feature that
+needs it is off. Replica counts and GPUs live in `serve_config.yaml`, prices in `gateway/catalog.yaml`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Profile = Literal["tiny", "small", "gpu"]
+
+
+class SettingsError(RuntimeError):
+    """The environment asks for something that cannot be; the text says which variable and what to do."""
+
+
+def _variable(name: str) -> AliasChoices:
+    """Name a setting's variable exactly, beside the field name that tests use."""
+    return AliasChoices(name)
+
+
+class Settings(BaseSettings):
+    """Everything an operator can turn that is not a price or a replica count.
+
+    Units: `_s` seconds, `_bytes` bytes.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="FAREBOX_", frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True
+    )
+
+    host: str = "127.0.0.1"
+    """Where the front door listens: loopback unless an operator says otherwise."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    data_dir: Path = Path(".farebox")
+    profile: Profile = "tiny"
+    public_url: str = ""
+    """What callers reach us by; empty means `http://host:port`."""
+    log_format: Literal["json", "console"] = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    instance: str = ""
+    """A nonce of this start: `/health` repeats it, so that an orphan is never taken for the new instance."""
+
+    database_url: str = Field(default="", validation_alias=_variable("DATABASE_URL"))
+    """Empty means embedded Postgres in the data directory."""
+    database_pool: int = Field(default=8, ge=1, le=64)
+    """Connections of one ledger replica: two committers beat four on one Postgres, the rest serves reads."""
+
+    storage_url: str = ""
+    """Where outputs and uploads lie: a directory, `file://` or `s3://bucket/prefix`; empty: the data directory."""
+    secret: SecretStr = SecretStr("")
+    """Signs download URLs and idempotent keys; empty: made once and kept in the data directory."""
+    key_brand: str = Field(default="amai", pattern=r"^[a-z][a-z0-9]{1,11}$")
+    models_dir: Path | None = None
+
+    stripe_secret_key: SecretStr = Field(default=SecretStr(""), validation_alias=_variable("STRIPE_SECRET_KEY"))
+    stripe_webhook_secret: SecretStr = Field(
+        default=SecretStr(""), validation_alias=_variable("STRIPE_WEBHOOK_SECRET")
+    )
+    stripe_api_base: str = Field(default="", validation_alias=_variable("STRIPE_API_BASE"))
+    """Empty means Stripe itself; the sandbox's address where it runs."""
+    sandbox: bool | None = None
+    """The payment sandbox: on when unset and no provider is configured. Never beside live keys."""
+
+    max_body_bytes: int = Field(default=1 << 20, ge=1024)
+    """A JSON body: the longest prompt with its settings is far below 1 MiB."""
+    max_upload_bytes: int = Field(default=25 << 20, ge=1024)
+    """An uploaded file: an hour of speech as MP3, or a large photograph."""
+    max_files_per_user: int = Field(default=1000, ge=1)
+    """Uploads that one user may keep, so that a loop cannot fill the disk."""
+    url_ttl_s: int = Field(default=3600, ge=1)
+    """A download URL lives an hour: long enough for a person, short enough for a leaked log line."""
+
+    lease_s: float = Field(default=15.0, gt=0)
+    """A runner renews every third of it; a dead runner's job is taken over after it."""
+    job_attempts: int = Field(default=3, ge=1)
+    """One crash is bad luck, three are the job's own fault."""
+    job_queue_ttl_s: int = Field(default=3600, ge=1)
+    """A job that no model took within the hour expires, and its hold with it."""
+    job_run_ttl_s: int = Field(default=1800, ge=1)
+    """A run that is not over after half an hour hangs; it is stopped and tried again."""
+    metrics_dir: Path | None = Field(default=None, validation_alias=_variable("PROMETHEUS_MULTIPROC_DIR"))
+    """Where the processes of one node share their counters; set by the launcher."""
+
+    @field_validator("database_url")
+    @classmethod
+    def _psycopg_driver(cls, url: str) -> str:
+        """Take the URL forms that operators paste and name our driver in them."""
+        for scheme in ("postgres://", "postgresql://"):
+            if url.startswith(scheme):
+                return "postgresql+psycopg://" + url.removeprefix(scheme)
+        if url and not url.startswith("postgresql+psycopg://"):
+            raise ValueError("must be a postgresql:// URL (SQLite and others lack the locks that the books need)")
+        return url
+
+    @field_validator("data_dir", "models_dir")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        """Resolve once, at the edge: replicas run in other working directories."""
+        return path.expanduser().absolute() if path else None
+
+    @model_validator(mode="after")
+    def _never_live_and_sandbox(self) -> Settings:
+        if self.live_payments and (self.sandbox or self.stripe_api_base):
+            raise ValueError(
+                "live Stripe keys and the payment sandbox are configured together: unset STRIPE_SECRET_KEY, or set"
+                " FAREBOX_SANDBOX=0 and unset STRIPE_API_BASE"
+            )
+        if self.stripe_secret_key.get_secret_value() and not self.stripe_webhook_secret.get_secret_value():
+            raise ValueError("STRIPE_SECRET_KEY needs STRIPE_WEBHOOK_SECRET beside it: payments would never arrive")
+        return self
+
+    @property
+    def live_payments(self) -> bool:
+        """Whether the configured Stripe key moves real money."""
+        return self.stripe_secret_key.get_secret_value().startswith(("sk_live_", "rk_live_"))
+
+    @property
+    def wants_sandbox(self) -> bool:
+        """Whether the launcher should start the payment sandbox."""
+        if self.sandbox is None:
+            return not self.stripe_secret_key.get_secret_value()
+        return self.sandbox
+
+    @property
+    def base_url(self) -> str:
+        """The public address without a trailing slash."""
+        return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
+
+    @property
+    def objects_url(self) -> str:
+        """The object store's address, with the local default filled in."""
+        return self.storage_url or str(self.data_dir / "objects")
+
+    @property
+    def weights_dir(self) -> Path:
+        """Where model weights lie: shared by instances when FAREBOX_MODELS_DIR is set."""
+        return self.models_dir or self.data_dir / "models"
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the environment once and fill in the kept secret.
+
+    Raises: SettingsError, with the variable's name and what to do about it.
+    """
+    try:
+        settings = Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks the values
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from error
+    if settings.secret.get_secret_value():
+        return settings
+    return settings.model_copy(update={"secret": SecretStr(_kept_secret(settings.data_dir / "secret"))})
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Return a copy of this process's environment for a child, with `extra` on top."""
+    return {**os.environ, **extra}
+
+
+def environment_for(settings: Settings, base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the variables that make a child process read exactly these settings."""
+    variables = dict(base if base is not None else os.environ)
+    for name, field in Settings.model_fields.items():
+        alias = field.validation_alias
+        key = str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"FAREBOX_{name.upper()}"
+        value = getattr(settings, name)
+        if isinstance(value, SecretStr):
+            value = value.get_secret_value()
+        if value is None or value == "":
+            variables.pop(key, None)
+        else:
+            variables[key] = str(value)
+    return variables
+
+
+def _kept_secret(path: Path) -> str:
+    """Read the secret of this data directory, making it once; readable by its owner alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        if kept := path.read_text().strip():
+            return kept
+        raise SettingsError(f"{path} is empty: delete it to have a new secret made (signed URLs change)") from None
+    with os.fdopen(handle, "w") as file:
+        file.write(value := secrets.token_urlsafe(32))
+    return value
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        name = str(item["loc"][0]) if item["loc"] else ""
+        variable = name if name.isupper() else f"FAREBOX_{name.upper()}" if name else ""
+        lines.append(f"{variable}: {item['msg']}" if variable else item["msg"].removeprefix("Value error, "))
+    return "\n".join(lines)

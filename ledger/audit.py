@@ -1,0 +1,113 @@
+"""The audit: every invariant of the books is a query that returns the rows which break it - none, in sound books."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ledger.accounts import queries
+
+SHOWN_ROWS: Final = 5
+"""Enough to see a pattern; the query itself finds the rest."""
+AUDIT_TIMEOUT_MS: Final = 600_000
+"""An audit reads everything; ten minutes is far beyond tens of millions of entries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """An invariant by name, and the SQL that returns the rows which break it."""
+
+    name: str
+    sql: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check saw. `offending` holds the first rows that break it."""
+
+    name: str
+    offending: list[dict[str, Any]]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the invariant holds."""
+        return not self.offending
+
+
+@dataclass(frozen=True, slots=True)
+class TrialBalanceRow:
+    """The sum of entries over all accounts of a kind. Units: tokens."""
+
+    kind: str
+    accounts: int
+    entries: int
+    amount_tokens: int
+
+
+LEDGER_CHECKS: Final = (
+    Check(
+        "the two sides of every transfer sum to zero",
+        """SELECT t.id AS transfer_id, count(e.*) AS entries, sum(e.amount) AS sum
+           FROM transfers t LEFT JOIN entries e ON e.transfer_id = t.id
+           GROUP BY t.id HAVING count(e.*) <> 2 OR sum(e.amount) <> 0""",
+    ),
+    Check(
+        "the user's side of every transfer carries its amount",
+        """SELECT t.id AS transfer_id, t.amount, e.amount AS entry_amount
+           FROM transfers t LEFT JOIN entries e ON e.transfer_id = t.id AND e.account_id = t.account_id
+           WHERE e.amount IS DISTINCT FROM t.amount""",
+    ),
+    Check("all entries sum to zero", "SELECT sum(amount) AS sum FROM entries HAVING sum(amount) <> 0"),
+    Check(
+        "a user's entries run without a gap from 1 and each balance follows from the last",
+        """SELECT account_id, version, amount, balance_after FROM (
+               SELECT e.account_id, e.version, e.amount, e.balance_after,
+                   row_number() OVER w AS place, lag(e.balance_after, 1, CAST(0 AS bigint)) OVER w AS before
+               FROM entries e JOIN accounts a ON a.id = e.account_id AND a.kind = 'user'
+               WINDOW w AS (PARTITION BY e.account_id ORDER BY e.version)
+           ) numbered WHERE version <> place OR balance_after IS DISTINCT FROM before + amount""",
+    ),
+    Check(
+        "a user's balance and version are those of the last entry",
+        """SELECT a.id AS account_id, a.balance, a.version, e.balance_after, e.version AS last_version
+           FROM accounts a
+           LEFT JOIN LATERAL (
+               SELECT version, balance_after FROM entries WHERE account_id = a.id ORDER BY version DESC LIMIT 1
+           ) e ON true
+           WHERE a.kind = 'user'
+               AND (a.balance <> coalesce(e.balance_after, 0) OR a.version <> coalesce(e.version, 0))""",
+    ),
+    Check(
+        "what is held is the sum of the pending holds",
+        """SELECT a.id AS account_id, a.held, coalesce(sum(h.amount), 0) AS pending
+           FROM accounts a LEFT JOIN holds h ON h.account_id = a.id AND h.state = 'pending'
+           GROUP BY a.id HAVING a.held <> coalesce(sum(h.amount), 0)""",
+    ),
+    Check(
+        "a captured hold has one transfer of the captured amount, any other hold has none",
+        """SELECT h.id AS hold_id, h.state, h.captured, t.amount
+           FROM holds h LEFT JOIN transfers t ON t.hold_id = h.id
+           WHERE coalesce(-t.amount, 0) <> h.captured OR (t.id IS NOT NULL AND t.account_id <> h.account_id)""",
+    ),
+)
+
+
+async def run_checks(conn: AsyncConnection, checks: Sequence[Check]) -> list[Finding]:
+    """Run every check on one snapshot of the books, changing nothing."""
+    await conn.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
+    await conn.execute(text(f"SET LOCAL statement_timeout = {AUDIT_TIMEOUT_MS}"))
+    findings = []
+    for check in checks:
+        rows = await conn.execute(text(f"SELECT * FROM ({check.sql}) broken LIMIT {SHOWN_ROWS}"))  # noqa: S608
+        findings.append(Finding(check.name, [dict(row) for row in rows.mappings()]))
+    return findings
+
+
+async def trial_balance(conn: AsyncConnection) -> list[TrialBalanceRow]:
+    """Return the sums by account kind; in sound books they add up to zero."""
+    rows = await conn.execute(queries["trial_balance"])
+    return [TrialBalanceRow(row.kind, row.accounts, row.entries, row.amount) for row in rows]

@@ -1,0 +1,126 @@
+-- The locking and the set-based statements of the books. Locks are taken in a statement of their own, in ascending
+-- account id: a CTE's snapshot is older than its lock wait, and an order shared by all writers cannot deadlock.
+
+-- name: lock_accounts
+SELECT id, balance, held, version
+FROM accounts
+WHERE id = ANY(CAST(:ids AS bigint[])) AND kind = 'user'
+ORDER BY id
+FOR NO KEY UPDATE
+
+-- name: ensure_house_accounts
+INSERT INTO accounts (kind, code)
+SELECT split_part(code, ':', 1), code
+FROM unnest(CAST(:codes AS text[])) AS code
+WHERE NOT EXISTS (SELECT 1 FROM accounts a WHERE a.code = code.code)
+ON CONFLICT (code) DO NOTHING
+
+-- name: post
+-- Transfers, both sides of each, and the users' new balances, in one statement. The accounts are locked already.
+WITH given AS (
+    SELECT *
+    FROM unnest(
+        CAST(:kinds AS text[]), CAST(:account_ids AS bigint[]), CAST(:houses AS text[]), CAST(:amounts AS bigint[]),
+        CAST(:tools AS text[]), CAST(:references AS text[]), CAST(:hold_ids AS text[]), CAST(:released AS bigint[]),
+        CAST(:price_versions AS integer[]), CAST(:reasons AS text[]), CAST(:event_ats AS timestamptz[])
+    ) WITH ORDINALITY
+    AS g (kind, account_id, house, amount, tool, reference, hold_id, released, price_version, reason, event_at, place)
+),
+moved AS (
+    INSERT INTO transfers (kind, account_id, tool, reference, amount, hold_id, price_version, reason, event_at)
+    SELECT kind, account_id, tool, reference, amount, hold_id, price_version, reason, event_at
+    FROM given
+    ORDER BY place
+    RETURNING id, account_id, tool, reference
+),
+numbered AS (
+    SELECT
+        m.id AS transfer_id,
+        g.account_id,
+        h.id AS house_id,
+        g.amount,
+        a.version + row_number() OVER w AS version,
+        CAST(a.balance + sum(g.amount) OVER w AS bigint) AS balance_after
+    FROM given g
+    JOIN moved m USING (account_id, tool, reference)
+    JOIN accounts a ON a.id = g.account_id
+    JOIN accounts h ON h.code = g.house
+    WINDOW w AS (PARTITION BY g.account_id ORDER BY g.place)
+),
+user_side AS (
+    INSERT INTO entries (account_id, version, transfer_id, amount, balance_after)
+    SELECT account_id, version, transfer_id, amount, balance_after FROM numbered
+),
+house_side AS (
+    INSERT INTO entries (account_id, version, transfer_id, amount)
+    SELECT house_id, transfer_id, transfer_id, -amount FROM numbered
+),
+updated AS (
+    UPDATE accounts a
+    SET balance = a.balance + d.amount, held = a.held - d.released, version = a.version + d.moves
+    FROM (
+        SELECT account_id, CAST(sum(amount) AS bigint) AS amount, CAST(sum(released) AS bigint) AS released,
+            count(*) AS moves
+        FROM given
+        GROUP BY account_id
+    ) d
+    WHERE a.id = d.account_id
+    RETURNING a.id
+)
+SELECT n.transfer_id FROM numbered n JOIN updated u ON u.id = n.account_id ORDER BY n.transfer_id
+
+-- name: place_holds
+WITH given AS (
+    SELECT *
+    FROM unnest(
+        CAST(:ids AS text[]), CAST(:account_ids AS bigint[]), CAST(:tools AS text[]), CAST(:references AS text[]),
+        CAST(:amounts AS bigint[]), CAST(:price_versions AS integer[]), CAST(:expires_ats AS timestamptz[])
+    ) AS g (id, account_id, tool, reference, amount, price_version, expires_at)
+),
+placed AS (
+    INSERT INTO holds (id, account_id, tool, reference, amount, price_version, expires_at)
+    SELECT id, account_id, tool, reference, amount, price_version, expires_at FROM given
+)
+UPDATE accounts a
+SET held = a.held + d.amount
+FROM (SELECT account_id, CAST(sum(amount) AS bigint) AS amount FROM given GROUP BY account_id) d
+WHERE a.id = d.account_id
+
+-- name: lock_hold
+SELECT id, account_id, tool, reference, amount, captured, state, price_version
+FROM holds
+WHERE id = :id
+FOR NO KEY UPDATE
+
+-- name: resolve_hold
+UPDATE holds
+SET state = :state, captured = :captured, resolved_at = clock_timestamp()
+WHERE id = :id AND state = 'pending'
+
+-- name: release_held
+UPDATE accounts SET held = held - :amount WHERE id = :id
+
+-- name: authenticate
+SELECT k.secret_hash, k.id AS key_id, k.user_id, a.id AS account_id, u.email, u.suspended_at IS NOT NULL AS suspended
+FROM api_keys k
+JOIN users u ON u.id = k.user_id
+JOIN accounts a ON a.user_id = k.user_id
+WHERE k.secret_hash = ANY(CAST(:hashes AS bytea[]))
+    AND k.revoked_at IS NULL
+    AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
+
+-- name: balances_by_key
+SELECT k.secret_hash, a.balance, a.held, u.suspended_at IS NOT NULL AS suspended
+FROM api_keys k
+JOIN users u ON u.id = k.user_id
+JOIN accounts a ON a.user_id = k.user_id
+WHERE k.secret_hash = ANY(CAST(:hashes AS bytea[]))
+    AND k.revoked_at IS NULL
+    AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
+
+-- name: trial_balance
+SELECT a.kind, count(DISTINCT a.id) AS accounts, count(*) AS entries, CAST(sum(e.amount) AS bigint) AS amount
+FROM entries e
+JOIN accounts a ON a.id = e.account_id
+GROUP BY a.kind
+ORDER BY a.kind

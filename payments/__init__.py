@@ -1,0 +1,1 @@
+"""How money comes in: packages, checkouts, signed webhooks, claims."""

@@ -1,0 +1,181 @@
+"""From a package to granted credits: the provider's calls on one side, the books' transactions on the other.
+
+Nothing here holds a transaction open while it talks to a provider. Every step may be repeated: the session is made
+under the purchase's id, a fulfilment grants once, an event is applied until it took.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import structlog
+
+from kit.errors import AppError, NotFound
+from kit.ids import new_id
+from payments.errors import PaymentMismatch
+from payments.packages import Package
+from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase
+from payments.webhooks import ProviderEvent
+
+log = structlog.get_logger(__name__)
+
+SESSION_ID: Final = re.compile(r"cs_[A-Za-z0-9_]{1,200}")
+"""What may be asked of the provider: anything else is unknown without a network call."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRequest:
+    """What the provider is told of a purchase."""
+
+    purchase_id: str
+    email: str
+    package: Package
+    product_name: str
+    success_url: str
+    cancel_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderSession:
+    """A provider's session as it stands now. Units: minor units."""
+
+    id: str
+    url: str
+    purchase_id: str
+    paid: bool
+    amount_minor: int
+    currency: str
+    livemode: bool
+
+
+class Provider(Protocol):
+    """A hosted checkout."""
+
+    @property
+    def name(self) -> str:
+        """The provider's name in the books."""
+
+    livemode: bool
+
+    async def create(self, request: SessionRequest) -> ProviderSession:
+        """Open a session; the same purchase gives the same session."""
+
+    async def retrieve(self, session_id: str) -> ProviderSession:
+        """Read a session."""
+
+    def verify(self, body: bytes, signature: str) -> ProviderEvent:
+        """Return the event of a rightly signed webhook."""
+
+
+class PurchaseBooks(Protocol):
+    """The transactions of a purchase; see `gateway.ports.Ledger` for their guarantees."""
+
+    async def open_purchase(self, command: OpenPurchase) -> Purchase: ...
+
+    async def attach_session(self, purchase_id: str, session_id: str) -> None: ...
+
+    async def purchase(self, provider: str, session_id: str) -> Purchase: ...
+
+    async def fulfil(self, paid: PaidSession) -> Purchase: ...
+
+    async def claim(self, provider: str, session_id: str, label: str) -> Claim: ...
+
+    async def store_event(self, event: ProviderEvent) -> bool: ...
+
+    async def finish_event(self, provider: str, event_id: str, problem: str | None) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StartedCheckout:
+    """Where the payer goes."""
+
+    checkout_url: str
+    session_id: str
+    purchase: Purchase
+
+
+class Checkout:
+    """Sells packages through one provider."""
+
+    def __init__(self, books: PurchaseBooks, provider: Provider, base_url: str) -> None:
+        self._books = books
+        self._provider = provider
+        self._base_url = base_url
+
+    async def start(self, email: str, package: Package, credential: bytes | None) -> StartedCheckout:
+        """Write the purchase down, then open the provider's session for it. Raises: PaymentsUnavailable."""
+        purchase = await self._books.open_purchase(
+            OpenPurchase(new_id("pur"), self._provider.name, email, package, credential)
+        )
+        session = await self._provider.create(
+            SessionRequest(
+                purchase_id=purchase.id,
+                email=purchase.email,
+                package=package,
+                product_name=f"{package.name}: {package.credits_tokens // 100} credits",
+                success_url=f"{self._base_url}/checkout/success",
+                cancel_url=f"{self._base_url}/checkout/canceled",
+            )
+        )
+        await self._books.attach_session(purchase.id, session.id)
+        return StartedCheckout(session.url, session.id, purchase)
+
+    async def claim(self, session_id: str, label: str) -> Claim:
+        """Hand out the first key of a payment, also when its webhook has not come yet.
+
+        Raises: NotFound, PaymentPending, AlreadyClaimed, AccountExists, PaymentMismatch, PaymentsUnavailable.
+        """
+        if not SESSION_ID.fullmatch(session_id):
+            raise NotFound("checkout session")
+        try:
+            paid = (await self._books.purchase(self._provider.name, session_id)).paid
+        except NotFound:
+            paid = False  # opened, but its session was not written down: the provider knows whose it is
+        if not paid:
+            await self._fulfil_if_paid(session_id)
+        return await self._books.claim(self._provider.name, session_id, label)
+
+    async def receive_webhook(self, body: bytes, signature: str) -> bool:
+        """Verify, store and apply an event; returns whether it is a duplicate of an applied one.
+
+        A failure after it is stored is not the sender's: the event is kept and tried again.
+        Raises: InvalidRequest for a bad signature, with nothing stored.
+        """
+        event = self._provider.verify(body, signature)
+        if not await self._books.store_event(event):
+            return True
+        await self.apply(event)
+        return False
+
+    async def apply(self, event: ProviderEvent) -> None:
+        """Apply a stored event; whatever keeps it from taking is noted, and the event stays due."""
+        problem: str | None = None
+        try:
+            if event.object_id is not None:
+                await self._fulfil_if_paid(event.object_id)
+        except NotFound:
+            log.info("event of a session that is not ours", event_id=event.event_id, type=event.type)
+        except AppError as error:
+            problem = str(error)
+            level = log.error if isinstance(error, PaymentMismatch) else log.warning
+            level("event not applied", event_id=event.event_id, type=event.type, problem=problem)
+        await self._books.finish_event(event.provider, event.event_id, problem)
+
+    async def _fulfil_if_paid(self, session_id: str) -> None:
+        """Read the session from the provider itself and grant it if it is paid; events may lie about order."""
+        session = await self._provider.retrieve(session_id)
+        if not session.paid:
+            return
+        await self._books.fulfil(
+            PaidSession(
+                provider=self._provider.name,
+                session_id=session.id,
+                purchase_id=session.purchase_id,
+                amount_minor=session.amount_minor,
+                currency=session.currency,
+                livemode=session.livemode,
+                expect_livemode=self._provider.livemode,
+            )
+        )

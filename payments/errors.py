@@ -1,0 +1,76 @@
+"""What a checkout or a claim refuses, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kit.errors import AppError
+
+
+@dataclass
+class PaymentsUnavailable(AppError):
+    """No provider is configured, or it does not answer. Nothing was charged."""
+
+    reason: str
+    code = "payments_unavailable"
+    status = 503
+    retryable = True
+
+    @property
+    def message(self) -> str:
+        return self.reason
+
+    @property
+    def retry_after_s(self) -> int:
+        return 30
+
+
+@dataclass
+class PaymentPending(AppError):
+    """The session is known and not paid yet."""
+
+    code = "payment_pending"
+    status = 409
+    retryable = True
+
+    @property
+    def message(self) -> str:
+        return "This payment has not arrived yet; claim again once it is paid."
+
+
+@dataclass
+class AlreadyClaimed(AppError):
+    """The first key of this payment was handed out; it is shown once."""
+
+    code = "already_claimed"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return "The key of this payment was claimed before and is shown only once."
+
+
+@dataclass
+class AccountExists(AppError):
+    """The payer's e-mail owned an account before: the credits went there, and no key is given out."""
+
+    code = "account_exists"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return "The credits are on the account that this e-mail already owns; use a key of that account."
+
+
+@dataclass
+class PaymentMismatch(AppError):
+    """The provider's session does not match what was sold: amount, currency or mode. Nothing was granted."""
+
+    purchase_id: str
+    what: str
+    code = "payment_mismatch"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return f"The payment's {self.what} differs from the purchase; write to support with {self.purchase_id}."

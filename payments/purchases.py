@@ -1,0 +1,220 @@
+"""A purchase from its opening to its claim. Each function is one step of one transaction.
+
+Fulfilment runs from the webhook and from the claim, many times and at once: the purchase row's lock lets one grant,
+and the rest see it granted. The credits go to the account of the payer's e-mail; only a payment that opened that
+account may claim a key to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.engine import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from kit.errors import NotFound
+from ledger.balances import balance
+from ledger.keys import ApiKey, mint
+from ledger.transfers import credit
+from ledger.users import account_of_email, account_of_user
+from payments.errors import AccountExists, AlreadyClaimed, PaymentMismatch, PaymentPending
+from payments.packages import Package
+from payments.tables import purchases
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPurchase:
+    """What is about to be sold. `credential` is the key of the account to top up, if one was sent."""
+
+    purchase_id: str
+    provider: str
+    email: str
+    package: Package
+    credential: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class PaidSession:
+    """What the provider says of a paid session, read from its API. Units: `amount_minor` minor units."""
+
+    provider: str
+    session_id: str
+    purchase_id: str
+    amount_minor: int
+    currency: str
+    livemode: bool
+    expect_livemode: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Purchase:
+    """A purchase as far as it has come. Units: tokens, minor units."""
+
+    id: str
+    provider: str
+    session_id: str | None
+    email: str
+    package_code: str
+    credits_tokens: int
+    amount_minor: int
+    currency: str
+    created_at: datetime
+    paid: bool
+    claimed: bool
+    opened_account: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The first key of a payment, with its secret for the one answer that shows it."""
+
+    secret: str
+    key: ApiKey
+    email: str
+    credits_tokens: int
+    balance_tokens: int
+
+
+async def open_purchase(conn: AsyncConnection, command: OpenPurchase, topup_user_id: str | None) -> Purchase:
+    """Write down what is about to be sold, before the provider hears of it."""
+    package = command.package
+    row = (
+        await conn.execute(
+            insert(purchases)
+            .values(
+                id=command.purchase_id,
+                provider=command.provider,
+                email=command.email.strip().lower(),
+                topup_user_id=topup_user_id,
+                package_code=package.code,
+                credits_tokens=package.credits_tokens,
+                amount_minor=package.price_minor,
+                currency=package.currency,
+            )
+            .returning(purchases)
+        )
+    ).one()
+    return _purchase(row)
+
+
+async def attach_session(conn: AsyncConnection, purchase_id: str, session_id: str) -> None:
+    """Remember the provider's session; the first one stays."""
+    await conn.execute(
+        update(purchases)
+        .where(purchases.c.id == purchase_id, purchases.c.session_id.is_(None))
+        .values(session_id=session_id)
+    )
+
+
+async def by_session(conn: AsyncConnection, provider: str, session_id: str) -> Purchase:
+    """Return the purchase of a session. Raises: NotFound."""
+    row = (
+        await conn.execute(
+            select(purchases).where(purchases.c.provider == provider, purchases.c.session_id == session_id)
+        )
+    ).one_or_none()
+    if row is None:
+        raise NotFound("checkout session")
+    return _purchase(row)
+
+
+async def fulfil(conn: AsyncConnection, paid: PaidSession) -> Purchase:
+    """Grant what was paid for, once, however often and from wherever this is called.
+
+    Raises: NotFound for a session that is not of ours; PaymentMismatch, with nothing granted.
+    """
+    row = (
+        await conn.execute(
+            select(purchases)
+            .where(purchases.c.id == paid.purchase_id, purchases.c.provider == paid.provider)
+            .with_for_update()
+        )
+    ).one_or_none()
+    if row is None or row.session_id not in (None, paid.session_id):
+        raise NotFound("purchase")
+    if row.fulfilled_at is not None:
+        return _purchase(row)
+    if paid.currency.lower() != row.currency:
+        raise PaymentMismatch(row.id, "currency")
+    if paid.amount_minor != row.amount_minor:
+        raise PaymentMismatch(row.id, "amount")
+    if paid.livemode != paid.expect_livemode:
+        raise PaymentMismatch(row.id, "mode")
+    if row.topup_user_id is not None:
+        owner = await account_of_user(conn, row.topup_user_id)
+    else:
+        owner = await account_of_email(conn, row.email)
+    transfer_id = await credit(
+        conn,
+        owner.account_id,
+        kind="purchase",
+        house=f"clearing:{row.provider}",
+        amount_tokens=row.credits_tokens,
+        reference=row.id,
+        reason=row.package_code,
+    )
+    done = (
+        await conn.execute(
+            update(purchases)
+            .where(purchases.c.id == row.id)
+            .values(
+                session_id=paid.session_id,
+                user_id=owner.user_id,
+                opened_account=owner.opened,
+                transfer_id=transfer_id,
+                fulfilled_at=func.now(),
+            )
+            .returning(purchases)
+        )
+    ).one()
+    return _purchase(done)
+
+
+async def claim(conn: AsyncConnection, provider: str, session_id: str, label: str, *, brand: str) -> Claim:
+    """Mint the first key of a payment, once; of two at the same time one gets it.
+
+    Raises: NotFound, PaymentPending, AlreadyClaimed, AccountExists.
+    """
+    row = (
+        await conn.execute(
+            select(purchases)
+            .where(purchases.c.provider == provider, purchases.c.session_id == session_id)
+            .with_for_update()
+        )
+    ).one_or_none()
+    if row is None:
+        raise NotFound("checkout session")
+    if row.fulfilled_at is None:
+        raise PaymentPending
+    if row.claimed_at is not None:
+        raise AlreadyClaimed
+    if not row.opened_account:
+        raise AccountExists
+    minted = await mint(conn, row.user_id, label, brand=brand)
+    await conn.execute(
+        update(purchases)
+        .where(purchases.c.id == row.id)
+        .values(key_id=minted.key.id, claimed_at=func.now())
+    )
+    owner = await account_of_user(conn, row.user_id)
+    stands = await balance(conn, owner.account_id)
+    return Claim(minted.secret, minted.key, row.email, row.credits_tokens, stands.available_tokens)
+
+
+def _purchase(row: Row[tuple[object, ...]]) -> Purchase:
+    return Purchase(
+        id=row.id,
+        provider=row.provider,
+        session_id=row.session_id,
+        email=row.email,
+        package_code=row.package_code,
+        credits_tokens=row.credits_tokens,
+        amount_minor=row.amount_minor,
+        currency=row.currency,
+        created_at=row.created_at,
+        paid=row.fulfilled_at is not None,
+        claimed=row.claimed_at is not None,
+        opened_account=bool(row.opened_account),
+    )

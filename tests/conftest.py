@@ -1,0 +1,103 @@
+"""What the tiers share: a real Postgres of the run's own, migrated once, and databases made from it."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import pytest_asyncio
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from kit import migrate
+from kit.db import Database
+from kit.postgres import EmbeddedPostgres
+
+TIERS = ("unit", "db", "api", "models", "serve", "browser", "cluster", "chaos")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with its tier: the folder that it lies in."""
+    here = Path(__file__).parent
+    for item in items:
+        tier = item.path.relative_to(here).parts[0]
+        if tier in TIERS:
+            item.add_marker(tier)
+
+
+@pytest.fixture(scope="session")
+def scratch() -> Iterator[Path]:
+    """A short directory of this worker's own: sockets lie in it, and a path of theirs has 107 bytes."""
+    path = Path(tempfile.mkdtemp(prefix="fb-"))
+    path.chmod(0o755)  # Postgres drops root's privileges and must still reach its directory
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres(scratch: Path) -> Iterator[EmbeddedPostgres]:
+    """One real Postgres for the tests of this worker; without fsync, since no test here pulls the plug."""
+    server = EmbeddedPostgres(scratch / "pg", settings={"fsync": "off", "synchronous_commit": "off"})
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def template(postgres: EmbeddedPostgres) -> str:
+    """A migrated database that others are copied from; returns its name."""
+    name = "template_books"
+    _admin(postgres, f"CREATE DATABASE {name} OWNER farebox")
+    migrate.upgrade(_url(postgres, name))
+    return name
+
+
+@pytest.fixture(scope="session")
+def shared_url(postgres: EmbeddedPostgres, template: str) -> str:
+    """A database for tests that roll back."""
+    _admin(postgres, f"CREATE DATABASE shared TEMPLATE {template} OWNER farebox")
+    return _url(postgres, "shared")
+
+
+@pytest.fixture
+def fresh_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
+    """A database of one test's own, for what commits."""
+    name = f"t_{secrets.token_hex(6)}"
+    _admin(postgres, f"CREATE DATABASE {name} TEMPLATE {template} OWNER farebox")
+    yield _url(postgres, name)
+    _admin(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest_asyncio.fixture
+async def conn(shared_url: str) -> AsyncIterator[AsyncConnection]:
+    """A connection in a transaction that is rolled back at the end."""
+    database = Database(shared_url, pool_size=1)
+    async with database.engine.connect() as connection:
+        yield connection
+        await connection.rollback()
+    await database.close()
+
+
+@pytest_asyncio.fixture
+async def db(fresh_url: str) -> AsyncIterator[Database]:
+    """A database whose tests commit: for races between connections."""
+    database = Database(fresh_url, pool_size=10)
+    yield database
+    await database.close()
+
+
+def _url(server: EmbeddedPostgres, name: str) -> str:
+    return make_url(server.url).set(database=name).render_as_string(hide_password=False)
+
+
+def _admin(server: EmbeddedPostgres, statement: str) -> None:
+    url = make_url(server.superuser_url).set(drivername="postgresql", database="postgres")
+    with psycopg.connect(url.render_as_string(hide_password=False), autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+

@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -14,9 +15,15 @@ import pytest_asyncio
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.audit import JOB_CHECKS
 from kit import migrate
 from kit.db import Database
 from kit.postgres import EmbeddedPostgres
+from ledger import keys
+from ledger.audit import LEDGER_CHECKS, run_checks, trial_balance
+from ledger.transfers import credit
+from ledger.users import account_of_email
+from payments.audit import PAYMENT_CHECKS
 
 TIERS = ("unit", "db", "api", "models", "serve", "browser", "cluster", "chaos")
 
@@ -101,3 +108,49 @@ def _admin(server: EmbeddedPostgres, statement: str) -> None:
         connection.execute(statement.encode())
 
 
+
+
+@dataclass(frozen=True)
+class Customer:
+    """A user with money and a key, made for one test."""
+
+    user_id: str
+    account_id: int
+    key_id: str
+    email: str
+    secret: str
+
+    @property
+    def credential(self) -> bytes:
+        return keys.hash_key(self.secret)
+
+
+async def open_customer(conn: AsyncConnection, tokens: int, email: str = "") -> Customer:
+    """Make a user with `tokens` granted and one key, in the caller's transaction."""
+    address = email or f"{secrets.token_hex(6)}@example.com"
+    owner = await account_of_email(conn, address)
+    if tokens:
+        await credit(
+            conn, owner.account_id, kind="grant", house="promotion:test", amount_tokens=tokens, reference="start"
+        )
+    made = await keys.mint(conn, owner.user_id, "test", brand="amai")
+    return Customer(owner.user_id, owner.account_id, made.key.id, address, made.secret)
+
+
+@pytest.fixture
+def customers() -> Callable[..., Awaitable[Customer]]:
+    """`await customers(conn, tokens)` makes a funded customer."""
+    return open_customer
+
+
+@pytest.fixture
+def assert_sound() -> Callable[[Database], Awaitable[None]]:
+    """`await assert_sound(db)` audits the books."""
+
+    async def check(db: Database) -> None:
+        findings = await db.run(run_checks, (*LEDGER_CHECKS, *PAYMENT_CHECKS, *JOB_CHECKS))
+        assert [(f.name, f.offending) for f in findings if not f.ok] == []
+        sums = await db.run(trial_balance)
+        assert sum(row.amount_tokens for row in sums) == 0
+
+    return check

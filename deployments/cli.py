@@ -1,0 +1,360 @@
+"""The `farebox` command: start the platform, look after the books, prepare models."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from deployments.launcher import Launcher, LaunchError, books
+from gateway.audit import JOB_CHECKS
+from kit import migrate as migrations
+from kit.db import Database
+from kit.errors import AppError, NotFound
+from kit.ids import new_id
+from kit.postgres import PostgresStartError
+from kit.settings import Settings, SettingsError, load_settings
+from ledger import keys as api_keys
+from ledger.audit import LEDGER_CHECKS, run_checks, trial_balance
+from ledger.balances import balance
+from ledger.tables import users
+from ledger.transfers import credit
+from ledger.users import account_of_email
+from payments.audit import PAYMENT_CHECKS
+
+T = TypeVar("T")
+TOKENS_A_CREDIT = 100
+
+app = typer.Typer(
+    name="farebox",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="""Run generative models on Ray and sell them by prepaid credits.
+
+    [bold]farebox up[/] starts everything on this machine: Postgres, Ray, the models and, while no payment provider
+    is configured, a payment sandbox. [bold]farebox demo[/] does so in a temporary place and plays one customer from
+    the checkout to a downloaded picture.
+
+    The environment decides: FAREBOX_PORT (8000), FAREBOX_DATA_DIR (.farebox), FAREBOX_PROFILE (tiny, small, gpu),
+    DATABASE_URL (empty: embedded Postgres), STRIPE_SECRET_KEY and STRIPE_WEBHOOK_SECRET (empty: sandbox).""",
+)
+keys_app = typer.Typer(no_args_is_help=True, help="API keys of a user: list, create, revoke.")
+models_app = typer.Typer(no_args_is_help=True, help="Model weights: list, build tiny, pull, verify.")
+app.add_typer(keys_app, name="keys")
+app.add_typer(models_app, name="models")
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+Email = Annotated[str, typer.Argument(help="The user's e-mail address.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def main() -> None:
+    """Run the command; an expected failure is one line that says what to do, never a stack."""
+    try:
+        app()
+    except (SettingsError, LaunchError, PostgresStartError, AppError) as error:
+        fail(error.message if isinstance(error, AppError) else str(error))
+    except RuntimeError as error:  # the launcher's parts (Ray head, ports) raise their own kinds of it
+        fail(str(error))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def fail(text: str) -> NoReturn:
+    """Say why on standard error and leave with status 1."""
+    errors.print(f"[red]farebox:[/] {escape(text)}", soft_wrap=True)
+    raise SystemExit(1)
+
+
+class Steps:
+    """Tells a start's steps: a spinner where a terminal is, plain lines where not."""
+
+    def __init__(self) -> None:
+        self._status = console.status("starting") if console.is_terminal else None
+        if self._status:
+            self._status.start()
+
+    def step(self, what: str) -> None:
+        if self._status:
+            self._status.update(f"{escape(what)} ...")
+
+    def done(self, what: str) -> None:
+        console.print(f"[green]ok[/]    {escape(what)}", soft_wrap=True)
+
+    def warn(self, what: str) -> None:
+        console.print(f"[yellow]warn[/]  {escape(what)}", soft_wrap=True)
+
+    def end(self) -> None:
+        """Take the spinner away."""
+        if self._status:
+            self._status.stop()
+
+
+def end_on_signals() -> None:
+    """Make SIGTERM end us as Ctrl-C does: in order, once; a second signal while ending is ignored."""
+
+    def stop(signum: int, _: FrameType | None) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt(signum)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, stop)
+
+
+@app.command()
+def up() -> None:
+    """Start the whole platform and stay with it until Ctrl-C."""
+    end_on_signals()
+    steps = Steps()
+    try:
+        with Launcher(load_settings(), steps) as platform:
+            steps.end()
+            say_ready(platform)
+            platform.watch()
+    except KeyboardInterrupt:
+        console.print("Farebox has ended.")
+    finally:
+        steps.end()
+
+
+def say_ready(platform: Launcher) -> None:
+    """Print the ready line and what a newcomer needs next."""
+    settings = platform.settings
+    url = f"http://{settings.host}:{settings.port}"
+    say = lambda text: console.print(text, soft_wrap=True)  # noqa: E731
+    say(f"\n[bold green]Farebox is ready at {url}[/]  [dim]({platform.started_in_s:.0f} s)[/]")
+    if platform.sandbox_url:
+        say(f"Payments    sandbox at {platform.sandbox_url}: real flow, no real money")
+    else:
+        say("Payments    Stripe")
+    marked = " (tiny random weights: real pipelines, meaningless pictures)" if settings.profile != "gpu" else ""
+    say(f"Models      profile {settings.profile}{marked}")
+    for name in platform.failed_models:
+        say(f"[yellow]            {name} does not run; its jobs wait[/]")
+    say(f"Dashboard   {platform.head.dashboard_url} - it asks for a token: cat {platform.head.paths.token}")
+    say(f"Docs        {url}/docs")
+    say(f"Try         curl -s {url}/api/v1/packages")
+    say("[dim]Ctrl-C ends everything that was started here.[/]")
+
+
+@app.command()
+def demo(
+    keep: Annotated[Path, typer.Option(help="Where the picture is kept.")] = Path("demo-picture.png"),
+) -> None:
+    """Start a platform in a temporary place, play one customer through HTTP, end it."""
+    from deployments.demo import play
+    from deployments.ray_ports import is_free
+
+    end_on_signals()
+    with tempfile.TemporaryDirectory(prefix="farebox-") as place:
+        port = next(port for port in range(8100, 8900, 10) if is_free(port) and is_free(port + 1))
+        settings = load_settings(data_dir=Path(place), port=port, profile="tiny", database_url="", public_url="")
+        steps = Steps()
+        try:
+            with Launcher(settings, steps) as platform:
+                steps.end()
+                play(console, f"http://{settings.host}:{port}", keep.absolute())
+                _audit_table(platform.settings.database_url)
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+        finally:
+            steps.end()
+    console.print("The demo has ended, and everything that it started.")
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to the newest schema; a repeat does nothing."""
+    with books(load_settings()) as url:
+        console.print(f"schema at version {migrations.upgrade(url)}")
+
+
+@app.command()
+def audit(as_json: AsJson = False) -> None:
+    """Check every invariant of the books; exit with 1 and the first offending rows when one is broken."""
+    with books(load_settings()) as url:
+        if not _audit_table(url, as_json=as_json):
+            raise SystemExit(1)
+
+
+def _audit_table(url: str, *, as_json: bool = False) -> bool:
+    checks = (*LEDGER_CHECKS, *PAYMENT_CHECKS, *JOB_CHECKS)
+    findings = in_books(url, run_checks, checks)
+    sums = in_books(url, trial_balance)
+    sound = all(finding.ok for finding in findings) and sum(row.amount_tokens for row in sums) == 0
+    if as_json:
+        report = {
+            "ok": sound,
+            "checks": [{"name": f.name, "ok": f.ok, "offending": f.offending} for f in findings],
+            "trialBalance": [{"kind": row.kind, "tokens": row.amount_tokens} for row in sums],
+        }
+        console.print_json(json.dumps(report, default=str))
+        return sound
+    table = Table("invariant", "holds", title="Audit")
+    for finding in findings:
+        table.add_row(finding.name, "[green]yes[/]" if finding.ok else "[red]NO[/]")
+    console.print(table)
+    for finding in findings:
+        for row in finding.offending:
+            console.print(f"[red]{escape(finding.name)}[/]: {escape(str(row))}", soft_wrap=True)
+    table = Table("accounts", "entries", "tokens", title="Trial balance")
+    for line in sums:
+        table.add_row(line.kind, str(line.entries), f"{line.amount_tokens:,}")
+    table.add_row("sum", "", f"{sum(line.amount_tokens for line in sums):,}")
+    console.print(table)
+    return sound
+
+
+@app.command()
+def grant(
+    email: Email,
+    credits: Annotated[int, typer.Argument(min=1, max=1_000_000, help="Whole credits to give.")],
+    reason: Annotated[str, typer.Option(help="Why; kept in the books.")] = "granted by the operator",
+    reference: Annotated[str, typer.Option(help="Makes a repeat harmless; new for each run when empty.")] = "",
+) -> None:
+    """Give credits to a user, opening the account if there is none. They are booked against promotion."""
+    name = reference or new_id("req")
+
+    async def give(conn: AsyncConnection) -> int:
+        owner = await account_of_email(conn, email)
+        await credit(
+            conn,
+            owner.account_id,
+            kind="grant",
+            house="promotion:operator",
+            amount_tokens=credits * TOKENS_A_CREDIT,
+            reference=name,
+            reason=reason,
+        )
+        return (await balance(conn, owner.account_id)).available_tokens
+
+    with books(load_settings()) as url:
+        free = in_books(url, give)
+    whole, rest = divmod(free, TOKENS_A_CREDIT)
+    console.print(f"{email} has {whole}.{rest:02} credits free to spend (reference {name})")
+
+
+@keys_app.command("list")
+def list_keys(email: Email) -> None:
+    """Show a user's keys; secrets are shown only once, when they are made."""
+
+    async def rows(conn: AsyncConnection) -> list[api_keys.ApiKey]:
+        return await api_keys.list_keys(conn, await _user_id(conn, email))
+
+    with books(load_settings()) as url:
+        found = in_books(url, rows)
+    table = Table("prefix", "label", "created", "state")
+    for key in found:
+        state = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else "live"
+        table.add_row(key.prefix, escape(key.label), f"{key.created_at:%Y-%m-%d %H:%M}", state)
+    console.print(table)
+
+
+@keys_app.command("create")
+def create_key(email: Email, label: Annotated[str, typer.Option(help="What it is for.")] = "made by operator") -> None:
+    """Make a key for a user, opening the account if there is none; prints the secret, once."""
+    settings = load_settings()
+
+    async def make(conn: AsyncConnection) -> api_keys.NewApiKey:
+        owner = await account_of_email(conn, email)
+        return await api_keys.mint(conn, owner.user_id, label, brand=settings.key_brand)
+
+    with books(settings) as url:
+        made = in_books(url, make)
+    console.print(made.secret, soft_wrap=True)
+
+
+@keys_app.command("revoke")
+def revoke_key(email: Email, prefix: Annotated[str, typer.Argument(help="How the key begins.")]) -> None:
+    """Revoke the user's one key that begins so, from the next request on."""
+
+    async def revoke(conn: AsyncConnection) -> api_keys.ApiKey:
+        return await api_keys.revoke(conn, await _user_id(conn, email), prefix)
+
+    with books(load_settings()) as url:
+        gone = in_books(url, revoke)
+    console.print(f"revoked {gone.prefix} ({escape(gone.label)})")
+
+
+async def _user_id(conn: AsyncConnection, email: str) -> str:
+    found = (await conn.execute(select(users.c.id).where(users.c.email == email.strip().lower()))).scalar_one_or_none()
+    if found is None:
+        raise NotFound(f"user as {email}")
+    return str(found)
+
+
+@models_app.command("list")
+def list_models() -> None:
+    """Show each model: its task, licence, where its weights are, and whether they are there."""
+    from deployments.models.weights import list_models as rows_of
+
+    settings = load_settings()
+    table = Table("task", "application", "model", "licence", "there", "weights", "note")
+    for row in rows_of(settings.profile, settings.weights_dir):
+        there = "[green]yes[/]" if row.present else "[yellow]no[/]"
+        table.add_row(row.task, row.application, row.model, row.licence, there, row.source, row.note)
+    console.print(table)
+
+
+@models_app.command("build")
+def build_models(profile: Annotated[str, typer.Argument(help="Only 'tiny' can be built.")] = "tiny") -> None:
+    """Build the tiny models: the real pipelines with small random weights, in seconds, without a network."""
+    from deployments.models.weights import build_tiny_all
+
+    if profile != "tiny":
+        fail(f"only tiny weights can be built; {profile} weights are pulled: farebox models pull")
+    settings: Settings = load_settings()
+    for place in build_tiny_all(settings.weights_dir, lambda name, state: console.print(f"{name}: {state}")):
+        console.print(str(place), soft_wrap=True)
+
+
+@models_app.command("pull")
+def pull_model(application: Annotated[str, typer.Argument(help="As in `farebox models list`.")]) -> None:
+    """Fetch a model's production weights from its hub, pinned to one revision."""
+    from deployments.models.weights import pull
+
+    settings = load_settings()
+    console.print(str(pull(application, "gpu", settings.weights_dir)), soft_wrap=True)
+
+
+@models_app.command("verify")
+def verify_model(application: Annotated[str, typer.Argument(help="As in `farebox models list`.")]) -> None:
+    """Compare a model's files with their checksums."""
+    from deployments.models.weights import verify
+
+    settings = load_settings()
+    if problems := verify(application, settings.profile, settings.weights_dir):
+        fail("\n".join(problems))
+    console.print(f"{application}: every file is as it was written")
+
+
+def in_books(url: str, work: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """Run one transaction on the books."""
+
+    async def run() -> T:
+        database = Database(url, pool_size=1)
+        try:
+            return await database.run(work, *args)
+        finally:
+            await database.close()
+
+    return asyncio.run(run())
+
+
+if __name__ == "__main__":
+    main()

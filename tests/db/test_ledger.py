@@ -1,0 +1,302 @@
+"""The laws of the books, on real Postgres."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from kit.ids import new_id
+from ledger import accounts, holds
+from ledger.audit import LEDGER_CHECKS, run_checks, trial_balance
+from ledger.balances import balance
+from ledger.errors import HoldResolved, InsufficientCredits, ReferenceConflict
+from ledger.transfers import Posting, credit, post
+
+
+def hold_of(account_id, amount, reference=None, expires_at=None):
+    return holds.HoldRequest(
+        new_id("hold"), account_id, "image", reference or new_id("job"), amount, 1, expires_at
+    )
+
+
+async def place_one(conn, request):
+    purses = await accounts.lock(conn, [request.account_id])
+    return (await holds.place(conn, [request], purses))[0]
+
+
+async def test_every_transfer_has_two_sides_that_sum_to_zero(conn, customers):
+    customer = await customers(conn, 500)
+    rows = (await conn.execute(text("SELECT account_id, amount, balance_after FROM entries ORDER BY amount"))).all()
+    mine = [row for row in rows if row.account_id == customer.account_id]
+    assert [(row.amount, row.balance_after) for row in mine] == [(500, 500)]
+    assert sum(row.amount for row in rows) == 0
+    assert [row.amount_tokens for row in await trial_balance(conn)] == [-500, 500]
+
+
+async def test_versions_run_without_a_gap_and_each_balance_follows_from_the_last(conn, customers):
+    customer = await customers(conn, 100)
+    for number in range(1, 4):
+        await credit(
+            conn,
+            customer.account_id,
+            kind="grant",
+            house="promotion:test",
+            amount_tokens=number,
+            reference=f"again-{number}",
+        )
+    rows = (
+        await conn.execute(
+            text("SELECT version, balance_after FROM entries WHERE account_id = :id ORDER BY version"),
+            {"id": customer.account_id},
+        )
+    ).all()
+    assert [tuple(row) for row in rows] == [(1, 100), (2, 101), (3, 103), (4, 106)]
+
+
+async def test_several_transfers_of_one_batch_follow_one_another(conn, customers):
+    customer = await customers(conn, 100)
+    await accounts.lock(conn, [customer.account_id])
+    now = datetime.now(UTC)
+    ids = await post(
+        conn,
+        [Posting("grant", customer.account_id, "promotion:test", n, "grant", f"b{n}", now) for n in (5, 7, 11)],
+    )
+    assert ids == sorted(ids)
+    rows = await conn.execute(
+        text("SELECT version, amount, balance_after FROM entries WHERE account_id = :id ORDER BY version"),
+        {"id": customer.account_id},
+    )
+    assert [tuple(row) for row in rows] == [(1, 100, 100), (2, 5, 105), (3, 7, 112), (4, 11, 123)]
+
+
+async def test_the_same_reference_moves_money_once(conn, customers):
+    customer = await customers(conn, 0)
+    grant = {"kind": "grant", "house": "promotion:test", "reference": "gift-1"}
+    first = await credit(conn, customer.account_id, amount_tokens=100, **grant)
+    assert await credit(conn, customer.account_id, amount_tokens=100, **grant) == first
+    with pytest.raises(ReferenceConflict):
+        await credit(conn, customer.account_id, amount_tokens=101, **grant)
+    assert (await balance(conn, customer.account_id)).total_tokens == 100
+
+
+async def test_a_hold_lowers_what_is_free_and_moves_nothing(conn, customers):
+    customer = await customers(conn, 300)
+    assert await place_one(conn, hold_of(customer.account_id, 120)) == 180
+    stands = await balance(conn, customer.account_id)
+    assert (stands.total_tokens, stands.held_tokens, stands.available_tokens) == (300, 120, 180)
+
+
+async def test_a_hold_never_exceeds_what_is_free(conn, customers):
+    customer = await customers(conn, 100)
+    assert await place_one(conn, hold_of(customer.account_id, 60)) == 40
+    assert await place_one(conn, hold_of(customer.account_id, 41)) == InsufficientCredits(41, 40)
+    assert await place_one(conn, hold_of(customer.account_id, 40)) == 0
+
+
+async def test_a_large_refused_hold_does_not_starve_the_small_ones_behind_it(conn, customers):
+    customer = await customers(conn, 100)
+    purses = await accounts.lock(conn, [customer.account_id])
+    requests = [hold_of(customer.account_id, amount) for amount in (30, 500, 30, 30, 30)]
+    outcomes = await holds.place(conn, requests, purses)
+    assert outcomes == [70, InsufficientCredits(500, 70), 40, 10, InsufficientCredits(30, 10)]
+    assert (await balance(conn, customer.account_id)).held_tokens == 90
+
+
+async def test_a_capture_takes_the_cost_and_frees_the_rest(conn, customers):
+    customer = await customers(conn, 100)
+    request = hold_of(customer.account_id, 80)
+    await place_one(conn, request)
+    await holds.capture(conn, request.id, 50, datetime.now(UTC))
+    stands = await balance(conn, customer.account_id)
+    assert (stands.total_tokens, stands.held_tokens) == (50, 0)
+    revenue = {row.kind: row.amount_tokens for row in await trial_balance(conn)}
+    assert revenue["revenue"] == 50
+
+
+@pytest.mark.parametrize("first", ["captured", "voided", "expired"])
+@pytest.mark.parametrize("second", ["captured", "voided", "expired"])
+async def test_a_hold_resolves_once(conn, customers, first, second):
+    customer = await customers(conn, 100)
+    request = hold_of(customer.account_id, 80)
+    await place_one(conn, request)
+
+    async def resolve(how):
+        if how == "captured":
+            return await holds.capture(conn, request.id, 80, datetime.now(UTC))
+        return await holds.release(conn, request.id, how)
+
+    await resolve(first)
+    with pytest.raises(HoldResolved) as refused:
+        await resolve(second)
+    assert refused.value.state == first
+    expected = 20 if first == "captured" else 100
+    assert (await balance(conn, customer.account_id)).available_tokens == expected
+
+
+@pytest.mark.parametrize("amount", [0, -1, 81])
+async def test_a_capture_never_exceeds_its_hold(conn, customers, amount):
+    customer = await customers(conn, 100)
+    request = hold_of(customer.account_id, 80)
+    await place_one(conn, request)
+    with pytest.raises(ValueError, match="does not fit"):
+        await holds.capture(conn, request.id, amount, datetime.now(UTC))
+
+
+async def test_only_due_holds_expire(conn, customers):
+    customer = await customers(conn, 100)
+    now = datetime.now(UTC)
+    await place_one(conn, hold_of(customer.account_id, 10, expires_at=now - timedelta(seconds=1)))
+    await place_one(conn, hold_of(customer.account_id, 20, expires_at=now + timedelta(hours=1)))
+    await place_one(conn, hold_of(customer.account_id, 30))
+    assert await holds.expire_due(conn, limit=10) == 1
+    assert (await balance(conn, customer.account_id)).held_tokens == 50
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE entries SET amount = amount + 1",
+        "DELETE FROM entries",
+        "TRUNCATE entries CASCADE",
+        "UPDATE transfers SET amount = amount + 1",
+        "DELETE FROM transfers",
+        "DELETE FROM holds",
+        "DELETE FROM accounts",
+    ],
+)
+async def test_what_was_written_of_a_movement_stays(conn, customers, statement):
+    await customers(conn, 100)
+    with pytest.raises(DBAPIError, match="append-only"):
+        await conn.execute(text(statement))
+
+
+@pytest.mark.parametrize(
+    ("statement", "guard"),
+    [
+        ("UPDATE accounts SET balance = -1 WHERE kind = 'user'", "never_overdrawn"),
+        ("UPDATE accounts SET held = balance + 1 WHERE kind = 'user'", "never_overdrawn"),
+        ("UPDATE accounts SET held = -1 WHERE kind = 'user'", "never_overdrawn"),
+        ("UPDATE accounts SET balance = 1 WHERE kind = 'promotion'", "house_is_never_hot"),
+    ],
+)
+async def test_the_database_itself_refuses_an_overdraft(conn, customers, statement, guard):
+    await customers(conn, 100)
+    with pytest.raises(DBAPIError, match=guard):
+        await conn.execute(text(statement))
+
+
+async def test_the_database_itself_refuses_a_second_resolution(conn, customers):
+    customer = await customers(conn, 100)
+    request = hold_of(customer.account_id, 80)
+    await place_one(conn, request)
+    await holds.release(conn, request.id, "voided")
+    with pytest.raises(DBAPIError, match="outcome already"):
+        await conn.execute(text("UPDATE holds SET state = 'pending', resolved_at = NULL"))
+
+
+async def test_concurrent_holds_never_exceed_the_balance(db, customers, assert_sound):
+    async with db.transaction() as conn:
+        customer = await customers(conn, 100)
+
+    async def attempt():
+        return await db.run(place_one, hold_of(customer.account_id, 10))
+
+    outcomes = await asyncio.gather(*(attempt() for _ in range(30)))
+    assert sorted(o for o in outcomes if isinstance(o, int)) == list(range(0, 100, 10))
+    assert sum(isinstance(o, InsufficientCredits) for o in outcomes) == 20
+    await assert_sound(db)
+
+
+async def test_concurrent_credits_of_one_reference_move_money_once(db, customers, assert_sound):
+    async with db.transaction() as conn:
+        customer = await customers(conn, 0)
+
+    async def attempt():
+        return await db.run(
+            credit,
+            customer.account_id,
+            kind="grant",
+            house="promotion:race",
+            amount_tokens=100,
+            reference="once",
+        )
+
+    assert len(set(await asyncio.gather(*(attempt() for _ in range(10))))) == 1
+    async with db.transaction() as conn:
+        assert (await balance(conn, customer.account_id)).total_tokens == 100
+    await assert_sound(db)
+
+
+async def test_capture_and_void_of_one_hold_in_a_race_leave_one_outcome(db, customers, assert_sound):
+    async with db.transaction() as conn:
+        customer = await customers(conn, 1000)
+        requests = [hold_of(customer.account_id, 10) for _ in range(20)]
+        await holds.place(conn, requests, await accounts.lock(conn, [customer.account_id]))
+
+    async def attempt(work, *args):
+        try:
+            await db.run(work, *args)
+        except HoldResolved:
+            return False
+        return True
+
+    for request in requests:
+        won = await asyncio.gather(
+            attempt(holds.capture, request.id, 10, datetime.now(UTC)),
+            attempt(holds.release, request.id, "voided"),
+        )
+        assert sorted(won) == [False, True]
+    await assert_sound(db)
+
+
+BREAKAGES = {
+    "the two sides of every transfer sum to zero": "UPDATE entries SET amount = amount + 1 WHERE balance_after IS NULL",
+    "the user's side of every transfer carries its amount": "UPDATE transfers SET amount = amount + 1",
+    "all entries sum to zero": "UPDATE entries SET amount = amount + 1 WHERE balance_after IS NULL",
+    "a user's entries run without a gap from 1 and each balance follows from the last": (
+        "UPDATE entries SET balance_after = balance_after + 1 WHERE balance_after IS NOT NULL"
+    ),
+    "a user's balance and version are those of the last entry": (
+        "UPDATE accounts SET balance = balance + 1 WHERE kind = 'user'"
+    ),
+    "what is held is the sum of the pending holds": "UPDATE accounts SET held = held + 1 WHERE kind = 'user'",
+    "a captured hold has one transfer of the captured amount, any other hold has none": (
+        "UPDATE holds SET state = 'captured', captured = amount, resolved_at = now()"
+    ),
+}
+
+
+@pytest.mark.parametrize("check", LEDGER_CHECKS, ids=lambda check: check.name)
+async def test_the_audit_finds_each_broken_invariant(shared_superuser, check, customers):
+    async with shared_superuser.connect() as conn:
+        customer = await customers(conn, 100)
+        await place_one(conn, hold_of(customer.account_id, 10))
+        await conn.execute(text("SET LOCAL session_replication_role = replica"))  # no triggers: a forger's hand
+        await conn.execute(text(BREAKAGES[check.name]))
+        findings = {finding.name: finding for finding in await _checks_here(conn)}
+        await conn.rollback()
+    assert not findings[check.name].ok
+
+
+async def _checks_here(conn):
+    """Run the checks in a transaction that has written: `run_checks` itself insists on a fresh snapshot."""
+    found = []
+    for check in LEDGER_CHECKS:
+        rows = (await conn.execute(text(check.sql))).mappings().all()
+        found.append(type("Found", (), {"name": check.name, "ok": not rows}))
+    return found
+
+
+async def test_sound_books_pass_the_audit(db, customers, assert_sound):
+    async with db.transaction() as conn:
+        customer = await customers(conn, 100)
+        request = hold_of(customer.account_id, 10)
+        await place_one(conn, request)
+        await holds.capture(conn, request.id, 4, datetime.now(UTC))
+    await assert_sound(db)
+    findings = await db.run(run_checks, LEDGER_CHECKS)
+    assert len(findings) == len(LEDGER_CHECKS)

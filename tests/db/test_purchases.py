@@ -1,0 +1,164 @@
+"""From a paid session to credits and a first key: each happens once."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+import pytest
+from sqlalchemy import text
+
+from kit.errors import AppError, NotFound
+from kit.ids import new_id
+from ledger.balances import balance
+from ledger.keys import caller_of, hash_key
+from ledger.users import account_of_email
+from payments import purchases, webhooks
+from payments.errors import AccountExists, AlreadyClaimed, PaymentMismatch, PaymentPending
+from payments.packages import Package
+from payments.purchases import OpenPurchase, PaidSession
+from payments.webhooks import ProviderEvent
+
+BUILDER = Package("builder_600", "Builder", 60_000, 5_000, "usd")
+
+
+async def opened(conn, email="dev@company.com", topup_user_id=None, session_id=None):
+    command = OpenPurchase(new_id("pur"), "stripe", email, BUILDER, None)
+    purchase = await purchases.open_purchase(conn, command, topup_user_id)
+    session_id = session_id or f"cs_test_{purchase.id}"
+    await purchases.attach_session(conn, purchase.id, session_id)
+    return PaidSession("stripe", session_id, purchase.id, 5_000, "usd", livemode=False, expect_livemode=False)
+
+
+async def tokens_of(conn, email):
+    owner = await account_of_email(conn, email)
+    return (await balance(conn, owner.account_id)).available_tokens
+
+
+async def test_a_paid_session_grants_its_credits_once(conn):
+    paid = await opened(conn)
+    for _ in range(3):
+        assert (await purchases.fulfil(conn, paid)).paid
+    assert await tokens_of(conn, "dev@company.com") == 60_000
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [({"amount_minor": 4_999}, "amount"), ({"currency": "eur"}, "currency"), ({"livemode": True}, "mode")],
+)
+async def test_a_session_that_differs_from_what_was_sold_grants_nothing(conn, change, what):
+    paid = dataclasses.replace(await opened(conn), **change)
+    with pytest.raises(PaymentMismatch) as refused:
+        await purchases.fulfil(conn, paid)
+    assert refused.value.what == what
+    assert await tokens_of(conn, "dev@company.com") == 0
+
+
+async def test_a_session_cannot_pay_for_another_purchase(conn):
+    paid = await opened(conn)
+    with pytest.raises(NotFound):
+        await purchases.fulfil(conn, dataclasses.replace(paid, session_id="cs_test_other"))
+
+
+async def test_a_purchase_whose_session_was_never_written_down_is_fulfilled_by_its_own_id(conn):
+    command = OpenPurchase(new_id("pur"), "stripe", "late@company.com", BUILDER, None)
+    purchase = await purchases.open_purchase(conn, command, None)
+    paid = PaidSession("stripe", "cs_test_late", purchase.id, 5_000, "usd", livemode=False, expect_livemode=False)
+    assert (await purchases.fulfil(conn, paid)).session_id == "cs_test_late"
+    assert (await purchases.by_session(conn, "stripe", "cs_test_late")).paid
+
+
+async def test_a_claim_mints_the_first_key_once(conn):
+    paid = await opened(conn)
+    with pytest.raises(PaymentPending):
+        await purchases.claim(conn, "stripe", paid.session_id, "Primary", brand="amai")
+    await purchases.fulfil(conn, paid)
+    claim = await purchases.claim(conn, "stripe", paid.session_id, "Primary", brand="amai")
+    assert claim.secret.startswith("amai_live_")
+    assert (claim.email, claim.credits_tokens, claim.balance_tokens) == ("dev@company.com", 60_000, 60_000)
+    assert (await caller_of(conn, hash_key(claim.secret))).email == "dev@company.com"
+    with pytest.raises(AlreadyClaimed):
+        await purchases.claim(conn, "stripe", paid.session_id, "Again", brand="amai")
+
+
+async def test_a_claim_of_an_unknown_session_is_not_found(conn):
+    with pytest.raises(NotFound):
+        await purchases.claim(conn, "stripe", "cs_test_nobody", "Primary", brand="amai")
+
+
+async def test_a_claim_never_opens_an_account_that_existed_before_its_payment(conn, customers):
+    customer = await customers(conn, 0, email="owner@company.com")
+    paid = await opened(conn, email="Owner@Company.com")
+    await purchases.fulfil(conn, paid)
+    with pytest.raises(AccountExists):
+        await purchases.claim(conn, "stripe", paid.session_id, "Thief", brand="amai")
+    assert (await balance(conn, customer.account_id)).available_tokens == 60_000
+
+
+async def test_a_second_payment_of_one_email_cannot_claim(conn):
+    first, second = await opened(conn), await opened(conn)
+    await purchases.fulfil(conn, first)
+    await purchases.fulfil(conn, second)
+    assert (await purchases.claim(conn, "stripe", first.session_id, "Primary", brand="amai")).secret
+    with pytest.raises(AccountExists):
+        await purchases.claim(conn, "stripe", second.session_id, "Second", brand="amai")
+    assert await tokens_of(conn, "dev@company.com") == 120_000
+
+
+async def test_a_top_up_goes_to_the_account_of_the_key_whatever_the_email(conn, customers):
+    customer = await customers(conn, 0)
+    paid = await opened(conn, email="somebody@else.com", topup_user_id=customer.user_id)
+    await purchases.fulfil(conn, paid)
+    assert (await balance(conn, customer.account_id)).available_tokens == 60_000
+    with pytest.raises(AccountExists):
+        await purchases.claim(conn, "stripe", paid.session_id, "Primary", brand="amai")
+
+
+async def test_concurrent_fulfilments_grant_once(db, assert_sound):
+    async with db.transaction() as conn:
+        paid = await opened(conn)
+    await asyncio.gather(*(db.run(purchases.fulfil, paid) for _ in range(10)))
+    async with db.transaction() as conn:
+        assert await tokens_of(conn, "dev@company.com") == 60_000
+    await assert_sound(db)
+
+
+async def test_concurrent_first_payments_of_one_email_open_one_account(db, assert_sound):
+    async with db.transaction() as conn:
+        paid = [await opened(conn) for _ in range(8)]
+    done = await asyncio.gather(*(db.run(purchases.fulfil, each) for each in paid))
+    assert sum(each.opened_account for each in done) == 1
+    async with db.transaction() as conn:
+        assert await tokens_of(conn, "dev@company.com") == 8 * 60_000
+    await assert_sound(db)
+
+
+async def test_fifty_concurrent_claims_make_one_key(db):
+    async with db.transaction() as conn:
+        paid = await opened(conn)
+        await purchases.fulfil(conn, paid)
+
+    async def attempt():
+        try:
+            return await db.run(purchases.claim, "stripe", paid.session_id, "Primary", brand="amai")
+        except AppError as refusal:
+            return refusal
+
+    outcomes = await asyncio.gather(*(attempt() for _ in range(50)))
+    assert sum(isinstance(o, purchases.Claim) for o in outcomes) == 1
+    assert sum(isinstance(o, AlreadyClaimed) for o in outcomes) == 49
+    async with db.transaction() as conn:
+        assert (await conn.execute(text("SELECT count(*) FROM api_keys"))).scalar_one() == 1
+
+
+async def test_an_event_is_stored_once_and_is_due_until_it_was_applied(conn):
+    event = ProviderEvent("stripe", "evt_1", "checkout.session.completed", "cs_test_1", b'{"id": "evt_1"}')
+    assert await webhooks.store(conn, event)
+    assert await webhooks.store(conn, event), "not applied yet: the sender's retry is work, not a duplicate"
+    assert [e.body for e in await webhooks.due(conn, 10)] == [event.body]
+    await webhooks.finish(conn, "stripe", "evt_1", "the provider was away")
+    assert await webhooks.due(conn, 10) == [], "its next try is later"
+    await webhooks.finish(conn, "stripe", "evt_1", None)
+    assert not await webhooks.store(conn, event)
+    rows = (await conn.execute(text("SELECT attempts, problem FROM provider_events"))).all()
+    assert [tuple(row) for row in rows] == [(2, None)]

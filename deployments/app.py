@@ -1,6 +1,7 @@
-"""The applications: the only place where deployments are bound. `serve_config.yaml` holds their numbers."""
+"""The applications: the only place where deployments are bound. `serve_config.yaml` holds their numbers.
 
-from __future__ import annotations
+Annotations here are real objects (no postponed evaluation): Serve reads a builder's argument type from them.
+"""
 
 from typing import Any
 

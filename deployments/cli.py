@@ -19,6 +19,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.launcher import Launcher, LaunchError, books
+from deployments.serve_api import dashboard_hint
 from gateway.audit import JOB_CHECKS
 from kit import migrate as migrations
 from kit.db import Database
@@ -142,11 +143,12 @@ def say_ready(platform: Launcher) -> None:
         say(f"Payments    sandbox at {platform.sandbox_url}: real flow, no real money")
     else:
         say("Payments    Stripe")
+    dashboard = dashboard_hint(platform.head.api.url, platform.head.paths.token)
     marked = " (tiny random weights: real pipelines, meaningless pictures)" if settings.profile != "gpu" else ""
     say(f"Models      profile {settings.profile}{marked}")
     for name in platform.failed_models:
         say(f"[yellow]            {name} does not run; its jobs wait[/]")
-    say(f"Dashboard   {platform.head.dashboard_url} - it asks for a token: cat {platform.head.paths.token}")
+    say(f"Dashboard   {dashboard}")
     say(f"Docs        {url}/docs")
     say(f"Try         curl -s {url}/api/v1/packages")
     say("[dim]Ctrl-C ends everything that was started here.[/]")

@@ -24,8 +24,9 @@ import yaml
 from sqlalchemy.engine import make_url
 
 from deployments.models.registry import ENTRIES, read_manifest, tiny_directory
+from deployments.ray_environment import HeadResources
 from deployments.ray_head import RayHead
-from deployments.ray_ports import HeadPorts, is_free
+from deployments.ray_ports import is_free
 from deployments.serve_api import ApplicationStatus
 from kit import migrate
 from kit.postgres import EmbeddedPostgres, PostgresStartError
@@ -168,26 +169,28 @@ class Launcher:
         directory = self.settings.weights_dir
         if self.settings.profile == "gpu" or all(read_manifest(tiny_directory(e, directory)) for e in ENTRIES):
             return None
-        return subprocess.Popen(  # noqa: S603  # our own command
+        building = subprocess.Popen(  # noqa: S603  # our own command
             [sys.executable, "-m", "deployments.cli", "models", "build", "tiny"],
             env=environment_for(self.settings),
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
         )
+        self._parts.callback(building.kill)  # harmless once it has ended
+        return building
 
     def _start_ray(self, settings: Settings) -> None:
         self._progress.step("Ray")
         self._head = RayHead(
             settings.data_dir,
-            HeadPorts.pick(settings.port),
+            settings.port,
             environment_for(settings),
-            num_cpus=max(MIN_CPUS, os.cpu_count() or 1),
+            HeadResources(num_cpus=max(MIN_CPUS, os.cpu_count() or 1)),
             python_path=[ROOT],
         )
         self._parts.callback(self._head.stop)
         self._head.start()
-        self._progress.done(f"Ray, dashboard at {self._head.dashboard_url}")
+        self._progress.done(f"Ray, dashboard at {self._head.api.url}")
 
     def _deploy(self, settings: Settings) -> None:
         config: dict[str, Any] = yaml.safe_load(SERVE_CONFIG.read_text())

@@ -11,20 +11,30 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-Credits = Annotated[float, Field(description="Credits, with two places; 1 credit is 100 tokens.", examples=[1.00])]
-Tokens = Annotated[int, Field(description="The smallest unit of money, the only one in the books.", examples=[100])]
+Credits = Annotated[
+    float, Field(description="Credits, with two places; 1 credit is 100 tokens.", examples=[1.00])
+]
+Tokens = Annotated[
+    int, Field(description="The smallest unit of money, the only one in the books.", examples=[100])
+]
 State = Literal["ready", "starting", "unavailable"]
 
 
 class Answer(BaseModel):
+    """A JSON object of ours: camelCase, no field that is not listed."""
+
     model_config = ConfigDict(extra="forbid", alias_generator=to_camel, serialize_by_alias=True)
 
 
 class Ok(Answer):
+    """Every answer that is not a refusal."""
+
     ok: Literal[True]
 
 
 class Fault(Answer):
+    """A wrong field, and what is wrong with it."""
+
     field: str
     message: str
 
@@ -38,26 +48,34 @@ class Problem(BaseModel):
     error: Annotated[str, Field(examples=["invalid_request"])]
     message: Annotated[str, Field(examples=["email: is required"])]
     details: Annotated[
-        list[Fault] | dict[str, Any] | None, Field(description="The wrong fields, or facts about the refusal.")
+        list[Fault] | dict[str, Any] | None,
+        Field(description="The wrong fields, or facts about the refusal."),
     ] = None
 
 
 class PartState(Answer):
+    """Whether a part can work now."""
+
     state: State
     reason: str | None
 
 
 class PaymentsState(Answer):
+    """Whether purchases can be made, and with what money."""
+
     state: State
     mode: Annotated[
-        Literal["live", "test", "sandbox", "off"], Field(description="`sandbox`: play money, no card is charged.")
+        Literal["live", "test", "sandbox", "off"],
+        Field(description="`sandbox`: play money, no card is charged."),
     ]
 
 
 class HealthReport(Ok):
     """The state of this server's parts."""
 
-    status: Annotated[Literal["ready", "degraded"], Field(description="`degraded`: money moves, a part does not.")]
+    status: Annotated[
+        Literal["ready", "degraded"], Field(description="`degraded`: money moves, a part does not.")
+    ]
     version: str
     instance: Annotated[str, Field(description="Changes with each start of the server.")]
     profile: Annotated[
@@ -70,21 +88,29 @@ class HealthReport(Ok):
 
 
 class PackageOnSale(Answer):
+    """A credit package."""
+
     code: Annotated[str, Field(examples=["builder_600"])]
     name: str
     credits: Credits
     tokens: Tokens
-    price_minor: Annotated[int, Field(description="In the currency's minor unit, such as cents.", examples=[5000])]
+    price_minor: Annotated[
+        int, Field(description="In the currency's minor unit, such as cents.", examples=[5000])
+    ]
     currency: Annotated[str, Field(examples=["usd"])]
 
 
 class Packages(Ok):
+    """What is on sale."""
+
     packages: list[PackageOnSale]
     price_version: int
     since: date
 
 
 class CheckoutStarted(Ok):
+    """A payment page is open."""
+
     checkout_url: Annotated[str, Field(description="Where the payer goes.")]
     session_id: Annotated[str, Field(description="Claims the key once paid.", examples=["cs_test_..."])]
     package_code: str
@@ -96,6 +122,8 @@ class CheckoutStarted(Ok):
 
 
 class KeyShown(Answer):
+    """A key as it may be shown at any time."""
+
     id: str
     key_prefix: Annotated[
         str, Field(description="First characters after the brand part; names the key in `POST /keys/revoke`.")
@@ -107,10 +135,14 @@ class KeyShown(Answer):
 
 
 class Keys(Ok):
+    """The account's keys, newest first."""
+
     keys: list[KeyShown]
 
 
 class KeyRevoked(Ok):
+    """The key does not work any more."""
+
     key_prefix: str
     revoked: Literal[True]
     key: KeyShown
@@ -138,6 +170,8 @@ class KeyClaimed(KeyCreated):
 
 
 class Amount(Answer):
+    """An amount of money."""
+
     credits: Credits
     tokens: Tokens
 
@@ -162,6 +196,8 @@ class Cost(Answer):
 
 
 class JobUrls(Answer):
+    """Where to go on."""
+
     get: str
     cancel: str
 
@@ -186,7 +222,9 @@ class OutputFile(BaseModel):
     model_config = ConfigDict(extra="allow", alias_generator=to_camel)
 
     id: str
-    url: Annotated[str, Field(description="Downloads without a key until `expiresAt`; read the job again for a new one.")]
+    url: Annotated[
+        str, Field(description="Downloads without a key until `expiresAt`; read the job again for a new one.")
+    ]
     content_type: str
     size_bytes: int
     sha256: str
@@ -196,11 +234,15 @@ class OutputFile(BaseModel):
 
 
 class JobFault(Answer):
+    """Why a job failed."""
+
     code: str
     message: str
 
 
 class JobFields(Answer):
+    """A job in a list."""
+
     job_id: str
     id: str
     task: str
@@ -213,7 +255,8 @@ class JobFields(Answer):
     output: list[OutputFile]
     error: JobFault | None
     metrics: Annotated[
-        dict[str, Any], Field(description="`queueMs`, `runMs`, `gpuSeconds` and further measurements, as they are known.")
+        dict[str, Any],
+        Field(description="`queueMs`, `runMs`, `gpuSeconds` and further measurements, as they are known."),
     ]
     attempts: int
     created_at: datetime
@@ -227,11 +270,17 @@ class JobShown(JobFields, Ok):
 
 
 class Jobs(Ok):
+    """A page of jobs, newest first."""
+
     data: list[JobFields]
-    next_cursor: Annotated[str | None, Field(description="Send it as `cursor` for the next page; null on the last.")]
+    next_cursor: Annotated[
+        str | None, Field(description="Send it as `cursor` for the next page; null on the last.")
+    ]
 
 
 class FileFields(Answer):
+    """A file in a list."""
+
     id: str
     name: str
     content_type: str
@@ -248,21 +297,29 @@ class FileShown(FileFields, Ok):
 
 
 class Files(Ok):
+    """A page of files, newest first."""
+
     data: list[FileFields]
     next_cursor: str | None
 
 
 class FileDeleted(Ok):
+    """The file is gone."""
+
     id: str
     deleted: Literal[True]
 
 
 class WebhookReceived(Ok):
+    """The event is kept."""
+
     received: Literal[True]
     duplicate: Annotated[bool, Field(description="Whether this event was applied before.")]
 
 
 class TrialBalanceLine(Answer):
+    """The entries of one kind of account."""
+
     kind: str
     accounts: int
     entries: int

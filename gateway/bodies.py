@@ -1,7 +1,7 @@
 """Request bodies: JSON read strictly, so that what a caller sent is what we understood or a 400 says why not.
 
-Refused: other content types, encodings other than UTF-8, NaN and Infinity, a name twice in one object (parsers keep
-one of the two silently), NUL and other control characters, lone surrogates. Fractions arrive as `Decimal`.
+Refused: other content types, other encodings than UTF-8, NaN and Infinity, a name twice in one object
+(parsers keep one of the two in silence), NUL and other controls, lone surrogates. Fractions are `Decimal`s.
 Size is the edge's business (`middleware`): it counts the bytes while they are read.
 """
 
@@ -32,7 +32,7 @@ JSON_TYPE: Final = "application/json (curl: -H 'Content-Type: application/json')
 _SUSPECT: Final = re.compile(r"\\[bfu]|[\x7f-\x9f]")
 """Only these notations can bring in a forbidden character: the parser itself refuses the raw ones."""
 _FORBIDDEN: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Controls other than tab and line ends, and halves of a character: no text has them, and Postgres takes no NUL."""
+"""Controls other than tab and line ends, and half characters: no text has them, Postgres takes no NUL."""
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
@@ -60,7 +60,10 @@ def parse_json(raw: bytes) -> dict[str, Any]:
 
 
 async def read_body(request: Request) -> bytes:
-    """Return the whole body. Raises: InvalidRequest when it does not arrive in time; PayloadTooLarge from the edge."""
+    """Return the whole body.
+
+    Raises: InvalidRequest when it does not arrive in time; PayloadTooLarge from the edge.
+    """
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             return await request.body()

@@ -78,7 +78,7 @@ class Catalog:
             raise UnknownTask(name[:100], list(self.tasks))
         return self.tasks[name]
 
-    def quote(self, task: str, job_input: Mapping[str, Any]) -> Quote:  # noqa: ARG002  # other units measure it
+    def quote(self, task: str, job_input: Mapping[str, Any]) -> Quote:  # noqa: ARG002
         """Return the most that this job can cost. Raises: UnknownTask."""
         offer = self.task(task)
         units_milli = UNITS_MILLI[offer.unit]
@@ -130,7 +130,7 @@ def load_catalog(path: Path = CATALOG_FILE) -> Catalog:
 class _UniqueKeyLoader(yaml.SafeLoader):
     """A safe loader that refuses a key written twice: YAML would keep the last one silently."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [self.construct_object(key, deep=True) for key, _ in node.value]
         for place, name in enumerate(names):
             if name in names[:place]:

@@ -1,33 +1,32 @@
-"""What routes take from a request before their own work: the parts of the house, the caller's key, the retry key.
+"""What routes take from a request first: the parts of the house, the caller's key, the retry key.
 
-A key is not resolved here: its hash rides in the ledger call and is checked in the same transaction, so that a
-revocation holds from the next request on.
+A key is not resolved here: its hash rides in the ledger call and is checked in the same transaction, so that
+a revocation holds from the next request on.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import Depends, Header, Request
 
 from gateway.catalog import Catalog
-from gateway.ports import Credential, Ledger, Models
+from gateway.kept import Kept
+from gateway.ports import Credential, Ledger
 from kit.errors import AuthRequired, InvalidRequest, NotFound
 from kit.settings import Settings
-from kit.storage import ObjectStore
+from kit.storage import ObjectStore, UrlSigner
+from ledger.audit import TrialBalanceRow
 from ledger.keys import hash_key
 from payments.checkout import Checkout
 
-if TYPE_CHECKING:
-    from gateway.health import Health
-
-KEY_SECRET: Final = r"[0-9A-Za-z]{16,128}"
-"""What follows the brand part of a key: ours have 43 characters, and nothing else is worth asking the books about."""
+KEY_BODY: Final = r"[0-9A-Za-z]{16,128}"
+"""What follows the brand part of a key: ours have 43 characters; the books need not hear of anything else."""
 RETRY_KEY: Final = re.compile(r"[\x20-\x7e]{1,255}")
 """Printable ASCII as the idempotency-key draft has it; 255 is what the books keep."""
-SECURED: Final = {"security": [{"bearer": []}, {"apiKey": []}]}
+SECURED: Final[dict[str, Any]] = {"security": [{"bearer": []}, {"apiKey": []}]}
 """For `openapi_extra`: this route wants a key, in either header."""
 
 
@@ -37,22 +36,20 @@ class Parts:
 
     settings: Settings
     ledger: Ledger
-    models: Models
     checkout: Checkout | None
     objects: ObjectStore
     catalog: Catalog
-    health: Health
+    signer: UrlSigner
     key_pattern: re.Pattern[str]
-
-    @property
-    def in_sandbox(self) -> bool:
-        """Whether payments are play money, which every page then says."""
-        return bool(self.settings.sandbox or self.settings.stripe_api_base)
+    health: Kept[tuple[int, bytes]]
+    trial_balance: Kept[list[TrialBalanceRow]]
+    in_sandbox: bool
+    """Whether payments are play money, which every page then says."""
 
 
 def key_pattern(brand: str) -> re.Pattern[str]:
     """Return what a key of this server looks like."""
-    return re.compile(rf"{brand}_live_{KEY_SECRET}")
+    return re.compile(rf"{brand}_live_{KEY_BODY}")
 
 
 def parts_of(request: Request) -> Parts:
@@ -89,6 +86,12 @@ async def parts(request: Request) -> Parts:
 async def caller_key(request: Request) -> Credential:
     """Give a route its caller's credential. Raises: AuthRequired, InvalidRequest."""
     return credential_of(request)
+
+
+async def optional_key(request: Request) -> Credential | None:
+    """Give a public route its caller's credential, or None. Raises: as `caller_key`."""
+    presented = "authorization" in request.headers or "x-api-key" in request.headers
+    return credential_of(request) if presented else None
 
 
 async def retry_key(
@@ -128,7 +131,7 @@ def agreed_key(sent: list[str]) -> str | None:
 
 
 def own_id(prefix: str, value: str) -> str:
-    """Return an id that could be one of ours; any other is unknown without asking the ledger. Raises: NotFound."""
+    """Return an id that could be ours; any other is unknown without asking the ledger. Raises: NotFound."""
     if not re.fullmatch(rf"{prefix}_[0-9a-z]{{26}}", value):
         raise NotFound(prefix)
     return value
@@ -136,11 +139,11 @@ def own_id(prefix: str, value: str) -> str:
 
 def _unquoted(value: str) -> str:
     """Read a header value in both its forms, bare and as a quoted string (RFC 9651)."""
-    if len(value) >= 2 and value[0] == value[-1] == '"':
-        return re.sub(r'\\(["\\])', r"\1", value[1:-1])
-    return value
+    quoted = re.fullmatch(r'"(.*)"', value)
+    return re.sub(r'\\(["\\])', r"\1", quoted[1]) if quoted else value
 
 
 PartsOf = Annotated[Parts, Depends(parts)]
 CallerKey = Annotated[Credential, Depends(caller_key)]
+OptionalKey = Annotated[Credential | None, Depends(optional_key)]
 RetryKey = Annotated[str | None, Depends(retry_key)]

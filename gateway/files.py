@@ -74,7 +74,9 @@ async def outputs_of(conn: AsyncConnection, job_ids: Sequence[str]) -> dict[str,
     found: dict[str, list[StoredFile]] = {}
     if job_ids:
         rows = await conn.execute(
-            select(files).where(files.c.job_id.in_(job_ids), files.c.deleted_at.is_(None)).order_by(files.c.id)
+            select(files)
+            .where(files.c.job_id.in_(job_ids), files.c.deleted_at.is_(None))
+            .order_by(files.c.id)
         )
         for row in rows:
             found.setdefault(row.job_id, []).append(_file(row))

@@ -1,11 +1,10 @@
-"""Whether money can move and models can work, asked at most about once a second however many callers want to know."""
+"""Whether money can move and models can work, as `GET /health` tells it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import structlog
 
@@ -17,14 +16,14 @@ from kit.telemetry import errors_total
 
 log = structlog.get_logger(__name__)
 
-KEEP_S: Final = 1.0
-"""A load balancer asks every second or two; a flood of callers must not reach the books."""
 PROBE_TIMEOUT_S: Final = 3.0
 """A part that says nothing for three seconds is away, as far as a health check is concerned."""
 
+PaymentsMode = Literal["live", "test", "sandbox", "off"]
+
 
 class Health:
-    """The state of this server's parts. Callers that come at the same time share one probe."""
+    """Looks at the parts of this server. The answer is 503 only if money cannot move."""
 
     def __init__(  # noqa: PLR0913  # the parts that it looks at, and what it says of the rest
         self,
@@ -34,48 +33,34 @@ class Health:
         *,
         applications: Iterable[str],
         version: str,
-        payments: str,
+        payments: PaymentsMode,
     ) -> None:
-        """Watch the ledger and these model applications. `payments`: off, sandbox, test or live."""
-        self._applications = sorted(set(applications))
         self._settings = settings
         self._ledger = ledger
         self._models = models
+        self._applications = sorted(set(applications))
         self._version = version
         self._payments = payments
-        self._turn = asyncio.Lock()
-        self._answer = b""
-        self._status = 503
-        self._until = 0.0
 
-    async def answer(self) -> tuple[int, bytes]:
-        """Return the status and body of `GET /health`: 503 only if money cannot move."""
-        if monotonic() >= self._until:
-            async with self._turn:
-                if monotonic() >= self._until:
-                    await self._probe()
-                    self._until = monotonic() + KEEP_S
-        return self._status, self._answer
-
-    async def _probe(self) -> None:
+    async def probe(self) -> tuple[int, bytes]:
+        """Ask the parts and return the status and the body of the answer. Never raises."""
         ledger_problem, models = await asyncio.gather(self._ledger_problem(), self._model_states())
-        degraded = self._payments == "off" or any(state["state"] != "ready" for state in models.values())
         report: dict[str, Any] = {
             "version": self._version,
             "instance": self._settings.instance,
             "profile": self._settings.profile,
             "sandbox": self._payments == "sandbox",
             "ledger": {"state": "unavailable" if ledger_problem else "ready", "reason": ledger_problem},
-            "payments": {"state": "unavailable" if self._payments == "off" else "ready", "mode": self._payments},
+            "payments": {
+                "state": "unavailable" if self._payments == "off" else "ready",
+                "mode": self._payments,
+            },
             "models": models,
         }
         if ledger_problem:
-            self._status = 503
-            head: dict[str, Any] = {"ok": False, "error": "unavailable", "message": ledger_problem}
-        else:
-            self._status = 200
-            head = {"ok": True, "status": "degraded" if degraded else "ready"}
-        self._answer = dump(head | report)
+            return 503, dump({"ok": False, "error": "unavailable", "message": ledger_problem} | report)
+        whole = self._payments != "off" and all(state["state"] == "ready" for state in models.values())
+        return 200, dump({"ok": True, "status": "ready" if whole else "degraded"} | report)
 
     async def _ledger_problem(self) -> str | None:
         try:

@@ -65,4 +65,6 @@ async def remember(
 
 async def forget_old(conn: AsyncConnection) -> int:
     """Delete answers that no client asks for any more."""
-    return (await conn.execute(delete(idempotency).where(idempotency.c.created_at < func.now() - KEPT))).rowcount
+    return (
+        await conn.execute(delete(idempotency).where(idempotency.c.created_at < func.now() - KEPT))
+    ).rowcount

@@ -40,8 +40,11 @@ async def submit_many(
     answered = await idempotency.find(
         conn,
         ROUTE,
-        [(k.account_id, c.idempotency_key) for c, k in zip(commands, known, strict=True)
-         if isinstance(k, Caller) and c.idempotency_key],
+        [
+            (k.account_id, c.idempotency_key)
+            for c, k in zip(commands, known, strict=True)
+            if isinstance(k, Caller) and c.idempotency_key
+        ],
     )
     outcomes: list[JobReceipt | AppError | None] = [None] * len(commands)
     fresh: list[tuple[int, SubmitJob, Caller]] = []
@@ -198,7 +201,10 @@ async def _jobs(conn: AsyncConnection, *terms: ColumnElement[bool], limit: int =
     )
     rows = (
         await conn.execute(
-            select(jobs, position.label("queue_position")).where(*terms).order_by(jobs.c.id.desc()).limit(limit)
+            select(jobs, position.label("queue_position"))
+            .where(*terms)
+            .order_by(jobs.c.id.desc())
+            .limit(limit)
         )
     ).all()
     outputs = await outputs_of(conn, [row.id for row in rows if row.status == "succeeded"])

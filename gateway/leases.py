@@ -191,7 +191,11 @@ async def sweep(conn: AsyncConnection, max_attempts: int) -> dict[str, Ended]:
             continue  # it moved on between the look and the lock
         if row.status == "queued":
             outcome[row.id] = await _end_unpaid(
-                conn, row, "expired", code="expired", message="No model was free in time; nothing was charged."
+                conn,
+                row,
+                "expired",
+                code="expired",
+                message="No model was free in time; nothing was charged.",
             )
         else:
             lost = Failure(row.id, row.fence, "interrupted", "The work was interrupted too often.", True, {})
@@ -201,7 +205,9 @@ async def sweep(conn: AsyncConnection, max_attempts: int) -> dict[str, Ended]:
 
 async def _lock_running(conn: AsyncConnection, job_id: str, fence: int) -> Row[Any]:
     """Lock account, then job, and make sure that the lease is still this runner's."""
-    account_id = (await conn.execute(select(jobs.c.account_id).where(jobs.c.id == job_id))).scalar_one_or_none()
+    account_id = (
+        await conn.execute(select(jobs.c.account_id).where(jobs.c.id == job_id))
+    ).scalar_one_or_none()
     if account_id is None:
         raise LeaseLost(job_id)
     await accounts.lock(conn, [account_id])

@@ -1,8 +1,8 @@
 """The edge of the HTTP surface: one pure ASGI layer around everything else.
 
-It gives each request an id that the logs and the answer share, stops a body that grows over its route's limit while
-it is still being read, answers HEAD wherever there is a GET, turns an exception that nobody expected into the
-contract's 500, and counts and logs the request. Nothing here looks at what a request means.
+It gives each request an id that the logs and the answer share, stops a body that grows over its route's limit
+while it is still being read, answers HEAD wherever there is a GET, turns an exception that nobody expected
+into the contract's 500, and counts and logs the request. Nothing here looks at what a request means.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import asyncio
 import logging
 import re
 from collections.abc import Mapping
+from http import HTTPStatus
 from time import perf_counter
 from typing import Any, Final
 
 import structlog
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, reset_contextvars
 
@@ -30,10 +31,11 @@ SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 """A caller's request id goes into our logs: no spaces, quotes or line ends."""
 KNOWN_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """A caller may invent methods; a metric label may not."""
+READS: Final = frozenset({"GET", "HEAD"})
 LINGER_S: Final = 5.0
 LINGER_BYTES: Final = 64 << 20
-"""After a 413 the rest of the body is read and thrown away, within these bounds: a client that writes all before it
-reads would meet a reset connection in place of the answer."""
+"""After a 413 the rest of the body is read and thrown away, within these bounds: a client that writes all
+before it reads would meet a reset connection in place of the answer."""
 CHARGED_TO_CLIENT: Final = 499
 """How a caller who hung up is counted; nobody receives it."""
 
@@ -46,7 +48,7 @@ class Edge:
     ) -> None:
         """Take the limit of every route and those of the paths with `larger` bodies.
 
-        `names_request`: whether answers get their `x-request-id` here; a front that adds it itself wants False.
+        `names_request`: whether answers get their `x-request-id` here; False behind a front that does.
         """
         self._app = app
         self._max_body_bytes = max_body_bytes
@@ -59,7 +61,8 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        visit = _Visit(scope, receive, send, self._larger.get(scope["path"], self._max_body_bytes), self._names_request)
+        limit_bytes = self._larger.get(scope["path"], self._max_body_bytes)
+        visit = _Visit(scope, receive, send, limit_bytes=limit_bytes, names_request=self._names_request)
         tokens = bind_contextvars(request_id=visit.request_id)
         started = perf_counter()
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
@@ -74,18 +77,17 @@ class Edge:
             await self._app(scope, visit.receive, visit.send)
         except ClientDisconnect:
             visit.status = visit.status or CHARGED_TO_CLIENT
-        except PayloadTooLarge as error:  # met outside the app's own error handling
-            await problem_response(error)(scope, visit.receive, visit.send)
-        except Exception as error:
+        except Exception:
             errors_total.labels("http").inc()
             log.exception("a request ended in an error that nobody expected", path=scope["path"][:200])
             if visit.status:  # the answer is under way: only a broken connection tells that it is not whole
                 raise
-            del error
             await problem_response(Internal())(scope, visit.receive, visit.send)
 
     def _account(self, scope: Scope, visit: _Visit, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", None) or "unmatched"
+        route = getattr(scope.get("route"), "path", None) or (
+            "/static" if scope["path"].startswith("/static/") else "unmatched"
+        )
         method = visit.method if visit.method in KNOWN_METHODS else "OTHER"
         status = visit.status or CHARGED_TO_CLIENT
         key = (method, route, status)
@@ -97,8 +99,9 @@ class Edge:
         if clock is None:
             clock = self._clocks[route] = request_seconds.labels(route)
         clock.observe(seconds)
-        level = logging.DEBUG if status < 400 and method in {"GET", "HEAD"} else logging.INFO
-        if _stdlib_log.isEnabledFor(level):  # polling is most of the traffic; a line for each would cost more than it
+        # Polling is most of the traffic, and a line for each poll would cost more than its answer.
+        level = logging.DEBUG if status < HTTPStatus.BAD_REQUEST and method in READS else logging.INFO
+        if _stdlib_log.isEnabledFor(level):
             log.log(
                 level,
                 "request",
@@ -114,12 +117,21 @@ class _Visit:
     """One request on its way through: its id, its size so far, its status once answered."""
 
     __slots__ = (
-        "_declared_bytes", "_expects_continue", "_limit_bytes", "_names_request", "_read_bytes", "_receive", "_send",
-        "_too_large", "method", "request_id", "status",
-    )  # fmt: skip
+        "_declared_bytes",
+        "_expects_continue",
+        "_limit_bytes",
+        "_names_request",
+        "_read_bytes",
+        "_receive",
+        "_send",
+        "_too_large",
+        "method",
+        "request_id",
+        "status",
+    )
 
-    def __init__(  # noqa: PLR0913  # the three of ASGI and two settings
-        self, scope: Scope, receive: Receive, send: Send, limit_bytes: int, names_request: bool  # noqa: FBT001
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, *, limit_bytes: int, names_request: bool
     ) -> None:
         self.method: str = scope["method"]
         self.status = 0
@@ -143,6 +155,8 @@ class _Visit:
 
     async def receive(self) -> Message:
         """Pass on a piece of the body, or stop it at the limit. Raises: PayloadTooLarge."""
+        if self.status:  # answered: what still comes is the server's to throw away
+            return await self._receive()
         if self._declared_bytes > self._limit_bytes:
             self._too_large = True
             raise PayloadTooLarge(self._limit_bytes)

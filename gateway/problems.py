@@ -1,13 +1,14 @@
 """Errors to HTTP, in one place: every refusal leaves as `{"ok": false, "error", "message", "details"?, ...}`.
 
-The domain raises `AppError`s; the framework raises its own; both end here. What an answer says was written for the
-caller: no exception's text that was not comes this way.
+The domain raises `AppError`s, the framework its own; both end here. An answer says only what was written for
+the caller: no other exception's text comes this way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final
 
 import structlog
@@ -57,11 +58,16 @@ class InvalidFields(AppError):
         return [{"field": field, "message": fault} for field, fault in self.faults]
 
 
-def problem_response(error: AppError) -> Response:
-    """Return the answer that an error means to its caller."""
+def problem_body(error: AppError) -> dict[str, Any]:
+    """Return what an error tells its caller."""
     body: dict[str, Any] = {"ok": False, "error": error.code, "message": error.message}
     if error.details is not None:
         body["details"] = error.details
+    return body | error.extra
+
+
+def problem_response(error: AppError) -> Response:
+    """Return the answer that an error means to its caller."""
     headers = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
@@ -69,7 +75,7 @@ def problem_response(error: AppError) -> Response:
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, MethodNotAllowed) and error.allowed:
         headers["allow"] = error.allowed
-    return json_response(body | error.extra, error.status, headers)
+    return json_response(problem_body(error), error.status, headers)
 
 
 def field_faults(errors: Sequence[Any]) -> InvalidFields:
@@ -89,20 +95,20 @@ def allowed_methods(routes: Sequence[BaseRoute], request: Request) -> str:
     return ", ".join(sorted(methods))
 
 
-def translate_http(error: HTTPException, request: Request) -> AppError:
+def translate_http(error: HTTPException, request: Request) -> AppError:  # noqa: PLR0911  # one a status
     """Return our error for one that the framework raised."""
     match error.status_code:
-        case 404:
+        case HTTPStatus.NOT_FOUND:
             return NotFound("path")
-        case 405:
+        case HTTPStatus.METHOD_NOT_ALLOWED:
             return MethodNotAllowed(allowed_methods(request.app.routes, request))
-        case 413:
+        case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             return PayloadTooLarge(request.app.state.parts.settings.max_body_bytes)
-        case 415:
+        case HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
             return UnsupportedMediaType("application/json")
-        case status if 400 <= status < 500:
+        case status if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
             return InvalidRequest("body", "cannot be read")
-        case 503:
+        case HTTPStatus.SERVICE_UNAVAILABLE:
             return Unavailable("This server", 2)
         case _:
             return Internal()
@@ -113,7 +119,7 @@ def add_problem_handlers(app: FastAPI) -> None:
 
     async def app_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, AppError)
-        if error.status >= 500:
+        if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             log.warning("answered with an error of ours", error=error.code, exc_info=error)
         return problem_response(error)
 

@@ -1,7 +1,7 @@
 """Answers as bytes: made once by the route, with money in two places and times in UTC.
 
-Routes return these ready-made responses; their models are there for the OpenAPI document, and tests hold the two
-together. Serializing through a model costs more than most of our handlers.
+Routes return these ready-made responses; their models are there for the OpenAPI document, and tests hold the
+two together. Serializing through a model costs more than most of our handlers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gateway.catalog import TOKENS_PER_CREDIT
 
 _OPTIONS: Final = orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC
 _NOT_STORED: Final = {"cache-control": "no-store"}
-"""Balances, keys and signed URLs belong in no cache, so an answer may be kept only where its route says so."""
+"""Balances, keys and signed URLs belong in no cache: an answer may be kept only where its route says so."""
 
 
 def dump(body: Any) -> bytes:
@@ -24,14 +24,19 @@ def dump(body: Any) -> bytes:
     return orjson.dumps(body, option=_OPTIONS)
 
 
-def json_response(body: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def json_response(
+    body: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
     """Return an answer that no cache keeps, unless `headers` say otherwise."""
     return Response(
-        dump(body), status, {**_NOT_STORED, **headers} if headers else _NOT_STORED, media_type="application/json"
+        dump(body),
+        status,
+        {**_NOT_STORED, **headers} if headers else _NOT_STORED,
+        media_type="application/json",
     )
 
 
-def credits(tokens: int) -> orjson.Fragment:  # noqa: A001  # the published documents' own word
+def in_credits(tokens: int) -> orjson.Fragment:
     """Write tokens as a JSON number of credits with two places, without a float on the way."""
     whole, rest = divmod(abs(tokens), TOKENS_PER_CREDIT)
     return orjson.Fragment(f"{'-' if tokens < 0 else ''}{whole}.{rest:02d}")

@@ -1,7 +1,7 @@
 """What callers may send, field by field: strict types, no unknown fields, limits with their reasons.
 
-A misspelt field is refused rather than ignored: a `creditToConsume` that nobody reads would lift the caller's own
-ceiling in silence. Numbers are never made from strings, and fractions stay `Decimal`.
+A misspelt field is refused rather than ignored: a `creditToConsume` that nobody reads would lift the caller's
+own ceiling in silence. Numbers are never made from strings, and fractions stay `Decimal`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,16 @@ from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
 
 from email_validator import EmailNotValidError, validate_email
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
 from gateway.catalog import TOKENS_PER_CREDIT
@@ -25,12 +34,6 @@ MAX_SEED: Final = 2**32 - 1
 """Every client's JSON numbers hold it exactly, JavaScript's too."""
 MAX_CREDITS: Final = 10**9
 """A ceiling that no job comes near; it keeps a `1e999999` from becoming a number of a million digits."""
-
-SEED_JOB: Final[dict[str, Any]] = {
-    "task": "image.generate",
-    "input": {"prompt": "cinematic fox astronaut", "aspectRatio": "1:1"},
-    "creditsToConsume": 1,
-}
 
 
 def _one_line(value: str) -> str:
@@ -61,7 +64,7 @@ def _whole_as_decimal(value: object) -> object:
 
 
 def _whole_tokens(value: Decimal) -> Decimal:
-    """Refuse a fraction of a token. Digits are looked at rather than computed with: arithmetic would round."""
+    """Refuse a fraction of a token. Digits are looked at, not computed with: arithmetic would round."""
     _, digits, exponent = value.as_tuple()
     past_hundredths = -int(exponent) - 2
     if past_hundredths > 0 and any(digits[-past_hundredths:]):
@@ -110,8 +113,6 @@ class _Request(BaseModel):
 class StartCheckout(_Request):
     """Buy a package. With an API key it tops up that key's account; without, it opens one for the e-mail."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"email": "dev@company.com", "packageCode": "builder_600"}]})
-
     email: Annotated[
         str,
         Field(min_length=3, max_length=254, json_schema_extra={"format": "email"}),
@@ -123,16 +124,12 @@ class StartCheckout(_Request):
 class ClaimKey(_Request):
     """Claim the first API key of a payment."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"sessionId": "cs_test_...", "keyLabel": "Primary key"}]})
-
     session_id: Annotated[str, Field(min_length=1, max_length=255, description="From the checkout's answer.")]
     key_label: Label = "Primary key"
 
 
 class CreateKey(_Request):
     """A further key for the account, such as one per environment or agent."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"label": "Agent Worker A"}]})
 
     label: Label
     expires_at: Annotated[
@@ -145,13 +142,11 @@ class CreateKey(_Request):
 class RevokeKey(_Request):
     """Revoke the one key that begins so; a prefix of several keys revokes none."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"keyPrefix": "abcde"}]})
-
     key_prefix: Annotated[
         str,
         Field(
             pattern=r"^[0-9A-Za-z]{1,10}$",
-            description="First characters of the key after its `amai_live_` part, as `GET /api/v1/keys` shows them.",
+            description="First characters of a key after its brand part, as `GET /api/v1/keys` shows them.",
         ),
     ]
 
@@ -170,11 +165,19 @@ class ImageGenerate(_Request):
     aspect_ratio: Literal["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3"] = "1:1"
     seed: Annotated[
         int | None,
-        Field(ge=0, le=MAX_SEED, description="The same seed and settings make the same picture. Without it, one is drawn."),
+        Field(
+            ge=0,
+            le=MAX_SEED,
+            description="The same seed and settings make the same picture. Without it, one is drawn.",
+        ),
     ] = None
     steps: Annotated[
         int | None,
-        Field(ge=2, le=50, description="More steps take longer and cost the same; without it, the model's own setting."),
+        Field(
+            ge=2,
+            le=50,
+            description="More steps take longer and cost the same; without it, the model's own setting.",
+        ),
     ] = None
     guidance: Annotated[
         Guidance | None,
@@ -190,10 +193,10 @@ class ImageGenerate(_Request):
 
 
 INPUTS: Final[Mapping[str, type[_Request]]] = {"image.generate": ImageGenerate}
-"""The input of each task that this server can take. The catalogue says which of them are on sale, and for how much."""
+"""The input of each task that this code knows. The catalogue says which are on sale, and for how much."""
 
 
-def _input_schema(schema: dict[str, Any]) -> None:
+def _complete_schema(schema: dict[str, Any]) -> None:
     """Show the inputs of all tasks where the job's `input` stands in the OpenAPI document."""
     schema["properties"]["input"] = {
         "title": "Input",
@@ -205,17 +208,15 @@ def _input_schema(schema: dict[str, Any]) -> None:
 class SubmitJob(_Request):
     """A media job: a task and its input."""
 
-    model_config = ConfigDict(
-        json_schema_extra=lambda schema: (_input_schema(schema), schema.update(examples=[SEED_JOB]))[1]
-    )
+    model_config = ConfigDict(json_schema_extra=_complete_schema)
 
     task: Annotated[str, Field(max_length=100, description="What to do.", examples=list(INPUTS))]
     input: dict[str, Any]
     credits_to_consume: Annotated[
         Credits | None,
         Field(
-            description="The most that you agree to pay, never the price: a quote above it is refused with 409"
-            " `cost_exceeds_limit` and holds nothing. At most two decimals.",
+            description="The most that you agree to pay, never the price: a quote above it gets 409"
+            " `cost_exceeds_limit` and nothing is held. At most two decimals.",
         ),
     ] = None
     idempotency_key: IdempotencyKey = None

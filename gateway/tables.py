@@ -96,4 +96,3 @@ idempotency = Table(
     CheckConstraint("length(key) BETWEEN 1 AND 255", name="key"),
 )
 """The first answer of a write, stored in the write's own transaction."""
-

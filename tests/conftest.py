@@ -80,6 +80,15 @@ def fresh_url(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
     _admin(postgres, f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.fixture
+def empty_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """A database without a schema."""
+    name = f"e_{secrets.token_hex(6)}"
+    _admin(postgres, f"CREATE DATABASE {name} OWNER farebox")
+    yield _url(postgres, name)
+    _admin(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest_asyncio.fixture
 async def conn(shared_url: str) -> AsyncIterator[AsyncConnection]:
     """A connection in a transaction that is rolled back at the end."""

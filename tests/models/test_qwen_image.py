@@ -28,7 +28,7 @@ from deployments.models.contract import (
 )
 from deployments.models.qwen_image import TINY_SIZES, QwenImage
 
-CPU = Placement("cpu", cpu_threads=2, cpu_offload=False)
+CPU = Placement("cpu", cpu_threads=1, cpu_offload=False)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_missing_weights_are_an_answer_for_the_operator(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_production_weights_without_a_gpu_are_an_answer_for_the_operator(tiny: Weights) -> None:
     with pytest.raises(WeightsMissing, match="CUDA"):
-        QwenImage.load(tiny, Placement("cuda", cpu_threads=2, cpu_offload=False))
+        QwenImage.load(tiny, Placement("cuda", cpu_threads=1, cpu_offload=False))
 
 
 class Pipeline:

@@ -1,0 +1,192 @@
+"""What crosses the handle of a model application, and what a model family must offer.
+
+Everything here is plain data that pickles: Ray carries it between processes. Errors are positional
+dataclasses for the same reason (`kit.errors`), so they are raised with positional arguments.
+
+    AppError
+     +- ModelRefused    400   the input asks for what the model cannot do; trying again cannot help
+     +- ModelCanceled   409   the caller went away; the work stopped at the next step
+     +- WeightsMissing  503   the weights are not on this machine and could not be had
+     +- ModelFailed     500   the pipeline raised; another attempt may work
+         +- ModelBroken 500   the same, and this process can no longer compute at all
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self
+
+from kit.errors import AppError
+from kit.settings import Profile
+
+TINY_NOTICE = "tiny profile - not a real result"
+"""Said wherever a person can meet an output of random weights: on the file, inside it, in its facts."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One job's work. `input` is the caller's JSON object, with media fetched; the family checks it."""
+
+    job_id: str
+    task: str
+    input: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a running job is. `fraction` never falls within one attempt and ends at 1."""
+
+    fraction: float
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """One finished file. `facts` is public JSON: what a caller needs to make or judge the same file again."""
+
+    content_type: str
+    data: bytes
+    width: int
+    height: int
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """What one job took.
+
+    Units: `gpu_seconds` is the time the job held a whole GPU, 0 on a CPU. `peak_memory_bytes` is the job's
+    peak on the GPU; on a CPU it is the peak of the process so far, because the system keeps no other figure.
+    """
+
+    run_ms: int
+    gpu_seconds: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A finished job: its files, what it took, and the name of the model that made it."""
+
+    media: list[Media]
+    metrics: Metrics
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Where a model's weights are: a directory, or a hub id with the revision to load (None: the newest).
+
+    `profile` is the profile the weights belong to, which may differ from the one asked for: an application
+    without small weights runs its tiny ones, and says so.
+    """
+
+    source: str
+    revision: str | None
+    profile: Profile
+    model: str
+
+    @property
+    def directory(self) -> Path | None:
+        """The weights' directory if they are on this machine."""
+        path = Path(self.source)
+        return path if path.is_dir() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What a replica may use. `cpu_offload` keeps idle parts of a model in main memory, for smaller GPUs."""
+
+    device: Literal["cpu", "cuda"]
+    cpu_threads: int
+    cpu_offload: bool
+
+
+OnProgress = Callable[[Progress], None]
+IsCanceled = Callable[[], bool]
+
+
+class ModelFamily(Protocol):
+    """One kind of pipeline. Its calls block; the server runs them in one thread, one at a time.
+
+    `load` returns a family that is ready to generate, or raises `WeightsMissing`. `generate` looks at
+    `is_canceled` between steps and raises `ModelCanceled`; it raises `ModelRefused` for an input that it
+    cannot serve, before any computing. `build_tiny` fills an empty directory with seeded random weights for
+    the same pipeline classes: the same seed and library versions give the same files.
+    """
+
+    @classmethod
+    def load(cls, weights: Weights, placement: Placement) -> Self: ...
+
+    def generate(
+        self, request: GenerateRequest, on_progress: OnProgress, is_canceled: IsCanceled
+    ) -> Output: ...
+
+    @staticmethod
+    def build_tiny(directory: Path, seed: int) -> None: ...
+
+
+@dataclass
+class ModelRefused(AppError):
+    """The model cannot do what the input asks: the job fails at once and no attempt is repeated."""
+
+    field: str
+    problem: str
+    code = "invalid_request"
+    status = 400
+
+    @property
+    def message(self) -> str:
+        return f"input.{self.field}: {self.problem}"
+
+    @property
+    def details(self) -> list[dict[str, str]]:
+        return [{"field": f"input.{self.field}", "message": self.problem}]
+
+
+@dataclass
+class ModelCanceled(AppError):
+    """The job was canceled; its work stopped and nothing was made."""
+
+    code = "canceled"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return "The job was canceled."
+
+
+@dataclass
+class WeightsMissing(AppError):
+    """The weights are not here and could not be had; the text is for the operator."""
+
+    what: str
+    remedy: str
+    code = "weights_missing"
+    status = 503
+
+    @property
+    def message(self) -> str:
+        return f"{self.what}: {self.remedy}"
+
+
+@dataclass
+class ModelFailed(AppError):
+    """The pipeline raised. `reason` is public; the cause is in the replica's log under the job's id."""
+
+    reason: str
+    code = "model_failed"
+    status = 500
+    retryable = True
+
+    @property
+    def message(self) -> str:
+        return self.reason
+
+
+@dataclass
+class ModelBroken(ModelFailed):
+    """The pipeline raised and this process can no longer compute: the replica must be replaced."""

@@ -1,0 +1,63 @@
+"""Reading a job's input field by field: each reader returns a checked value, or the default for none or null.
+
+Every reader raises `ModelRefused`, which names the field and says what it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deployments.models.contract import ModelRefused
+
+
+def refuse_unknown(given: Mapping[str, Any], task: str, known: frozenset[str]) -> None:
+    """Refuse a field that the task does not have: a misspelt setting must not be ignored in silence."""
+    if unknown := sorted(given.keys() - known):
+        raise ModelRefused(unknown[0], f"is not a field of {task}; it takes {', '.join(sorted(known))}")
+
+
+def text(given: Mapping[str, Any], field: str, default: str, max_chars: int) -> str:
+    """Return a string of at most `max_chars` that can be encoded."""
+    value = given.get(field)
+    if value is None:
+        return default
+    if not isinstance(value, str):
+        raise ModelRefused(field, "must be a string")
+    if len(value) > max_chars:
+        raise ModelRefused(field, f"is longer than {max_chars} characters")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ModelRefused(field, "contains half of a surrogate pair") from None
+    return value
+
+
+def choice(given: Mapping[str, Any], field: str, choices: Sequence[str], default: str) -> str:
+    """Return one of the choices."""
+    value = given.get(field)
+    if value is None:
+        return default
+    if not isinstance(value, str) or value not in choices:
+        raise ModelRefused(field, f"must be one of {', '.join(choices)}")
+    return value
+
+
+def integer(given: Mapping[str, Any], field: str, low: int, high: int, default: int) -> int:
+    """Return a whole number from `low` to `high`; true and false are not numbers."""
+    value = given.get(field)
+    if value is None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ModelRefused(field, f"must be a whole number from {low} to {high}")
+    return value
+
+
+def number(given: Mapping[str, Any], field: str, low: float, high: float, default: float) -> float:
+    """Return a number from `low` to `high`, which NaN is not."""
+    value = given.get(field)
+    if value is None:
+        return default
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+        raise ModelRefused(field, f"must be a number from {low:g} to {high:g}")
+    return float(value)

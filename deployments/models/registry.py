@@ -1,0 +1,163 @@
+"""Which models there are: one entry a model, and where each profile's weights lie.
+
+To add a model, write its family in a file of this folder and add one entry to `ENTRIES`. Nothing here imports
+a tensor library: the ingress, the runner and the CLI read the table too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, get_args
+
+from deployments.models.contract import ModelFamily, Weights
+from kit.errors import InvalidRequest, NotFound
+from kit.settings import Profile
+
+MANIFEST: Final = "manifest.json"
+"""Lies in every weights directory of ours; written last, so a directory with one is complete."""
+
+TINY_SEED: Final = 20250804
+"""Any number would do; it is fixed so that every machine builds the same tiny weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One model: what it serves and where its weights come from.
+
+    `hub_revision` pins the production weights to one commit of the hub; None takes the newest, and `farebox
+    models pull` then writes down which commit that was. `tiny_recipe` counts the changes to the family's tiny
+    builder, and `libraries` are what else decides its result: a change of either builds anew.
+    """
+
+    application: str
+    tasks: tuple[str, ...]
+    family: str
+    model: str
+    licence: str
+    card: str
+    hub_id: str
+    hub_revision: str | None
+    tiny_recipe: int
+    libraries: tuple[str, ...]
+
+
+ENTRIES: Final[tuple[Entry, ...]] = (
+    Entry(
+        application="image",
+        tasks=("image.generate",),
+        family="deployments.models.qwen_image:QwenImage",
+        model="Qwen-Image",
+        licence="Apache-2.0",
+        card="https://huggingface.co/Qwen/Qwen-Image",
+        hub_id="Qwen/Qwen-Image",
+        # Not pinned: the card's commit has not been checked on hardware yet. An operator pins it with the
+        # model application's `revision` argument in serve_config.yaml, or by pulling once.
+        hub_revision=None,
+        tiny_recipe=1,
+        libraries=("torch", "diffusers", "transformers"),
+    ),
+)
+
+
+def entry_for(application: str, entries: tuple[Entry, ...] = ENTRIES) -> Entry:
+    """Return the entry of a model application.
+
+    Raises: NotFound, naming the applications there are.
+    """
+    for entry in entries:
+        if entry.application == application:
+            return entry
+    known = ", ".join(entry.application for entry in entries)
+    raise NotFound(f"model application as {application!r} (there are: {known})")
+
+
+def application_for(task: str, entries: tuple[Entry, ...] = ENTRIES) -> str:
+    """Return the application that serves a task.
+
+    Raises: NotFound, naming the tasks there are.
+    """
+    for entry in entries:
+        if task in entry.tasks:
+            return entry.application
+    known = ", ".join(task for entry in entries for task in entry.tasks)
+    raise NotFound(f"task as {task!r} (there are: {known})")
+
+
+def resolve(
+    application: str,
+    profile: Profile,
+    models_dir: Path,
+    revision: str | None = None,
+    entries: tuple[Entry, ...] = ENTRIES,
+) -> Weights:
+    """Return where the weights of an application are under a profile; it does not make or fetch them.
+
+    No image model is known whose real weights a CPU can use, so `small` gives the tiny ones, marked as such.
+    `revision` goes before the entry's own pin.
+
+    Raises: NotFound for an unknown application, InvalidRequest for an unknown profile.
+    """
+    entry = entry_for(application, entries)
+    if profile not in get_args(Profile):
+        raise InvalidRequest("profile", f"must be one of {', '.join(get_args(Profile))}")
+    if profile != "gpu":
+        return Weights(str(tiny_directory(entry, models_dir)), None, "tiny", entry.model)
+    wanted = revision or entry.hub_revision
+    directory = pulled_directory(entry, models_dir)
+    pulled = read_manifest(directory)
+    if pulled is not None and wanted in (None, pulled.get("revision")):
+        return Weights(str(directory), pulled.get("revision"), "gpu", entry.model)
+    return Weights(entry.hub_id, wanted, "gpu", entry.model)
+
+
+def load_family(path: str) -> type[ModelFamily]:
+    """Import a family by `module:Class`.
+
+    Raises: InvalidRequest if there is no such class.
+    """
+    module_name, _, class_name = path.partition(":")
+    try:
+        family: type[ModelFamily] = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidRequest("family", f"{path!r} is not an importable module:Class ({error})") from error
+    return family
+
+
+def tiny_recipe(entry: Entry, seed: int = TINY_SEED) -> dict[str, Any]:
+    """Return everything that decides the bytes of an application's tiny weights."""
+    return {
+        "family": entry.family,
+        "recipe": entry.tiny_recipe,
+        "seed": seed,
+        "libraries": {name: version(name) for name in entry.libraries},
+    }
+
+
+def tiny_directory(entry: Entry, models_dir: Path, seed: int = TINY_SEED) -> Path:
+    """Return where the tiny weights lie.
+
+    The name carries a digest of the recipe, so that two versions of the code share a models directory without
+    replacing each other's weights.
+    """
+    recipe = json.dumps(tiny_recipe(entry, seed), sort_keys=True)
+    return models_dir / "tiny" / f"{entry.application}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
+
+
+def pulled_directory(entry: Entry, models_dir: Path) -> Path:
+    """Return where `pull` puts the production weights."""
+    return models_dir / "gpu" / entry.application
+
+
+def read_manifest(directory: Path) -> Mapping[str, Any] | None:
+    """Return what a weights directory says about itself, or None if it is not a complete one of ours."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None

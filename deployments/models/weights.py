@@ -1,0 +1,250 @@
+"""Weights on disk: building the tiny ones, pulling the real ones, checking both against their manifests.
+
+A weights directory appears whole or not at all: it is filled under another name and renamed when its manifest
+is written. A file lock lets any number of replicas ask at once; one builds, the others wait and use it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from deployments.models import registry
+from deployments.models.contract import TINY_NOTICE, WeightsMissing
+from deployments.models.registry import ENTRIES, MANIFEST, TINY_SEED, Entry
+from kit.errors import InvalidRequest
+from kit.settings import Profile
+
+BuildState = Literal["building", "built", "present"]
+OnBuild = Callable[[str, BuildState], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """One line of `farebox models list`. `note` says what a reader would otherwise get wrong."""
+
+    application: str
+    task: str
+    model: str
+    licence: str
+    source: str
+    present: bool
+    note: str
+
+
+def list_models(profile: Profile, models_dir: Path, entries: tuple[Entry, ...] = ENTRIES) -> list[ModelRow]:
+    """Return every task with its model, licence and where this profile's weights come from."""
+    rows: list[ModelRow] = []
+    for entry in entries:
+        weights = registry.resolve(entry.application, profile, models_dir, entries=entries)
+        present = weights.directory is not None and registry.read_manifest(weights.directory) is not None
+        note = ""
+        if weights.profile == "tiny":
+            note = "random weights: pictures mean nothing"
+            if profile != "tiny":
+                note = f"no {profile} weights are known; runs tiny ones ({note})"
+        elif weights.revision is None:
+            note = "no revision pinned: the newest weights of the hub"
+        rows.extend(
+            ModelRow(entry.application, task, entry.model, entry.licence, weights.source, present, note)
+            for task in entry.tasks
+        )
+    return rows
+
+
+def build_tiny_all(models_dir: Path, on_build: OnBuild, entries: tuple[Entry, ...] = ENTRIES) -> list[Path]:
+    """Make every application's tiny weights that are not there yet, and return their directories."""
+    directories = []
+    for entry in entries:
+        present = registry.read_manifest(registry.tiny_directory(entry, models_dir)) is not None
+        if not present:
+            on_build(entry.application, "building")
+        directories.append(ensure_tiny(entry, models_dir))
+        on_build(entry.application, "present" if present else "built")
+    return directories
+
+
+def ensure_tiny(entry: Entry, models_dir: Path, seed: int = TINY_SEED) -> Path:
+    """Return the directory of an application's tiny weights, building them if they are not there.
+
+    Any number of processes may call this at once: one builds, the others wait for it.
+    """
+    directory = registry.tiny_directory(entry, models_dir, seed)
+    if registry.read_manifest(directory) is not None:
+        return directory
+    with _locked(directory):
+        if registry.read_manifest(directory) is not None:
+            return directory
+        _remove_leftovers(directory)
+        building = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        registry.load_family(entry.family).build_tiny(building, seed)
+        _write_manifest(
+            building,
+            {
+                "application": entry.application,
+                "model": entry.model,
+                "profile": "tiny",
+                "notice": TINY_NOTICE,
+                **registry.tiny_recipe(entry, seed),
+            },
+            _hash_files(building),
+        )
+        building.rename(directory)
+    return directory
+
+
+def pull(
+    application: str,
+    profile: Profile,
+    models_dir: Path,
+    *,
+    revision: str | None = None,
+    endpoint: str | None = None,
+) -> Path:
+    """Download a model's weights at one commit, check each file against the hub's list, return the directory.
+
+    An interrupted download goes on where it stopped. `revision` goes before the entry's pin; with neither,
+    the hub's newest commit is taken and written into the manifest. Weights of another commit are replaced
+    only when the new ones are complete.
+
+    Raises: InvalidRequest for a profile whose weights are built and not downloaded; WeightsMissing if the hub
+    cannot be reached, does not know the model or revision, or sent something else than it lists.
+    """
+    entry = registry.entry_for(application)
+    if profile != "gpu":
+        raise InvalidRequest("profile", f"the {profile} profile's weights are built here, not downloaded")
+    directory = registry.pulled_directory(entry, models_dir)
+    partial = directory.with_name(f".{directory.name}.partial")
+    with _locked(directory):
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=endpoint)
+        wanted = revision or entry.hub_revision
+        try:
+            # Asked for a full commit too: offline, the client takes an unfinished directory for whole.
+            listing = api.model_info(entry.hub_id, revision=wanted, files_metadata=True)
+            if (registry.read_manifest(directory) or {}).get("revision") == listing.sha:
+                return directory
+            api.snapshot_download(entry.hub_id, revision=listing.sha, local_dir=partial)
+        except Exception as error:  # the hub client raises from three libraries' trees
+            raise WeightsMissing(
+                f"{entry.hub_id} could not be downloaded ({type(error).__name__})",
+                "check the network, the revision and, for a mirror, HF_ENDPOINT; then pull again",
+            ) from error
+        listed = {sibling.rfilename: sibling for sibling in listing.siblings or []}
+        _keep_only(partial, listed.keys())
+        files = _hash_files(partial)
+        if damaged := _damaged(listed, files):
+            shutil.rmtree(partial)
+            raise WeightsMissing(
+                f"{entry.hub_id} arrived damaged ({damaged})", "the download was removed; pull again"
+            )
+        _write_manifest(
+            partial,
+            {
+                "application": entry.application,
+                "model": entry.model,
+                "profile": profile,
+                "hub_id": entry.hub_id,
+                "revision": listing.sha,
+            },
+            files,
+        )
+        _swap_in(partial, directory)
+    return directory
+
+
+def verify(
+    application: str, profile: Profile, models_dir: Path, entries: tuple[Entry, ...] = ENTRIES
+) -> list[str]:
+    """Return what is wrong with an application's weights on disk, file by file; empty when they are whole."""
+    weights = registry.resolve(application, profile, models_dir, entries=entries)
+    directory = weights.directory
+    manifest = registry.read_manifest(directory) if directory else None
+    if directory is None or manifest is None:
+        return [f"{weights.source}: not on this machine"]
+    expected: Mapping[str, Any] = manifest.get("files", {})
+    found = _hash_files(directory)
+    problems = [f"{name}: missing" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"{name}: not in the manifest" for name in sorted(found.keys() - expected.keys())]
+    both = sorted(expected.keys() & found.keys())
+    return problems + [f"{name}: changed" for name in both if expected[name] != found[name]]
+
+
+def _keep_only(directory: Path, names: Collection[str]) -> None:
+    """Remove the download's bookkeeping, and files that an interrupted download of another commit left."""
+    shutil.rmtree(directory / ".cache", ignore_errors=True)
+    for path in directory.rglob("*"):
+        if path.is_file() and path.relative_to(directory).as_posix() not in names:
+            path.unlink()
+
+
+def _damaged(listed: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Return the first file of a hub listing that is not on disk as listed."""
+    for name, facts in listed.items():  # Any: the hub client's RepoSibling, whose import is heavy
+        found = files.get(name)
+        if found is None or facts.size not in (None, found["size_bytes"]):
+            return name
+        if facts.lfs is not None and facts.lfs.sha256 != found["sha256"]:
+            return name
+    return None
+
+
+@contextmanager
+def _locked(directory: Path) -> Generator[None]:
+    """Hold the lock of a weights directory; the system frees it if this process dies."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with (directory.parent / f".{directory.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Remove what a killed builder left: under the lock, no unfinished sibling has an owner."""
+    for leftover in directory.parent.glob(f".{directory.name}.*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+    if directory.exists():
+        shutil.rmtree(directory)
+
+
+def _swap_in(new: Path, directory: Path) -> None:
+    """Put `new` where `directory` is, so that the name never holds a mixture."""
+    old = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.rename(old)
+    new.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_manifest(directory: Path, facts: Mapping[str, Any], files: Mapping[str, Any]) -> None:
+    """Write the manifest last: with it, the directory is complete."""
+    manifest = {**facts, "files": files}
+    with (directory / MANIFEST).open("w") as file:
+        json.dump(manifest, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    # mkdtemp makes private directories; weights are public, and replicas may run as another user.
+    directory.chmod(0o755)
+
+
+def _hash_files(directory: Path) -> dict[str, dict[str, Any]]:
+    """Return the digest and size of every weights file, by its path inside the directory."""
+    files: dict[str, dict[str, Any]] = {}
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory)
+        if path.is_file() and name.as_posix() != MANIFEST:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            files[name.as_posix()] = {"sha256": digest, "size_bytes": path.stat().st_size}
+    return files

@@ -1,0 +1,122 @@
+"""The HTTP surface as one ASGI application. It needs no Ray: the books and the models are passed in."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+from fastapi import FastAPI
+from starlette.staticfiles import StaticFiles
+
+from gateway.catalog import CatalogError, load_catalog
+from gateway.deps import Parts, key_pattern
+from gateway.health import Health, PaymentsMode
+from gateway.kept import Kept
+from gateway.middleware import Edge
+from gateway.openapi import document
+from gateway.ports import Ledger, Models
+from gateway.problems import add_problem_handlers
+from gateway.routes import balance, files, keys, media, operations, pages, purchases
+from gateway.schemas import INPUTS
+from kit.settings import Settings
+from kit.storage import ObjectStore, UrlSigner
+from payments.checkout import Checkout
+
+HEALTH_KEPT_S: Final = 1.0
+"""A load balancer asks every second or two; a flood of callers must not reach the books."""
+TRIAL_BALANCE_KEPT_S: Final = 5.0
+"""It sums every entry and is public: at most one such query runs at a time, every five seconds."""
+FORM_BYTES: Final = 64 << 10
+"""What a form may weigh beside the file in it: boundaries, headers, names."""
+NO_TELEMETRY: Final = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+}
+"""FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
+
+ROUTERS: Final = (balance, media, operations, keys, files, purchases, pages)
+"""Matched in this order, one after the other: what is polled comes first."""
+
+
+def create_app(  # noqa: PLR0913  # the parts of the house
+    settings: Settings,
+    ledger: Ledger,
+    models: Models,
+    checkout: Checkout | None,
+    objects: ObjectStore,
+    *,
+    names_requests: bool = True,
+) -> FastAPI:
+    """Build the surface over its parts.
+
+    `names_requests`: whether answers get `x-request-id` here; False behind a front that adds it itself (Ray
+    Serve does, from the header that we keep: the answer would carry it twice).
+
+    Raises: CatalogError for a catalogue that sells what this code cannot do.
+    """
+    catalog = load_catalog()
+    if unknown := [name for name in catalog.tasks if name not in INPUTS]:
+        raise CatalogError(
+            f"tasks.{unknown[0]}: this version knows no such task; it knows {', '.join(INPUTS)}"
+        )
+    release = _release()
+    app = FastAPI(
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry=NO_TELEMETRY,  # type: ignore[arg-type]  # a TypedDict of optional switches
+    )
+    mode = payments_mode(settings, checkout)
+    health = Health(
+        settings,
+        ledger,
+        models,
+        applications=[task.application for task in catalog.tasks.values()],
+        version=release,
+        payments=mode,
+    )
+    app.state.parts = Parts(
+        settings=settings,
+        ledger=ledger,
+        checkout=checkout,
+        objects=objects,
+        catalog=catalog,
+        signer=UrlSigner(settings.secret.get_secret_value().encode()),
+        key_pattern=key_pattern(settings.key_brand),
+        health=Kept(health.probe, HEALTH_KEPT_S),
+        trial_balance=Kept(ledger.trial_balance, TRIAL_BALANCE_KEPT_S),
+        in_sandbox=mode == "sandbox",
+    )
+    add_problem_handlers(app)
+    app.add_middleware(
+        Edge,
+        max_body_bytes=settings.max_body_bytes,
+        larger={"/api/v1/files": settings.max_upload_bytes + FORM_BYTES},
+        names_request=names_requests,
+    )
+    for module in ROUTERS:  # not include_router, which matches an included route twice for every request
+        app.router.routes.extend(module.router.routes)
+    app.mount("/static/docs", StaticFiles(directory=pages.DOCS_ASSETS))
+    app.mount("/static", StaticFiles(directory=pages.STATIC))
+    app.openapi = document(app, catalog, settings.base_url, release)  # type: ignore[method-assign]  # FastAPI's own way
+    return app
+
+
+def payments_mode(settings: Settings, checkout: Checkout | None) -> PaymentsMode:
+    """Tell what money this server takes: real, a provider's test money, the sandbox's play money, or none."""
+    if checkout is None:
+        return "off"
+    if settings.live_payments:
+        return "live"
+    return "sandbox" if settings.sandbox or settings.stripe_api_base else "test"
+
+
+def _release() -> str:
+    try:
+        return version("farebox")
+    except PackageNotFoundError:  # run from a source tree that was not installed
+        return "0+source"

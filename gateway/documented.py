@@ -1,0 +1,131 @@
+"""Requests and answers as the OpenAPI document shows them. Tests send the one and check the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+_JOB_ID: Final = "job_01k8z0c6m5n7q2r4t6v8x0y2z4"
+_JOB_URL: Final = f"https://api.example.com/api/v1/media/jobs/{_JOB_ID}"
+_FILE_ID: Final = "file_01k8z0d1b3c5d7f9g1h3j5k7m9"
+_MADE: Final = "2026-11-22T12:00:00Z"
+_KEY: Final = {
+    "apiKey": "amai_live_...",
+    "keyPrefix": "abcde0F3kq",
+    "id": "key_01k8z0b2c4d6f8g0h2j4k6m8n0",
+    "label": "Agent Worker A",
+    "createdAt": _MADE,
+    "expiresAt": None,
+}
+_COST: Final = {"quoted": 1.0, "held": 1.0, "charged": None}
+_COST_TOKENS: Final = {"quotedTokens": 100, "heldTokens": 100, "chargedTokens": None}
+_FOX: Final = {
+    "task": "image.generate",
+    "input": {"prompt": "cinematic fox astronaut", "aspectRatio": "1:1"},
+    "creditsToConsume": 1,
+}
+
+REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "startStripeCheckout": {"A package": {"email": "dev@company.com", "packageCode": "builder_600"}},
+    "claimStripeKey": {"The first key": {"sessionId": "cs_test_...", "keyLabel": "Primary key"}},
+    "createKey": {
+        "A key for an agent": {"label": "Agent Worker A"},
+        "A key that ends": {"label": "Build Agent", "expiresAt": "2100-01-31T00:00:00Z"},
+    },
+    "revokeKey": {"By its first characters": {"keyPrefix": "abcde"}},
+    "submitJob": {
+        "A picture": _FOX,
+        "Safe to retry, without a header": {**_FOX, "idempotencyKey": "job-001"},
+        "Every setting": {
+            "task": "image.generate",
+            "input": {
+                "prompt": "a lighthouse at dusk, oil on canvas",
+                "negativePrompt": "people",
+                "aspectRatio": "16:9",
+                "seed": 7,
+                "steps": 30,
+                "guidance": 4.5,
+                "outputFormat": "webp",
+            },
+        },
+    },
+}
+"""By operation id: each request with its title. The published documents' own requests are among them."""
+
+ANSWERS: Final[Mapping[str, Any]] = {
+    "startStripeCheckout": {
+        "ok": True,
+        "checkoutUrl": "https://checkout.stripe.com/c/pay/cs_test_...",
+        "sessionId": "cs_test_...",
+        "packageCode": "builder_600",
+        "credits": 600.0,
+        "tokens": 60000,
+        "priceMinor": 5000,
+        "currency": "usd",
+        "email": "dev@company.com",
+    },
+    "claimStripeKey": {
+        "ok": True,
+        **_KEY,
+        "label": "Primary key",
+        "email": "dev@company.com",
+        "credits": 600.0,
+        "tokens": 60000,
+        "balance": 600.0,
+        "balanceTokens": 60000,
+    },
+    "createKey": {"ok": True, **_KEY},
+    "getBalance": {"ok": True, "credits": 599.0, "tokens": 59900, "held": {"credits": 1.0, "tokens": 100}},
+    "submitJob": {
+        "ok": True,
+        "jobId": _JOB_ID,
+        "id": _JOB_ID,
+        "task": "image.generate",
+        "status": "queued",
+        "cost": _COST | _COST_TOKENS,
+        "balanceAfter": 599.0,
+        "balanceAfterTokens": 59900,
+        "createdAt": _MADE,
+        "urls": {"get": _JOB_URL, "cancel": f"{_JOB_URL}/cancel"},
+    },
+    "getJob": {
+        "ok": True,
+        "jobId": _JOB_ID,
+        "id": _JOB_ID,
+        "task": "image.generate",
+        "status": "succeeded",
+        "input": {"prompt": "cinematic fox astronaut", "aspectRatio": "1:1", "outputFormat": "png"},
+        "cost": {
+            "quoted": 1.0,
+            "held": 0.0,
+            "charged": 1.0,
+            "quotedTokens": 100,
+            "heldTokens": 0,
+            "chargedTokens": 100,
+        },
+        "progress": 1.0,
+        "queuePosition": None,
+        "cancelRequested": False,
+        "output": [
+            {
+                "id": _FILE_ID,
+                "url": f"https://api.example.com/api/v1/files/{_FILE_ID}/content?expires=1795351200&signature=...",
+                "contentType": "image/png",
+                "sizeBytes": 1482093,
+                "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+                "width": 1328,
+                "height": 1328,
+                "seed": 7,
+                "expiresAt": "2026-11-22T13:00:00Z",
+            }
+        ],
+        "error": None,
+        "metrics": {"queueMs": 12, "runMs": 9120, "gpuSeconds": 9.1},
+        "attempts": 1,
+        "createdAt": _MADE,
+        "startedAt": _MADE,
+        "finishedAt": "2026-11-22T12:00:09Z",
+        "urls": {"get": _JOB_URL, "cancel": f"{_JOB_URL}/cancel"},
+    },
+}
+"""By operation id: an answer to each of the operations that a newcomer meets first."""

@@ -1,0 +1,30 @@
+"""Lists in pages: newest first, by the id that the last page ended with, so that new items shift nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Protocol, TypeVar
+
+from fastapi import Query
+
+
+class Named(Protocol):
+    """Anything with a time-ordered id."""
+
+    @property
+    def id(self) -> str: ...
+
+
+T = TypeVar("T", bound=Named)
+
+Limit = Annotated[int, Query(ge=1, le=100, description="How many to return.")]
+Cursor = Annotated[str | None, Query(description="The `nextCursor` of the page before.")]
+
+
+def page(found: Sequence[T], limit: int, show: Callable[[T], dict[str, Any]]) -> dict[str, Any]:
+    """Return `data` and `nextCursor` of a list that was asked for one item more than its limit."""
+    shown = found[:limit]
+    return {
+        "data": [show(item) for item in shown],
+        "nextCursor": shown[-1].id if len(found) > limit else None,
+    }

@@ -1,0 +1,239 @@
+"""The OpenAPI 3.1 document: what FastAPI reads from the routes, and what it cannot know.
+
+Examples of refusals are made from the errors themselves, so that the document cannot promise another text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from gateway.answers import Problem
+from gateway.catalog import Catalog
+from gateway.documented import ANSWERS, REQUESTS
+from gateway.errors import CostExceedsLimit, IdempotencyKeyReused, TooManyFiles
+from gateway.problems import problem_body
+from gateway.schemas import INPUTS
+from kit.errors import (
+    AppError,
+    AuthRequired,
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    PayloadTooLarge,
+    Unavailable,
+    UnsupportedMediaType,
+)
+from ledger.errors import AmbiguousPrefix, InsufficientCredits
+from payments.errors import (
+    AccountExists,
+    AlreadyClaimed,
+    PaymentMismatch,
+    PaymentPending,
+    PaymentsUnavailable,
+)
+
+READ: Final = ("auth_required", "forbidden", "unavailable")
+"""What any route with a key may refuse with."""
+WRITE: Final = (*READ, "invalid_request", "payload_too_large", "unsupported_media_type")
+"""And what any of them with a body may."""
+
+_SAMPLES: Final[dict[str, AppError]] = {
+    sample.code: sample
+    for sample in (
+        InvalidRequest("prompt", "is required"),
+        AuthRequired(),
+        InsufficientCredits(100, 40),
+        Forbidden("This account is suspended; write to support."),
+        NotFound("job"),
+        IdempotencyKeyReused("job-001"),
+        CostExceedsLimit(100, 50),
+        AmbiguousPrefix(["abcde0F3kq", "abcdeZ81mm"]),
+        TooManyFiles(1000),
+        PaymentPending(),
+        AlreadyClaimed(),
+        AccountExists(),
+        PaymentMismatch("pur_01k8z0c6m5n7q2r4t6v8x0y2z4", "amount"),
+        PayloadTooLarge(1 << 20),
+        UnsupportedMediaType("application/json"),
+        Unavailable("The ledger", 2),
+        PaymentsUnavailable("No payment provider is configured on this server."),
+    )
+}
+
+_MEANINGS: Final = {
+    400: "The request cannot be understood; `details` names the fields.",
+    401: "No valid API key.",
+    402: "Not enough credits; nothing was held. The same idempotency key works after a top-up.",
+    403: "Not allowed.",
+    404: "Nothing by that name belongs to you.",
+    409: "In conflict with what is; `error` says how.",
+    413: "The body is too large.",
+    415: "The body is of another type.",
+    503: "A part is away for now; nothing was charged. Try again after `Retry-After` seconds.",
+}
+_RETRY_AFTER: Final = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+
+REPLAYED: Final[dict[str, Any]] = {
+    "Idempotent-Replayed": {
+        "description": "`true` when this is the first answer again.",
+        "schema": {"type": "string", "enum": ["true"]},
+    }
+}
+LOCATION: Final[dict[str, Any]] = {
+    "Location": {"description": "The job's own address.", "schema": {"type": "string", "format": "uri"}}
+}
+UPLOAD: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "file": {"type": "string", "contentMediaType": "application/octet-stream"}
+                    },
+                }
+            }
+        },
+    }
+}
+WEBHOOK: Final[dict[str, Any]] = {
+    "parameters": [
+        {
+            "name": "Stripe-Signature",
+            "in": "header",
+            "required": True,
+            "schema": {"type": "string"},
+            "example": "t=1700000000,v1=0c8670ed...",
+        }
+    ],
+    "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
+}
+CONTENT: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "description": "The bytes, under the file's own type.",
+        "content": {"*/*": {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}},
+    },
+    307: {"description": "The bytes lie in a bucket: follow `Location`.", "headers": LOCATION},
+}
+
+_TAGS: Final = [
+    {"name": "Purchases", "description": "From a package to the first API key."},
+    {"name": "Keys", "description": "One key per environment or agent; revoked on its next request."},
+    {"name": "Credits", "description": "What an account may spend."},
+    {
+        "name": "Media jobs",
+        "description": "Submit, poll, cancel. A job is paid when it succeeds, and only then.",
+    },
+    {"name": "Files", "description": "Uploads and outputs."},
+    {"name": "Webhooks", "description": "For the payment provider."},
+    {"name": "Operations", "description": "Health and the public books."},
+]
+
+_DESCRIPTION: Final = """\
+**Start**: create a checkout, pay, claim the first API key, submit a job, poll it, download its output.
+
+**Auth**: `Authorization: Bearer <key>` or `x-api-key: <key>`. A key is shown once, when it is made.
+
+**Money**: 1 credit is 100 tokens; tokens are whole numbers. A job's cost is held when it is submitted and
+charged when it succeeds; a failed or canceled job costs nothing.
+
+**Retries**: send `X-Idempotency-Key` with a write and repeat it at will: the first answer comes again.
+
+**Refusals** are `{"ok": false, "error", "message", "details"?}`: `error` is stable. Every answer carries
+`x-request-id`.
+"""
+
+
+def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """Describe a route's refusals by their codes, grouped by status, and say that others look the same."""
+    described: dict[int | str, dict[str, Any]] = {}
+    for code in codes:
+        sample = _SAMPLES[code]
+        response = described.setdefault(
+            sample.status,
+            {
+                "model": Problem,
+                "description": _MEANINGS[sample.status],
+                "content": {"application/json": {"examples": {}}},
+            },
+        )
+        response["content"]["application/json"]["examples"][code] = {"value": problem_body(sample)}
+        if sample.retry_after_s is not None:
+            response["headers"] = _RETRY_AFTER
+    described["default"] = {"model": Problem, "description": "Any other refusal has the same shape."}
+    return described
+
+
+def document(app: FastAPI, catalog: Catalog, base_url: str, version: str) -> Callable[[], dict[str, Any]]:
+    """Return a function that makes the document once."""
+    made: dict[str, Any] = {}
+
+    def openapi() -> dict[str, Any]:
+        if not made:
+            made.update(_document(app, catalog, base_url, version))
+        return made
+
+    return openapi
+
+
+def _document(app: FastAPI, catalog: Catalog, base_url: str, version: str) -> dict[str, Any]:
+    offers = "\n".join(
+        f"- `{task.name}`: {task.summary} {task.tokens_per_unit} tokens per {task.unit}, by {task.model}"
+        f" ({task.licence})."
+        for task in catalog.tasks.values()
+    )
+    made = get_openapi(
+        title="Farebox",
+        version=version,
+        openapi_version="3.1.0",
+        summary="Generative models by prepaid credits",
+        description=f"{_DESCRIPTION}\n**Tasks**:\n{offers}\n",
+        routes=app.routes,
+        tags=_TAGS,
+        servers=[{"url": base_url}],
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    )
+    parts = made.setdefault("components", {})
+    parts["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer <key>`"},
+        "apiKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+    }
+    schemas = parts.setdefault("schemas", {})
+    schemas.update(_task_inputs())
+    for path in made["paths"].values():
+        for operation in path.values():
+            _complete(operation)
+    return made
+
+
+def _complete(operation: dict[str, Any]) -> None:
+    """Add the examples, and take out what only FastAPI's way of writing puts in."""
+    name = operation["operationId"]
+    for parameter in operation.get("parameters", ()):
+        if choices := parameter["schema"].pop("anyOf", None):  # a parameter is left out, never null
+            parameter["schema"] |= next(choice for choice in choices if choice.get("type") != "null")
+    if name in REQUESTS:
+        operation["requestBody"]["content"]["application/json"]["examples"] = {
+            title: {"value": value} for title, value in REQUESTS[name].items()
+        }
+    for status, response in operation["responses"].items():
+        if response["description"] == "Successful Response":
+            response["description"] = "Accepted." if status == "202" else "Done."
+            if name in ANSWERS:
+                response["content"]["application/json"]["example"] = ANSWERS[name]
+
+
+def _task_inputs() -> dict[str, Any]:
+    """Return the schemas of the tasks' inputs; a job's `input` refers to them by name."""
+    models: list[tuple[type[BaseModel], Any]] = [(model, "validation") for model in INPUTS.values()]
+    _, found = models_json_schema(models, ref_template="#/components/schemas/{model}")
+    return dict(found["$defs"])

@@ -1,0 +1,198 @@
+"""Files: uploads of the caller, outputs of jobs, and their bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from typing import Any, Final
+
+import structlog
+from fastapi import APIRouter, Request
+from python_multipart.exceptions import FormParserError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+
+from gateway.answers import FileDeleted, Files, FileShown
+from gateway.bodies import StrictRoute
+from gateway.deps import SECURED, CallerKey, Parts, PartsOf, credential_of, own_id
+from gateway.downloads import content_path, disposition, media_type, plain_name, signed_url
+from gateway.listing import Cursor, Limit, page
+from gateway.openapi import CONTENT, READ, UPLOAD, WRITE, problems
+from gateway.ports import NewFile, StoredFile
+from gateway.responses import json_response
+from kit.errors import AppError, InvalidRequest, Unavailable, UnsupportedMediaType
+from kit.ids import new_id
+
+log = structlog.get_logger(__name__)
+router = APIRouter(prefix="/api/v1", tags=["Files"], route_class=StrictRoute)
+
+UPLOAD_TIMEOUT_S: Final = 300.0
+"""The largest upload on a line of a megabit a second takes four minutes."""
+FORM_FIELDS: Final = 4
+"""One more than any sensible form: the surplus is refused by name rather than read on."""
+UNTRUSTED: Final = "sandbox; default-src 'none'"
+"""A file is a stranger's: where a browser shows one, it may run and load nothing."""
+
+
+@router.post(
+    "/files",
+    operation_id="uploadFile",
+    summary="Upload a file",
+    response_model=FileShown,
+    responses=problems(*WRITE, "too_many_files"),
+    openapi_extra=SECURED | UPLOAD,
+)
+async def upload_file(request: Request, credential: CallerKey, parts: PartsOf) -> Response:
+    """Keeps a file for use as a job's input. Its type is read from its content."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise UnsupportedMediaType("multipart/form-data (curl: -F file=@picture.png)")
+    await parts.ledger.whoami(credential)  # a stranger's megabytes are not read
+    name, data = await _read_upload(request)
+    file_id = new_id("file")
+    command = NewFile(
+        credential=credential,
+        id=file_id,
+        name=name,
+        storage_key=f"uploads/{file_id}",
+        content_type=media_type(data[:32]),
+        size_bytes=len(data),
+        sha256=await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest()),
+    )
+    await parts.objects.put(command.storage_key, data, command.content_type)
+    try:
+        file = await parts.ledger.add_file(command)
+    except AppError as error:
+        if (
+            not error.retryable
+        ):  # while the outcome is open, bytes without a row are better than a row without
+            await parts.objects.delete(command.storage_key)
+        raise
+    return json_response({"ok": True, **shown(parts, file)})
+
+
+@router.get(
+    "/files",
+    operation_id="listFiles",
+    summary="List files",
+    response_model=Files,
+    responses=problems(*READ, "invalid_request"),
+    openapi_extra=SECURED,
+)
+async def list_files(
+    credential: CallerKey, parts: PartsOf, limit: Limit = 20, cursor: Cursor = None
+) -> Response:
+    """Your uploads and your jobs' outputs, newest first."""
+    files = await parts.ledger.files(credential, limit + 1, own_id("file", cursor) if cursor else None)
+    return json_response({"ok": True, **page(files, limit, lambda file: shown(parts, file))})
+
+
+@router.get(
+    "/files/{file_id}",
+    operation_id="getFile",
+    summary="Get a file's facts and a fresh download URL",
+    response_model=FileShown,
+    responses=problems(*READ, "not_found"),
+    openapi_extra=SECURED,
+)
+async def get_file(file_id: str, credential: CallerKey, parts: PartsOf) -> Response:
+    """What is known of one of your files."""
+    file = await parts.ledger.file(credential, own_id("file", file_id))
+    return json_response({"ok": True, **shown(parts, file)})
+
+
+@router.delete(
+    "/files/{file_id}",
+    operation_id="deleteFile",
+    summary="Delete a file",
+    response_model=FileDeleted,
+    responses=problems(*READ, "not_found"),
+    openapi_extra=SECURED,
+)
+async def delete_file(file_id: str, credential: CallerKey, parts: PartsOf) -> Response:
+    """The file is gone, and download URLs given out before stop working."""
+    file = await parts.ledger.delete_file(credential, own_id("file", file_id))
+    try:
+        await parts.objects.delete(file.storage_key)
+    except Unavailable:
+        log.exception("bytes of a deleted file stay behind", storage_key=file.storage_key)
+    return json_response({"ok": True, "id": file.id, "deleted": True})
+
+
+@router.get(
+    "/files/{file_id}/content",
+    operation_id="downloadFile",
+    summary="Download a file",
+    response_class=Response,
+    responses=CONTENT | problems(*READ, "not_found"),
+    openapi_extra={"security": [*SECURED["security"], {}]},
+)
+async def download_file(request: Request, file_id: str, parts: PartsOf) -> Response:
+    """The bytes, for whoever has the file's key or a signed URL. Kept in a bucket, they come by redirect."""
+    own_id("file", file_id)
+    if "signature" in request.query_params:
+        parts.signer.verify(content_path(file_id), request.query_params, int(time.time()))
+        file = await parts.ledger.signed_file(file_id)
+    else:
+        file = await parts.ledger.file(credential_of(request), file_id)
+    bucket_url = await parts.objects.presigned_url(file.storage_key, parts.settings.url_ttl_s)
+    if bucket_url is not None:
+        return RedirectResponse(
+            bucket_url, 307, {"cache-control": "no-store", "referrer-policy": "no-referrer"}
+        )
+    content = await parts.objects.stream(file.storage_key)
+    return StreamingResponse(
+        content,
+        media_type=file.content_type,
+        headers={
+            "content-length": str(content.info.size_bytes),
+            "content-disposition": disposition(file.name, file.content_type),
+            "content-security-policy": UNTRUSTED,
+            "cache-control": "private, no-store",
+            "referrer-policy": "no-referrer",
+            "etag": f'"{file.sha256}"',
+        },
+    )
+
+
+def shown(parts: Parts, file: StoredFile) -> dict[str, Any]:
+    """Return a file as its owner sees it."""
+    url, expires_at = signed_url(parts, file.id)
+    return {
+        "id": file.id,
+        "name": file.name,
+        "contentType": file.content_type,
+        "sizeBytes": file.size_bytes,
+        "sha256": file.sha256,
+        "jobId": file.job_id,
+        "createdAt": file.created_at,
+        "url": url,
+        "expiresAt": expires_at,
+    }
+
+
+async def _read_upload(request: Request) -> tuple[str, bytes]:
+    """Return the name and content of the form's one file.
+
+    Raises: InvalidRequest; PayloadTooLarge from the edge.
+    """
+    try:
+        async with (
+            asyncio.timeout(UPLOAD_TIMEOUT_S),
+            request.form(max_files=FORM_FIELDS, max_fields=FORM_FIELDS) as form,
+        ):
+            for name, _ in form.multi_items():
+                if name != "file":
+                    raise InvalidRequest(name[:100], "is not a field of this form; send the file as 'file'")
+            sent = form.getlist("file")
+            if len(sent) != 1 or not isinstance(sent[0], UploadFile):
+                raise InvalidRequest("file", "send one file (curl: -F file=@picture.png)")
+            data = await sent[0].read()
+            if not data:
+                raise InvalidRequest("file", "is empty")
+            return plain_name(sent[0].filename), data
+    except TimeoutError as error:
+        raise InvalidRequest("body", f"did not arrive within {UPLOAD_TIMEOUT_S:.0f} s") from error
+    except (HTTPException, FormParserError, LookupError, UnicodeError) as error:
+        raise InvalidRequest("body", "cannot be read as multipart/form-data") from error

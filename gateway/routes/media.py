@@ -1,0 +1,193 @@
+"""Media jobs: submit, look, list, cancel."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from starlette.responses import Response
+
+from gateway import ports
+from gateway.answers import JobAccepted, Jobs, JobShown
+from gateway.bodies import StrictRoute
+from gateway.deps import SECURED, CallerKey, Parts, PartsOf, RetryKey, agreed_key, own_id
+from gateway.downloads import signed_url
+from gateway.errors import CostExceedsLimit
+from gateway.fingerprints import fingerprint
+from gateway.listing import Cursor, Limit, page
+from gateway.openapi import LOCATION, READ, REPLAYED, WRITE, problems
+from gateway.ports import FINAL_STATUSES, Job, JobStatus, StoredFile
+from gateway.responses import in_credits, json_response
+from gateway.schemas import SubmitJob, task_input
+from kit.ids import new_id
+
+router = APIRouter(prefix="/api/v1", tags=["Media jobs"], route_class=StrictRoute)
+
+
+@router.post(
+    "/media/jobs",
+    operation_id="submitJob",
+    summary="Submit a media job",
+    status_code=202,
+    response_model=JobAccepted,
+    responses={
+        202: {"headers": LOCATION | REPLAYED},
+        **problems(*WRITE, "insufficient_credits", "cost_exceeds_limit", "idempotency_key_reused"),
+    },
+    openapi_extra=SECURED,
+)
+async def submit_job(
+    body: SubmitJob, credential: CallerKey, header_key: RetryKey, parts: PartsOf
+) -> Response:
+    """Quotes the job, holds its cost and queues it, all or nothing. You pay when it succeeds, and only then.
+
+    With an idempotency key a retry returns the first answer and holds nothing again.
+    """
+    task = parts.catalog.task(body.task)
+    job_input = task_input(task.name, body.input)
+    quote = parts.catalog.quote(task.name, job_input)
+    limit_tokens = body.limit_tokens
+    if limit_tokens is not None and quote.cost_tokens > limit_tokens:
+        raise CostExceedsLimit(quote.cost_tokens, limit_tokens)
+    receipt = await parts.ledger.submit_job(
+        ports.SubmitJob(
+            credential=credential,
+            job_id=new_id("job"),
+            task=task.name,
+            tool=quote.tool,
+            application=quote.application,
+            input=job_input,
+            cost_tokens=quote.cost_tokens,
+            price_version=quote.price_version,
+            idempotency_key=agreed_key(
+                [key for key in (header_key, body.idempotency_key) if key is not None]
+            ),
+            fingerprint=fingerprint({"task": task.name, "input": job_input, "limit": limit_tokens}),
+        )
+    )
+    urls = _urls(parts, receipt.job_id)
+    return json_response(
+        {
+            "ok": True,
+            "jobId": receipt.job_id,
+            "id": receipt.job_id,
+            "task": receipt.task,
+            "status": "queued",
+            "cost": _cost(receipt.cost_tokens, receipt.cost_tokens, None),
+            "balanceAfter": in_credits(receipt.balance_after_tokens),
+            "balanceAfterTokens": receipt.balance_after_tokens,
+            "createdAt": receipt.created_at,
+            "urls": urls,
+        },
+        202,
+        {"location": urls["get"]} | ({"idempotent-replayed": "true"} if receipt.replayed else {}),
+    )
+
+
+@router.get(
+    "/media/jobs",
+    operation_id="listJobs",
+    summary="List media jobs, or get one by `jobId`",
+    response_model=Jobs | JobShown,
+    responses=problems(*READ, "invalid_request", "not_found"),
+    openapi_extra=SECURED,
+)
+async def list_jobs(  # noqa: PLR0913  # its query parameters
+    credential: CallerKey,
+    parts: PartsOf,
+    *,
+    job_id: Annotated[
+        str | None, Query(alias="jobId", description="Return this one job, as `GET /media/jobs/{id}` does.")
+    ] = None,
+    status: Annotated[JobStatus | None, Query(description="Only jobs in this status.")] = None,
+    limit: Limit = 20,
+    cursor: Cursor = None,
+) -> Response:
+    """Your jobs, newest first."""
+    if job_id is not None:
+        return await get_job(job_id, credential, parts)
+    jobs = await parts.ledger.jobs(
+        ports.JobQuery(credential, limit + 1, own_id("job", cursor) if cursor else None, status)
+    )
+    return json_response({"ok": True, **page(jobs, limit, lambda job: shown(parts, job))})
+
+
+@router.get(
+    "/media/jobs/{job_id}",
+    operation_id="getJob",
+    summary="Get a media job",
+    response_model=JobShown,
+    responses=problems(*READ, "not_found"),
+    openapi_extra=SECURED,
+)
+async def get_job(job_id: str, credential: CallerKey, parts: PartsOf) -> Response:
+    """The job as it stands. Its output's URLs download without a key until they expire."""
+    job = await parts.ledger.job(credential, own_id("job", job_id))
+    return json_response({"ok": True, **shown(parts, job)})
+
+
+@router.post(
+    "/media/jobs/{job_id}/cancel",
+    operation_id="cancelJob",
+    summary="Cancel a media job",
+    response_model=JobShown,
+    responses=problems(*READ, "not_found"),
+    openapi_extra=SECURED,
+)
+async def cancel_job(job_id: str, credential: CallerKey, parts: PartsOf) -> Response:
+    """Ends a queued job at once and asks a running one to stop; an ended one stays as it is."""
+    job = await parts.ledger.cancel_job(credential, own_id("job", job_id))
+    return json_response({"ok": True, **shown(parts, job)})
+
+
+def shown(parts: Parts, job: Job) -> dict[str, Any]:
+    """Return a job as its owner sees it."""
+    held_tokens = 0 if job.status in FINAL_STATUSES else job.quoted_tokens
+    return {
+        "jobId": job.id,
+        "id": job.id,
+        "task": job.task,
+        "status": job.status,
+        "input": job.input,
+        "cost": _cost(job.quoted_tokens, held_tokens, job.charged_tokens),
+        "progress": job.progress_percent / 100,
+        "queuePosition": job.queue_position,
+        "cancelRequested": job.cancel_requested,
+        "output": [_output(parts, file) for file in job.output],
+        "error": {"code": job.error_code, "message": job.error_message or ""} if job.error_code else None,
+        "metrics": job.metrics,
+        "attempts": job.attempts,
+        "createdAt": job.created_at,
+        "startedAt": job.started_at,
+        "finishedAt": job.finished_at,
+        "urls": _urls(parts, job.id),
+    }
+
+
+def _output(parts: Parts, file: StoredFile) -> dict[str, Any]:
+    url, expires_at = signed_url(parts, file.id)
+    return {
+        **file.facts,
+        "id": file.id,
+        "url": url,
+        "contentType": file.content_type,
+        "sizeBytes": file.size_bytes,
+        "sha256": file.sha256,
+        "expiresAt": expires_at,
+    }
+
+
+def _cost(quoted_tokens: int, held_tokens: int, charged_tokens: int | None) -> dict[str, Any]:
+    return {
+        "quoted": in_credits(quoted_tokens),
+        "held": in_credits(held_tokens),
+        "charged": None if charged_tokens is None else in_credits(charged_tokens),
+        "quotedTokens": quoted_tokens,
+        "heldTokens": held_tokens,
+        "chargedTokens": charged_tokens,
+    }
+
+
+def _urls(parts: Parts, job_id: str) -> dict[str, str]:
+    get = f"{parts.settings.base_url}/api/v1/media/jobs/{job_id}"
+    return {"get": get, "cancel": f"{get}/cancel"}

@@ -1,0 +1,88 @@
+"""The pages that people see: the landing page, the ends of a checkout, the API reference. All of it local."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+from fastapi import APIRouter, Request
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.responses import Response
+
+from gateway.deps import Parts, PartsOf
+from gateway.responses import dump
+
+PAGES: Final = Path(__file__).parent.parent / "pages"
+STATIC: Final = PAGES / "static"
+DOCS_ASSETS: Final = Path(str(files("fastapi_offline"))) / "static"
+"""Swagger UI's files, carried by a wheel: version 5, the first that shows OpenAPI 3.1."""
+
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src {styles}; img-src 'self' data:; connect-src 'self';"
+    " form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
+_HEADERS: Final = {
+    "content-security-policy": _POLICY.format(styles="'self'"),
+    "cache-control": "no-store",
+    "referrer-policy": "no-referrer",  # a success page's address names its session
+}
+_DOCS_HEADERS: Final = _HEADERS | {"content-security-policy": _POLICY.format(styles="'self' 'unsafe-inline'")}
+"""Swagger UI writes style attributes; scripts stay as strict as elsewhere."""
+
+_templates: Final = Environment(
+    loader=FileSystemLoader(PAGES),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/")
+async def show_home(parts: PartsOf) -> Response:
+    """What this server is, and the way from nothing to a picture as commands to paste."""
+    return _page(
+        parts,
+        "home.html",
+        packages=list(parts.catalog.packages.values()),
+        tasks=list(parts.catalog.tasks.values()),
+    )
+
+
+@router.get("/checkout/success")
+async def show_success(parts: PartsOf, session_id: str = "") -> Response:
+    """Where the payment page sends the payer: shows the key, once, on request."""
+    return _page(parts, "checkout_success.html", session_id=session_id[:255])
+
+
+@router.get("/checkout/canceled")
+async def show_canceled(parts: PartsOf) -> Response:
+    """Where the payment page sends a payer who turned back."""
+    return _page(parts, "checkout_canceled.html")
+
+
+@router.get("/docs")
+async def show_docs(parts: PartsOf) -> Response:
+    """The API reference."""
+    return _page(parts, "docs.html", headers=_DOCS_HEADERS)
+
+
+@router.get("/openapi.json")
+async def show_openapi(request: Request) -> Response:
+    """The OpenAPI document."""
+    return Response(dump(request.app.openapi()), media_type="application/json")
+
+
+def _page(parts: Parts, name: str, headers: dict[str, str] = _HEADERS, **facts: Any) -> Response:
+    html = _templates.get_template(name).render(
+        base_url=parts.settings.base_url,
+        in_sandbox=parts.in_sandbox,
+        can_pay=parts.checkout is not None,
+        profile=parts.settings.profile,
+        brand=parts.settings.key_brand,
+        **facts,
+    )
+    return Response(html, headers=headers, media_type="text/html; charset=utf-8")

@@ -1,0 +1,152 @@
+"""From a package to the first key: what is on sale, checkout, claim, and the provider's webhook."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from gateway.answers import CheckoutStarted, KeyClaimed, Packages, WebhookReceived
+from gateway.bodies import StrictRoute, read_body
+from gateway.deps import SECURED, OptionalKey, Parts, PartsOf
+from gateway.openapi import WEBHOOK, WRITE, problems
+from gateway.responses import in_credits, json_response
+from gateway.routes.keys import with_secret
+from gateway.schemas import ClaimKey, StartCheckout
+from kit.errors import AppError, NotFound
+from kit.telemetry import webhooks_total
+from ledger.keys import NewApiKey
+from payments.checkout import Checkout
+from payments.errors import PaymentsUnavailable
+
+router = APIRouter(prefix="/api/v1", route_class=StrictRoute)
+
+
+@router.get(
+    "/packages",
+    tags=["Purchases"],
+    operation_id="listPackages",
+    summary="List credit packages",
+    response_model=Packages,
+)
+async def list_packages(parts: PartsOf) -> Response:
+    """What is on sale. Prices are in the currency's minor unit."""
+    catalog = parts.catalog
+    return json_response(
+        {
+            "ok": True,
+            "packages": [
+                {
+                    "code": package.code,
+                    "name": package.name,
+                    "credits": in_credits(package.credits_tokens),
+                    "tokens": package.credits_tokens,
+                    "priceMinor": package.price_minor,
+                    "currency": package.currency,
+                }
+                for package in catalog.packages.values()
+            ],
+            "priceVersion": catalog.price_version,
+            "since": catalog.since,
+        }
+    )
+
+
+@router.post(
+    "/checkout/stripe",
+    tags=["Purchases"],
+    operation_id="startStripeCheckout",
+    summary="Create a Stripe checkout",
+    response_model=CheckoutStarted,
+    responses=problems(*WRITE, "payments_unavailable"),
+    openapi_extra={"security": [{}, *SECURED["security"]]},
+)
+async def start_checkout(body: StartCheckout, credential: OptionalKey, parts: PartsOf) -> Response:
+    """Opens a payment page for a package. Sent with an API key, the purchase tops up that key's account.
+
+    Send the payer to `checkoutUrl`; once paid, claim the key with `sessionId`.
+    """
+    package = parts.catalog.package(body.package_code)
+    started = await _checkout(parts).start(body.email, package, credential)
+    return json_response(
+        {
+            "ok": True,
+            "checkoutUrl": started.checkout_url,
+            "sessionId": started.session_id,
+            "packageCode": package.code,
+            "credits": in_credits(package.credits_tokens),
+            "tokens": package.credits_tokens,
+            "priceMinor": package.price_minor,
+            "currency": package.currency,
+            "email": started.purchase.email,
+        }
+    )
+
+
+@router.post(
+    "/claim/stripe",
+    tags=["Purchases"],
+    operation_id="claimStripeKey",
+    summary="Claim the first API key of a payment",
+    response_model=KeyClaimed,
+    responses=problems(
+        "invalid_request",
+        "payload_too_large",
+        "unsupported_media_type",
+        "not_found",
+        "payment_pending",
+        "already_claimed",
+        "account_exists",
+        "payment_mismatch",
+        "unavailable",
+        "payments_unavailable",
+    ),
+)
+async def claim_key(body: ClaimKey, parts: PartsOf) -> Response:
+    """Shows the account's first key, once per payment.
+
+    409 `payment_pending`: not paid yet, try again. 409 `already_claimed`: shown before. 409 `account_exists`:
+    the e-mail owned an account already; the credits are there, and a key of that account spends them.
+    """
+    claim = await _checkout(parts).claim(body.session_id, body.key_label)
+    return json_response(
+        {
+            "ok": True,
+            **with_secret(NewApiKey(claim.key, claim.secret, replayed=False)),
+            "email": claim.email,
+            "credits": in_credits(claim.credits_tokens),
+            "tokens": claim.credits_tokens,
+            "balance": in_credits(claim.balance_tokens),
+            "balanceTokens": claim.balance_tokens,
+        }
+    )
+
+
+@router.post(
+    "/webhooks/stripe",
+    tags=["Webhooks"],
+    operation_id="receiveStripeWebhook",
+    summary="Receive a Stripe event",
+    response_model=WebhookReceived,
+    responses=problems("invalid_request", "not_found", "payload_too_large", "unavailable"),
+    openapi_extra=WEBHOOK,
+)
+async def receive_stripe_webhook(request: Request, parts: PartsOf) -> Response:
+    """For Stripe alone: a rightly signed event is stored and applied once, and acknowledged every time."""
+    if (
+        parts.checkout is None
+    ):  # an empty webhook secret verifies anything, so there is no such route without one
+        raise NotFound("path")
+    body = await read_body(request)
+    try:
+        duplicate = await parts.checkout.receive_webhook(body, request.headers.get("stripe-signature", ""))
+    except AppError as error:
+        webhooks_total.labels("stripe", error.code).inc()
+        raise
+    webhooks_total.labels("stripe", "duplicate" if duplicate else "received").inc()
+    return json_response({"ok": True, "received": True, "duplicate": duplicate})
+
+
+def _checkout(parts: Parts) -> Checkout:
+    if parts.checkout is None:
+        raise PaymentsUnavailable("No payment provider is configured on this server.")
+    return parts.checkout

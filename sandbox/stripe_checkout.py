@@ -1,0 +1,141 @@
+"""What can be done with a Checkout Session: open, pay, fail, settle later, expire.
+
+Each function is one step on the state: it checks everything first and then changes, so a refusal leaves
+nothing half done. A session leaves `open` exactly once, which is why nothing can be paid twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sandbox import stripe_shapes as shapes
+from sandbox.stripe_errors import wrong_state
+from sandbox.stripe_shapes import Charged, Json, Payer
+from sandbox.stripe_state import BY_THE_BUYER, Origin, TwinState
+
+
+def open_session(state: TwinState, order: Json, public_url: str) -> Json:
+    """Create the session that an order asks for: open, unpaid, with the address of its page."""
+    if order["customer"] is not None:
+        state.get("customers", order["customer"], "customer")
+    created = int(state.now())
+    session_id = state.new_id("cs_test_a1", 56)
+    lines = [
+        shapes.line_item(
+            (state.new_id("li_1", 23), state.new_id("price_1", 23), state.new_id("prod_", 14)),
+            line,
+            order["currency"],
+            created,
+        )
+        for line in order["lines"]
+    ]
+    url = f"{public_url}/c/pay/{session_id}"
+    state.document["orders"][session_id] = {"intent_data": order["intent_data"], "line_items": lines}
+    return state.add("sessions", shapes.session(session_id, order, url, created, order["expires_at"]))
+
+
+def must_be_open(state: TwinState, session_id: str) -> Json:
+    """Give the session if it can still be paid.
+
+    Raises: ApiError if there is no such session, or it is complete or expired.
+    """
+    session = state.get("sessions", session_id, "session", in_path=True)
+    if session["status"] != "open":
+        message = f"Only an open Checkout Session can do this; this one is `{session['status']}`."
+        raise wrong_state(message, param="session")
+    return session
+
+
+def expire(state: TwinState, session_id: str, origin: Origin) -> Json:
+    """Close an open session, so that it can never be paid."""
+    session = must_be_open(state, session_id)
+    state.close_as_expired(session, origin)
+    return session
+
+
+def pay(state: TwinState, session_id: str, *, email: str | None, country: str, is_delayed: bool) -> Json:
+    """Complete an open session, once: paid, or with the money still on its way for a delayed method."""
+    session = must_be_open(state, session_id)
+    payer = Payer(_payer_email(state, session, email), country)
+    created = int(state.now())
+    ids = Charged(
+        payment_intent_id=state.new_id("pi_3", 23),
+        charge_id=state.new_id("ch_3", 23),
+        payment_method_id=state.new_id("pm_1", 23),
+        customer_id=_customer_of(state, session, payer, created),
+        created=created,
+        is_delayed=is_delayed,
+    )
+    intent = shapes.payment_intent(ids, session, state.order_of(session_id)["intent_data"])
+    state.add("payment_intents", intent)
+    state.add("charges", shapes.charge(ids, intent, payer))
+    session.update(
+        customer=ids.customer_id,
+        customer_details=shapes.customer_details(payer.email, payer.country),
+        payment_intent=ids.payment_intent_id,
+        payment_status="unpaid" if is_delayed else "paid",
+        status="complete",
+        url=None,
+    )
+    if session["automatic_tax"]["enabled"]:
+        session["automatic_tax"]["status"] = "complete"
+    state.emit("checkout.session.completed", session, BY_THE_BUYER)
+    state.emit(
+        "payment_intent.processing" if is_delayed else "payment_intent.succeeded", intent, BY_THE_BUYER
+    )
+    return session
+
+
+def settle(state: TwinState, session_id: str, *, succeeded: bool) -> Json:
+    """End the wait of a delayed payment, once, with the money or without it."""
+    session = state.get("sessions", session_id, "session", in_path=True)
+    intent = state.find("payment_intents", session["payment_intent"] or "")
+    if intent is None or intent["status"] != "processing":
+        raise wrong_state(
+            "This session has no payment on its way: only a delayed payment can be settled, once."
+        )
+    charge = state.get("charges", intent["latest_charge"], "charge")
+    if succeeded:
+        session["payment_status"] = "paid"
+        intent.update(status="succeeded", amount_received=intent["amount"])
+        charge.update(status="succeeded", paid=True, captured=True, amount_captured=charge["amount"])
+        state.emit("checkout.session.async_payment_succeeded", session, BY_THE_BUYER)
+        state.emit("payment_intent.succeeded", intent, BY_THE_BUYER)
+    else:
+        failure: dict[str, Any] = {
+            "code": "payment_intent_payment_attempt_failed",
+            "message": "The payment failed.",
+        }
+        intent.update(
+            status="requires_payment_method",
+            last_payment_error={**failure, "type": "invalid_request_error"},
+            payment_method=None,
+        )
+        charge.update(status="failed", failure_code=failure["code"], failure_message=failure["message"])
+        state.emit("checkout.session.async_payment_failed", session, BY_THE_BUYER)
+        state.emit("payment_intent.payment_failed", intent, BY_THE_BUYER)
+    return session
+
+
+def return_address(session: Json, *, paid: bool) -> str | None:
+    """Give the address that the buyer goes to next; Stripe replaces the one literal placeholder."""
+    if not paid:
+        cancel_url: str | None = session["cancel_url"]
+        return cancel_url
+    success_url: str = session["success_url"]
+    return success_url.replace("{CHECKOUT_SESSION_ID}", session["id"])
+
+
+def _payer_email(state: TwinState, session: Json, typed: str | None) -> str:
+    customer = state.find("customers", session["customer"] or "")
+    known = session["customer_email"] or (customer and customer["email"])
+    # Stripe's page insists on an address. A script that names none pays as this buyer.
+    return str(known or typed or "buyer@sandbox.example")
+
+
+def _customer_of(state: TwinState, session: Json, payer: Payer, created: int) -> str | None:
+    if session["customer"] is not None or session["customer_creation"] != "always":
+        existing: str | None = session["customer"]
+        return existing
+    customer = shapes.customer(state.new_id("cus_", 14), payer.email, "Sandbox Buyer", {}, created)
+    return str(state.add("customers", customer)["id"])

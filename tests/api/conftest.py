@@ -1,0 +1,236 @@
+"""The HTTP surface in process: over a stub for what is pure HTTP, over the real books for everything that moves money."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from fastapi import FastAPI
+
+from deployments.handles import local_ledger
+from deployments.ledger import LedgerServer
+from gateway.app import create_app
+from gateway.ports import (
+    Job,
+    JobQuery,
+    JobReceipt,
+    Ledger,
+    ModelState,
+    NewFile,
+    StoredFile,
+    SubmitJob,
+)
+from kit.db import Database
+from kit.errors import AuthRequired, NotFound
+from kit.settings import Settings
+from kit.storage import ObjectStore
+from ledger.audit import TrialBalanceRow
+from ledger.balances import Balance
+from ledger.keys import Caller, hash_key
+
+STUB_KEY = "amai_live_" + "K" * 43
+MOMENT = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+
+
+@dataclass
+class StubLedger:
+    """Books for tests of pure HTTP: one key, one balance, jobs and files in dictionaries. Money is tested elsewhere."""
+
+    calls: list[str] = field(default_factory=list)
+    submitted: list[SubmitJob] = field(default_factory=list)
+    stored: dict[str, StoredFile] = field(default_factory=dict)
+    broken: BaseException | None = None
+
+    def _caller(self, method: str, credential: bytes) -> None:
+        self.calls.append(method)
+        if self.broken is not None:
+            raise self.broken
+        if credential != hash_key(STUB_KEY):
+            raise AuthRequired
+
+    async def ping(self) -> None:
+        self.calls.append("ping")
+        if self.broken is not None:
+            raise self.broken
+
+    async def whoami(self, credential: bytes) -> Caller:
+        self._caller("whoami", credential)
+        return Caller("user_1", 1, "key_1", "dev@company.com")
+
+    async def balance(self, credential: bytes) -> Balance:
+        self._caller("balance", credential)
+        return Balance(60_000, 100)
+
+    async def submit_job(self, command: SubmitJob) -> JobReceipt:
+        self._caller("submit_job", command.credential)
+        replayed = any(command.idempotency_key == old.idempotency_key for old in self.submitted)
+        self.submitted.append(command)
+        return JobReceipt(command.job_id, command.task, command.cost_tokens, 59_900, MOMENT, replayed)
+
+    async def job(self, credential: bytes, job_id: str) -> Job:
+        self._caller("job", credential)
+        raise NotFound("job")
+
+    async def jobs(self, query: JobQuery) -> list[Job]:
+        self._caller("jobs", query.credential)
+        return []
+
+    async def add_file(self, command: NewFile) -> StoredFile:
+        self._caller("add_file", command.credential)
+        file = StoredFile(
+            command.id,
+            command.name,
+            command.storage_key,
+            command.content_type,
+            command.size_bytes,
+            command.sha256,
+            MOMENT,
+            None,
+        )
+        self.stored[file.id] = file
+        return file
+
+    async def file(self, credential: bytes, file_id: str) -> StoredFile:
+        self._caller("file", credential)
+        return await self.signed_file(file_id)
+
+    async def signed_file(self, file_id: str) -> StoredFile:
+        if file_id not in self.stored:
+            raise NotFound("file")
+        return self.stored[file_id]
+
+    async def trial_balance(self) -> list[TrialBalanceRow]:
+        self.calls.append("trial_balance")
+        return [TrialBalanceRow("clearing", 1, 1, -60_000), TrialBalanceRow("user", 1, 1, 60_000)]
+
+
+@dataclass
+class StubModels:
+    """Model applications in the states that a test sets."""
+
+    known: dict[str, ModelState] = field(default_factory=lambda: {"image": ModelState("image", "ready", None)})
+
+    async def states(self) -> dict[str, ModelState]:
+        return self.known
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings of a server that nobody configured."""
+    return Settings(
+        data_dir=tmp_path,
+        secret="a secret of this test run alone",
+        public_url="http://farebox.test",
+        instance="nonce",
+        max_body_bytes=20_000,
+        max_upload_bytes=50_000,
+    )
+
+
+@pytest.fixture
+def stub_ledger() -> StubLedger:
+    return StubLedger()
+
+
+@pytest.fixture
+def models() -> StubModels:
+    return StubModels()
+
+
+@pytest.fixture
+def objects() -> ObjectStore:
+    return ObjectStore("memory://")
+
+
+@pytest.fixture
+def stub_app(settings: Settings, stub_ledger: StubLedger, models: StubModels, objects: ObjectStore) -> FastAPI:
+    """The surface over the stub, without a payment provider."""
+    return create_app(settings, stub_ledger, models, None, objects)  # type: ignore[arg-type]  # what the tests use
+
+
+@pytest_asyncio.fixture
+async def web(stub_app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """A stranger's client over the stub."""
+    async with _client(stub_app) as client:
+        yield client
+
+
+@pytest_asyncio.fixture
+async def caller(stub_app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with the stub's key."""
+    async with _client(stub_app, STUB_KEY) as client:
+        yield client
+
+
+def _client(app: FastAPI, key: str = "") -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(app, raise_app_exceptions=False),
+        base_url="http://farebox.test",
+        headers={"authorization": f"Bearer {key}"} if key else {},
+    )
+
+
+# -- the real books ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Customer:
+    """A customer with a client of their own."""
+
+    client: httpx.AsyncClient
+    key: str
+    email: str
+
+    async def tokens(self) -> int:
+        """What is free to spend."""
+        return int((await self.client.get("/api/v1/credits/balance")).json()["tokens"])
+
+
+@pytest_asyncio.fixture
+async def server(settings: Settings, fresh_url: str) -> AsyncIterator[LedgerServer]:
+    """The real books on a database of this test's own."""
+    server = LedgerServer(settings.model_copy(update={"database_url": fresh_url}))
+    yield server
+    await server.close()
+
+
+@pytest.fixture
+def ledger(server: LedgerServer) -> Ledger:
+    return local_ledger(server)
+
+
+@pytest.fixture
+def app(settings: Settings, ledger: Ledger, models: StubModels, objects: ObjectStore) -> FastAPI:
+    """The surface over the real books."""
+    return create_app(settings, ledger, models, None, objects)
+
+
+@pytest_asyncio.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """A stranger's client over the real books."""
+    async with _client(app) as client:
+        yield client
+
+
+@pytest_asyncio.fixture
+async def customer(
+    app: FastAPI, db: Database, customers: Callable[..., Awaitable[Any]]
+) -> AsyncIterator[Callable[[int], Awaitable[Customer]]]:
+    """`await customer(tokens)` opens an account with that much in it and returns its customer."""
+    opened: list[httpx.AsyncClient] = []
+
+    async def open_one(tokens: int = 60_000) -> Customer:
+        async with db.transaction() as conn:
+            made = await customers(conn, tokens)
+        opened.append(client := _client(app, made.secret))
+        return Customer(client, made.secret, made.email)
+
+    yield open_one
+    for client in opened:
+        await client.aclose()

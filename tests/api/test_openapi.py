@@ -1,0 +1,159 @@
+"""The OpenAPI document is whole, and true: its requests are accepted, its answers have the described shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from jsonschema import Draft202012Validator
+
+from gateway.documented import ANSWERS, REQUESTS
+
+ROUTES = {
+    "GET /api/v1/health",
+    "GET /api/v1/packages",
+    "POST /api/v1/checkout/stripe",
+    "POST /api/v1/claim/stripe",
+    "GET /api/v1/keys",
+    "POST /api/v1/keys",
+    "POST /api/v1/keys/revoke",
+    "GET /api/v1/credits/balance",
+    "GET /api/v1/balance",
+    "POST /api/v1/media/jobs",
+    "GET /api/v1/media/jobs",
+    "GET /api/v1/media/jobs/{job_id}",
+    "POST /api/v1/media/jobs/{job_id}/cancel",
+    "POST /api/v1/files",
+    "GET /api/v1/files",
+    "GET /api/v1/files/{file_id}",
+    "DELETE /api/v1/files/{file_id}",
+    "GET /api/v1/files/{file_id}/content",
+    "POST /api/v1/webhooks/stripe",
+    "GET /api/v1/ledger/trial-balance",
+}
+PUBLIC = {"getHealth", "listPackages", "claimStripeKey", "receiveStripeWebhook", "getTrialBalance"}
+
+
+@pytest.fixture
+def document(stub_app: FastAPI) -> dict[str, Any]:
+    return stub_app.openapi()
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield f"{method.upper()} {path}", operation
+
+
+def walk(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        yield node
+        for child in node.values():
+            yield from walk(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from walk(child)
+
+
+def validator(document: dict[str, Any], schema: dict[str, Any]) -> Draft202012Validator:
+    return Draft202012Validator({**schema, "components": document["components"]})
+
+
+async def test_the_document_is_served_as_openapi_3_1(web: httpx.AsyncClient, document):
+    answer = await web.get("/openapi.json")
+    assert answer.status_code == 200
+    assert answer.json() == document
+    assert document["openapi"] == "3.1.0"
+    assert document["servers"] == [{"url": "http://farebox.test"}]
+    assert document["info"]["version"]
+
+
+def test_every_route_is_described_and_nothing_else(document, stub_app):
+    assert {name for name, _ in operations(document)} == ROUTES
+    served = {
+        f"{method} {route.path}"
+        for route in stub_app.routes
+        if isinstance(route, APIRoute) and route.include_in_schema
+        for method in route.methods
+    }
+    assert served == ROUTES
+
+
+def test_every_operation_is_named_tagged_and_explained(document):
+    names = [operation["operationId"] for _, operation in operations(document)]
+    assert len(names) == len(set(names))
+    known = {tag["name"] for tag in document["tags"]}
+    for name, operation in operations(document):
+        assert operation["operationId"].isalnum(), name
+        assert operation["summary"], name
+        assert operation["description"], name
+        assert set(operation["tags"]) <= known, name
+
+
+def test_every_operation_says_who_may_call_it_and_how_it_refuses(document):
+    assert set(document["components"]["securitySchemes"]) == {"bearer", "apiKey"}
+    for name, operation in operations(document):
+        assert ("security" in operation) is (operation["operationId"] not in PUBLIC), name
+        assert "422" not in operation["responses"], name
+        assert any(status.startswith("2") for status in operation["responses"]), name
+        if operation["operationId"] != "listPackages":
+            problem = operation["responses"]["default"]["content"]["application/json"]["schema"]
+            assert problem == {"$ref": "#/components/schemas/Problem"}, name
+        if "security" in operation and {} not in operation["security"]:
+            assert {"401", "403", "503"} <= operation["responses"].keys(), name
+
+
+def test_every_reference_leads_somewhere_and_every_schema_is_valid(document):
+    for node in walk(document):
+        if isinstance(reference := node.get("$ref"), str):
+            target: Any = document
+            for part in reference.removeprefix("#/").split("/"):
+                target = target[part]
+    for schema in document["components"]["schemas"].values():
+        Draft202012Validator.check_schema(schema)
+
+
+def test_path_parameters_are_declared(document):
+    for name, operation in operations(document):
+        declared = {p["name"] for p in operation.get("parameters", ()) if p["in"] == "path"}
+        assert declared == {part[1:-1] for part in name.split("/") if part.startswith("{")}, name
+
+
+def test_refusals_in_the_document_are_refusals(document):
+    problem = validator(document, {"$ref": "#/components/schemas/Problem"})
+    seen = set()
+    for _, operation in operations(document):
+        for status, response in operation["responses"].items():
+            examples = response.get("content", {}).get("application/json", {}).get("examples", {})
+            for code, example in examples.items():
+                problem.validate(example["value"])
+                assert example["value"]["error"] == code
+                assert not status.startswith("2")
+                seen.add(code)
+    assert {"insufficient_credits", "cost_exceeds_limit", "account_exists", "ambiguous_prefix"} <= seen
+
+
+def test_documented_answers_have_the_documented_shape(document):
+    found = {operation["operationId"]: operation for _, operation in operations(document)}
+    for name, answer in ANSWERS.items():
+        responses = found[name]["responses"]
+        content = responses.get("202", responses.get("200"))["content"]["application/json"]
+        validator(document, content["schema"]).validate(answer)
+        assert content["example"] == answer
+
+
+@pytest.mark.parametrize(
+    ("name", "title"), [(name, title) for name, requests in REQUESTS.items() for title in requests]
+)
+async def test_documented_requests_are_understood(caller, stub_ledger, models, document, name: str, title: str):
+    path, operation = next((n, o) for n, o in operations(document) if o["operationId"] == name)
+    content = operation["requestBody"]["content"]["application/json"]
+    request = content["examples"][title]["value"]
+    validator(document, content["schema"]).validate(request)
+    stub_ledger.create_key = stub_ledger.revoke_key = None  # reached, which is what counts here
+    answer = await caller.post(path.removeprefix("POST "), json=request)
+    assert answer.status_code not in {400, 401, 404, 415, 422}, answer.text

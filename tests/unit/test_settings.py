@@ -1,0 +1,98 @@
+"""Settings come from the environment once, and refuse what cannot be."""
+
+from __future__ import annotations
+
+import pytest
+
+from kit.settings import SettingsError, environment_for, load_settings
+
+LIVE = {"STRIPE_SECRET_KEY": "sk_live_x", "STRIPE_WEBHOOK_SECRET": "whsec_x"}
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch, tmp_path):
+    import os
+
+    for name in list(os.environ):
+        if name.startswith(("FAREBOX_", "STRIPE_", "DATABASE_URL")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("FAREBOX_DATA_DIR", str(tmp_path / "data"))
+
+
+def test_defaults_run_a_laptop(tmp_path):
+    settings = load_settings()
+    assert (settings.port, settings.profile, settings.host) == (8000, "tiny", "127.0.0.1")
+    assert settings.wants_sandbox
+    assert not settings.live_payments
+    assert settings.base_url == "http://127.0.0.1:8000"
+
+
+def test_the_secret_is_made_once_and_readable_by_its_owner_alone(tmp_path):
+    first, second = load_settings(), load_settings()
+    assert first.secret == second.secret
+    assert len(first.secret.get_secret_value()) >= 32
+    assert (tmp_path / "data" / "secret").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("beside", [{"FAREBOX_SANDBOX": "1"}, {"STRIPE_API_BASE": "http://127.0.0.1:1"}])
+def test_live_keys_and_the_sandbox_together_are_refused(monkeypatch, beside):
+    for name, value in {**LIVE, **beside}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match="live Stripe keys and the payment sandbox"):
+        load_settings()
+
+
+def test_live_keys_alone_switch_the_sandbox_off(monkeypatch):
+    for name, value in LIVE.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings()
+    assert settings.live_payments
+    assert not settings.wants_sandbox
+
+
+def test_a_stripe_key_without_its_webhook_secret_is_refused(monkeypatch):
+    monkeypatch.setenv("STRIPE_SECRET_KEY", "sk_test_x")
+    with pytest.raises(SettingsError, match="STRIPE_WEBHOOK_SECRET"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("FAREBOX_PORT", "http"),
+        ("FAREBOX_PORT", "70000"),
+        ("FAREBOX_PROFILE", "huge"),
+        ("DATABASE_URL", "sqlite:///x.db"),
+        ("FAREBOX_KEY_BRAND", "A_B"),
+    ],
+)
+def test_a_bad_value_names_its_variable(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=name):
+        load_settings()
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_database_urls_are_taken_as_people_paste_them(monkeypatch, scheme):
+    monkeypatch.setenv("DATABASE_URL", f"{scheme}://u:p@db/farebox")
+    assert load_settings().database_url == "postgresql+psycopg://u:p@db/farebox"
+
+
+def test_a_childs_environment_makes_it_read_the_same_settings(monkeypatch):
+    monkeypatch.setenv("FAREBOX_PORT", "9123")
+    settings = load_settings(profile="small", stripe_secret_key="sk_test_x", stripe_webhook_secret="whsec_x")
+    child = environment_for(settings)
+    for name in ("FAREBOX_PORT", "FAREBOX_DATA_DIR"):
+        monkeypatch.delenv(name)
+    for name, value in child.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings() == settings
+
+
+def test_no_secret_shows_in_a_settings_text(monkeypatch):
+    for name, value in LIVE.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings()
+    shown = repr(settings) + str(settings)
+    assert "sk_live_x" not in shown
+    assert settings.secret.get_secret_value() not in shown

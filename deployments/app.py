@@ -14,6 +14,7 @@ from deployments.ledger import LedgerServer
 from deployments.models.server import ModelServer
 from deployments.runner import RunnerServer
 from kit.settings import load_settings
+from kit.telemetry import configure_logging
 
 
 class FareboxArgs(BaseModel):
@@ -35,9 +36,18 @@ class ModelArgs(BaseModel):
     application: str
     profiles: dict[str, dict[str, Any]] = Field(default_factory=dict)
     revision: str | None = None
-    cpu_threads: int = 2
+    cpu_threads: int = 1
     cpu_offload: bool = False
     family: str | None = None
+
+
+class ModelReplica(ModelServer):
+    """A ModelServer in a process of its own: it logs as every other process of the platform does."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        settings = load_settings()
+        configure_logging(settings.log_level, settings.log_format)
+        super().__init__(*args, **kwargs)
 
 
 def farebox(args: FareboxArgs) -> Application:
@@ -51,7 +61,7 @@ def model(args: ModelArgs) -> Application:
     """Build one model's own application: it deploys, fails, upgrades and scales to zero alone."""
     settings = load_settings()
     options = args.profiles.get(settings.profile, {})
-    return serve.deployment(name="Model", **options)(ModelServer).bind(
+    return serve.deployment(name="Model", **options)(ModelReplica).bind(
         args.application,
         settings.profile,
         str(settings.weights_dir),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar, cast
 
@@ -169,7 +169,7 @@ class ModelHandles:
         self._states_at = -STATES_KEPT_S
         self._asking = asyncio.Lock()
 
-    async def generate(self, application: str, request: GenerateRequest) -> AsyncIterator[Progress | Output]:
+    async def generate(self, application: str, request: GenerateRequest) -> AsyncGenerator[Progress | Output, None]:
         """Yield the job's progress, then its output; leaving early stops the work at its next step.
 
         Raises: ModelAway before work began, ModelGone when the replica died in it, or the model's own AppError.

@@ -13,7 +13,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -67,7 +67,16 @@ class Progress(Protocol):
 class Launcher:
     """One platform in one data directory. Use as a context: leaving it ends everything that it started."""
 
-    def __init__(self, settings: Settings, progress: Progress) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        progress: Progress,
+        serve_config: Path = SERVE_CONFIG,
+        python_path: Sequence[Path] = (ROOT,),
+    ) -> None:
+        self._serve_config = serve_config
+        self._python_path = python_path
+        self._seen: set[str] = set()
         self.settings = settings.model_copy(update={"instance": secrets.token_hex(8)})
         self.started_in_s = 0.0
         self._progress = progress
@@ -121,8 +130,7 @@ class Launcher:
                 self._sandbox.start()
 
     def _start(self) -> None:
-        settings = self.settings
-        self._prepare_data_dir()
+        settings = self._prepared()
         weights = self._begin_tiny_weights()
         if settings.wants_sandbox:
             self._progress.step("payment sandbox")
@@ -149,7 +157,8 @@ class Launcher:
         self._deploy(settings)
         self.settings = settings
 
-    def _prepare_data_dir(self) -> None:
+    def _prepared(self) -> Settings:
+        """Return the settings with the data directory laid out."""
         settings = self.settings
         if not is_free(settings.port):
             raise LaunchError(
@@ -162,7 +171,7 @@ class Launcher:
         metrics.mkdir(exist_ok=True)
         for stale in metrics.glob("*.db"):  # counters of processes that ended
             stale.unlink()
-        self.settings = settings.model_copy(update={"metrics_dir": metrics})
+        return settings.model_copy(update={"metrics_dir": metrics})
 
     def _begin_tiny_weights(self) -> subprocess.Popen[bytes] | None:
         """Build missing tiny weights beside the other steps, in a process of its own: torch is large and slow."""
@@ -186,14 +195,14 @@ class Launcher:
             settings.port,
             environment_for(settings),
             HeadResources(num_cpus=max(MIN_CPUS, os.cpu_count() or 1)),
-            python_path=[ROOT],
+            python_path=self._python_path,
         )
         self._parts.callback(self._head.stop)
         self._head.start()
         self._progress.done(f"Ray, dashboard at {self._head.api.url}")
 
     def _deploy(self, settings: Settings) -> None:
-        config: dict[str, Any] = yaml.safe_load(SERVE_CONFIG.read_text())
+        config: dict[str, Any] = yaml.safe_load(self._serve_config.read_text())
         config["http_options"] = {**config["http_options"], "host": settings.host, "port": settings.port}
         self._progress.step("applications")
         self.head.api.deploy(config)
@@ -205,7 +214,9 @@ class Launcher:
 
     def _told(self, status: ApplicationStatus) -> None:
         if status.is_running:
-            self._progress.done(f"application {status.name}")
+            if status.name not in self._seen:
+                self._seen.add(status.name)
+                self._progress.done(f"application {status.name}")
         else:
             self._progress.step(f"application {status.name}: {status.status.lower()}")
 
@@ -265,6 +276,7 @@ class Sandbox:
             }
         )
         settings = Settings.model_validate(settings.model_dump())
+        self.stop()
         log = (self._dir / "sandbox.log").open("ab")
         self._process = subprocess.Popen(  # noqa: S603  # our own program
             [
@@ -293,10 +305,10 @@ class Sandbox:
             return
         self._process.terminate()
         try:
-            self._process.wait(5)
+            self._process.communicate(timeout=5)  # closes its input too
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            self._process.communicate()
 
     def _wait(self) -> None:
         deadline = time.monotonic() + SANDBOX_TIMEOUT_S

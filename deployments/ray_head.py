@@ -101,7 +101,7 @@ class RayHead:
         self._ports = HeadPorts.pick(self.front_port)
         self.paths = lay_out(self.paths.data_dir)
         token = head_token(self.paths.token)
-        self._process = self._spawn(self._ports)
+        self._spawn(self._ports)
         self._api = ServeApi(f"http://{LOOPBACK}:{self._ports.dashboard}", token)
         for _ in _until(
             timeout_s, f"the Ray head did not start within {timeout_s:.0f} s; see {self.paths.log}"
@@ -167,7 +167,7 @@ class RayHead:
             self._lock = None
         return killed
 
-    def _spawn(self, ports: HeadPorts) -> subprocess.Popen[bytes]:
+    def _spawn(self, ports: HeadPorts) -> None:
         wanted = self._base_environment.get("RAY_SERVE_ENABLE_HA_PROXY") != "0"
         haproxy = haproxy_binary(self._base_environment) if wanted else None
         environment = head_environment(
@@ -179,7 +179,7 @@ class RayHead:
         )
         command = head_command(self.paths, ports, self._resources)
         with self.paths.log.open("wb") as log:
-            process = subprocess.Popen(  # noqa: S603 - our own command line
+            self._process = subprocess.Popen(  # noqa: S603 - our own command line
                 command,
                 env=environment,
                 cwd=self.paths.home,
@@ -188,8 +188,8 @@ class RayHead:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        HeadRecord(this_boot(), process.pid, str(self.paths.short_dir or "")).write(self.paths.record)
-        return process
+        record = HeadRecord(this_boot(), self._process.pid, str(self.paths.short_dir or ""))
+        record.write(self.paths.record)
 
     def _raise_if_ended(self) -> None:
         if (code := self.exit_code()) is not None:

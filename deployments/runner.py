@@ -11,7 +11,8 @@ import asyncio
 import hashlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, Protocol, TypeVar
@@ -52,7 +53,7 @@ EXTENSIONS: Final = {"image/png": "png", "image/webp": "webp"}
 class ModelCalls(Protocol):
     """The model applications, as the runner calls them."""
 
-    def generate(self, application: str, request: GenerateRequest) -> AsyncIterator[Progress | Output]:
+    def generate(self, application: str, request: GenerateRequest) -> AsyncGenerator[Progress | Output, None]:
         """Yield progress, then the output. Raises: ModelAway before work began, any AppError after."""
 
 
@@ -181,10 +182,12 @@ class Runner:
     async def _generate(self, run: _Run) -> Output:
         job = run.job
         request = GenerateRequest(job.id, job.task, job.input)
-        async for event in self._models.generate(job.application, request):
-            if isinstance(event, Output):
-                return event
-            run.progress_percent = min(99, int(event.fraction * 100))
+        # Closed at once, however it is left: an abandoned stream would let the model compute on.
+        async with aclosing(self._models.generate(job.application, request)) as events:
+            async for event in events:
+                if isinstance(event, Output):
+                    return event
+                run.progress_percent = min(99, int(event.fraction * 100))
         raise ModelAway("the model ended without an output")
 
     async def _store(self, job: ClaimedJob, place: int, media: Any) -> StoredFile:

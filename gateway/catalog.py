@@ -97,7 +97,7 @@ def cost_tokens(units_milli: int, tokens_per_unit: int) -> int:
 
 
 def load_catalog(path: Path = CATALOG_FILE) -> Catalog:
-    """Read the catalogue. Raises: CatalogError for anything that is missing, misspelt or of the wrong kind."""
+    """Read the catalogue. Raises: CatalogError for what is missing, misspelt or of the wrong kind."""
     try:
         written = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506  # a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

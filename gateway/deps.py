@@ -99,7 +99,7 @@ async def retry_key(
     x_idempotency_key: Annotated[
         str | None,
         Header(
-            description="Makes a retry safe: the same key with the same request returns the first answer again,"
+            description="Makes a retry safe: the same key and request return the first answer again,"
             " with `Idempotent-Replayed: true`. 1 to 255 printable ASCII characters.",
             examples=["job-001"],
         ),
@@ -132,9 +132,20 @@ def agreed_key(sent: list[str]) -> str | None:
 
 def own_id(prefix: str, value: str) -> str:
     """Return an id that could be ours; any other is unknown without asking the ledger. Raises: NotFound."""
-    if not re.fullmatch(rf"{prefix}_[0-9a-z]{{26}}", value):
+    if not _is_id(prefix, value):
         raise NotFound(prefix)
     return value
+
+
+def page_before(prefix: str, cursor: str | None) -> str | None:
+    """Return the id that the last page ended with. Raises: InvalidRequest for what is no cursor of ours."""
+    if cursor is not None and not _is_id(prefix, cursor):
+        raise InvalidRequest("cursor", "is not a nextCursor of this list")
+    return cursor
+
+
+def _is_id(prefix: str, value: str) -> bool:
+    return re.fullmatch(rf"{prefix}_[0-9a-z]{{26}}", value, re.ASCII) is not None
 
 
 def _unquoted(value: str) -> str:

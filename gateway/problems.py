@@ -120,7 +120,9 @@ def add_problem_handlers(app: FastAPI) -> None:
     async def app_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, AppError)
         if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            log.warning("answered with an error of ours", error=error.code, exc_info=error)
+            # One line, not a stack: while a part is away, every request ends here.
+            cause = error.__cause__ and repr(error.__cause__)[:500]
+            log.warning("answered with an error of ours", error=error.code, text=error.message, cause=cause)
         return problem_response(error)
 
     async def validation_error(_: Request, error: Exception) -> Response:

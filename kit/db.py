@@ -27,8 +27,8 @@ RETRIES: Final = 3
 """A deadlock or serialization failure is bad luck once; more than three in a row is a design fault to be seen."""
 RETRYABLE_STATES: Final = frozenset({"40001", "40P01"})
 """Serialization failure and deadlock: the transaction had no effect and may be run again as it is."""
-AWAY_STATES: Final = ("08", "57P", "53")
-"""SQLSTATE classes: connection lost, server stopping or starting, out of resources."""
+AWAY_STATES: Final = ("08", "57P", "53", "55P03", "57014")
+"""How SQLSTATEs begin: connection lost, server stopping or starting, out of resources, lock or statement time-out."""
 LOCK_TIMEOUT_MS: Final = 5_000
 """A money lock is held for milliseconds; five seconds means that something is stuck, and the caller should know."""
 STATEMENT_TIMEOUT_MS: Final = 15_000

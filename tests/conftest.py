@@ -15,6 +15,7 @@ import pytest_asyncio
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from deployments.ray_ports import is_free
 from gateway.audit import JOB_CHECKS
 from kit import migrate
 from kit.db import Database
@@ -44,6 +45,14 @@ def scratch() -> Iterator[Path]:
     path.chmod(0o755)  # Postgres drops root's privileges and must still reach its directory
     yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def front_port() -> int:
+    """A port for a front door, its neighbour free for the sandbox; below those of outgoing connections."""
+    while not (is_free(port := 9000 + 2 * secrets.randbelow(5000)) and is_free(port + 1)):
+        continue
+    return port
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from gateway.answers import FileDeleted, Files, FileShown
 from gateway.bodies import StrictRoute
-from gateway.deps import SECURED, CallerKey, Parts, PartsOf, credential_of, own_id
+from gateway.deps import SECURED, CallerKey, Parts, PartsOf, credential_of, own_id, page_before
 from gateway.downloads import content_path, disposition, media_type, plain_name, signed_url
 from gateway.listing import Cursor, Limit, page
 from gateway.openapi import CONTENT, READ, UPLOAD, WRITE, problems
@@ -84,7 +84,7 @@ async def list_files(
     credential: CallerKey, parts: PartsOf, limit: Limit = 20, cursor: Cursor = None
 ) -> Response:
     """Your uploads and your jobs' outputs, newest first."""
-    files = await parts.ledger.files(credential, limit + 1, own_id("file", cursor) if cursor else None)
+    files = await parts.ledger.files(credential, limit + 1, page_before("file", cursor))
     return json_response({"ok": True, **page(files, limit, lambda file: shown(parts, file))})
 
 
@@ -194,5 +194,5 @@ async def _read_upload(request: Request) -> tuple[str, bytes]:
             return plain_name(sent[0].filename), data
     except TimeoutError as error:
         raise InvalidRequest("body", f"did not arrive within {UPLOAD_TIMEOUT_S:.0f} s") from error
-    except (HTTPException, FormParserError, LookupError, UnicodeError) as error:
+    except (HTTPException, FormParserError) as error:
         raise InvalidRequest("body", "cannot be read as multipart/form-data") from error

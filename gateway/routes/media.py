@@ -10,7 +10,7 @@ from starlette.responses import Response
 from gateway import ports
 from gateway.answers import JobAccepted, Jobs, JobShown
 from gateway.bodies import StrictRoute
-from gateway.deps import SECURED, CallerKey, Parts, PartsOf, RetryKey, agreed_key, own_id
+from gateway.deps import SECURED, CallerKey, Parts, PartsOf, RetryKey, agreed_key, own_id, page_before
 from gateway.downloads import signed_url
 from gateway.errors import CostExceedsLimit
 from gateway.fingerprints import fingerprint
@@ -106,9 +106,7 @@ async def list_jobs(  # noqa: PLR0913  # its query parameters
     """Your jobs, newest first."""
     if job_id is not None:
         return await get_job(job_id, credential, parts)
-    jobs = await parts.ledger.jobs(
-        ports.JobQuery(credential, limit + 1, own_id("job", cursor) if cursor else None, status)
-    )
+    jobs = await parts.ledger.jobs(ports.JobQuery(credential, limit + 1, page_before("job", cursor), status))
     return json_response({"ok": True, **page(jobs, limit, lambda job: shown(parts, job))})
 
 

@@ -1,4 +1,4 @@
-"""The HTTP surface in process: over a stub for what is pure HTTP, over the real books for everything that moves money."""
+"""The HTTP surface in process: over a stub for what is pure HTTP, over the real books where money moves."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+import structlog
 from fastapi import FastAPI
 
 from deployments.handles import local_ledger
@@ -38,9 +39,21 @@ STUB_KEY = "amai_live_" + "K" * 43
 MOMENT = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _short_logs() -> None:
+    """Print tracebacks without the locals that structlog shows while nobody configured it."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback, colors=False),
+        ]
+    )
+
+
 @dataclass
 class StubLedger:
-    """Books for tests of pure HTTP: one key, one balance, jobs and files in dictionaries. Money is tested elsewhere."""
+    """Books for tests of pure HTTP: one key, one balance, files in a dictionary. Money has its own tests."""
 
     calls: list[str] = field(default_factory=list)
     submitted: list[SubmitJob] = field(default_factory=list)
@@ -114,7 +127,9 @@ class StubLedger:
 class StubModels:
     """Model applications in the states that a test sets."""
 
-    known: dict[str, ModelState] = field(default_factory=lambda: {"image": ModelState("image", "ready", None)})
+    known: dict[str, ModelState] = field(
+        default_factory=lambda: {"image": ModelState("image", "ready", None)}
+    )
 
     async def states(self) -> dict[str, ModelState]:
         return self.known
@@ -149,7 +164,9 @@ def objects() -> ObjectStore:
 
 
 @pytest.fixture
-def stub_app(settings: Settings, stub_ledger: StubLedger, models: StubModels, objects: ObjectStore) -> FastAPI:
+def stub_app(
+    settings: Settings, stub_ledger: StubLedger, models: StubModels, objects: ObjectStore
+) -> FastAPI:
     """The surface over the stub, without a payment provider."""
     return create_app(settings, stub_ledger, models, None, objects)  # type: ignore[arg-type]  # what the tests use
 

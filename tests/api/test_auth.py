@@ -42,7 +42,9 @@ async def test_a_key_is_taken_from_either_header(web: httpx.AsyncClient, headers
         {"x-api-key": "amai_test_" + "K" * 43},
     ],
 )
-async def test_what_cannot_be_a_key_gets_401_without_asking_the_ledger(web, stub_ledger, headers: dict[str, str]):
+async def test_what_cannot_be_a_key_gets_401_without_asking_the_ledger(
+    web, stub_ledger, headers: dict[str, str]
+):
     answer = await web.get(BALANCE, headers=headers)
     assert answer.status_code == 401
     assert answer.json()["error"] == "auth_required"

@@ -1,4 +1,4 @@
-"""What a body may be: every way of sending something else is refused by name, and nothing reaches the ledger."""
+"""What a body may be: anything else is refused by name, and nothing of it reaches the ledger."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ JOB: dict[str, Any] = {
 JSON = {"content-type": "application/json"}
 
 
-async def submit(caller: httpx.AsyncClient, raw: str | bytes, headers: dict[str, str] = JSON) -> httpx.Response:
+async def submit(
+    caller: httpx.AsyncClient, raw: str | bytes, headers: dict[str, str] = JSON
+) -> httpx.Response:
     return await caller.post("/api/v1/media/jobs", content=raw, headers=headers)
 
 
@@ -124,7 +126,10 @@ async def test_a_wrong_field_is_named(caller, stub_ledger, raw: str, field: str)
 
 
 async def test_an_unknown_task_lists_the_known_ones(caller):
-    assert "this server offers image.generate" in (await submit(caller, changed(task="image.edit"))).json()["message"]
+    assert (
+        "this server offers image.generate"
+        in (await submit(caller, changed(task="image.edit"))).json()["message"]
+    )
 
 
 async def test_all_wrong_fields_are_told_at_once(caller):
@@ -197,8 +202,10 @@ async def test_the_ledger_gets_the_checked_input_with_defaults(caller, stub_ledg
 async def test_the_same_meaning_has_the_same_fingerprint_in_any_notation(caller, stub_ledger):
     for raw in (
         json.dumps(JOB),
-        '{"creditsToConsume": 1.00, "input": {"aspectRatio": "1:1", "prompt": "cinematic fox astronaut"},'
-        ' "task": "image.generate"}',
+        (
+            '{"creditsToConsume": 1.00, "input": {"aspectRatio": "1:1", "prompt": "cinematic fox astronaut"},'
+            ' "task": "image.generate"}'
+        ),
         changed(idempotencyKey="other-key"),
         with_input(seed=None),
     ):
@@ -206,7 +213,9 @@ async def test_the_same_meaning_has_the_same_fingerprint_in_any_notation(caller,
     assert len({command.fingerprint for command in stub_ledger.submitted}) == 1
 
 
-@pytest.mark.parametrize("raw", [changed(creditsToConsume=2), with_input(seed=1), changed(creditsToConsume=None)])
+@pytest.mark.parametrize(
+    "raw", [changed(creditsToConsume=2), with_input(seed=1), changed(creditsToConsume=None)]
+)
 async def test_another_meaning_has_another_fingerprint(caller, stub_ledger, raw: str):
     await submit(caller, json.dumps(JOB))
     await submit(caller, raw)
@@ -227,7 +236,11 @@ async def test_a_quote_over_the_callers_limit_is_refused_and_holds_nothing(calle
     [
         ("/api/v1/checkout/stripe", {"email": "dev", "packageCode": "builder_600"}, "email"),
         ("/api/v1/checkout/stripe", {"email": "a@b\n.com", "packageCode": "builder_600"}, "email"),
-        ("/api/v1/checkout/stripe", {"email": "Dev <dev@company.com>", "packageCode": "builder_600"}, "email"),
+        (
+            "/api/v1/checkout/stripe",
+            {"email": "Dev <dev@company.com>", "packageCode": "builder_600"},
+            "email",
+        ),
         ("/api/v1/checkout/stripe", {"email": "dev@company.com", "packageCode": "gold"}, "packageCode"),
         ("/api/v1/checkout/stripe", {"email": "dev@company.com"}, "packageCode"),
         ("/api/v1/claim/stripe", {"keyLabel": "x"}, "sessionId"),
@@ -246,7 +259,9 @@ async def test_a_quote_over_the_callers_limit_is_refused_and_holds_nothing(calle
         ("/api/v1/keys/revoke", {"keyPrefix": "amai_live_abcde"}, "keyPrefix"),
     ],
 )
-async def test_other_routes_name_their_wrong_fields_too(caller, stub_ledger, path: str, body: Any, field: str):
+async def test_other_routes_name_their_wrong_fields_too(
+    caller, stub_ledger, path: str, body: Any, field: str
+):
     answer = await caller.post(path, json=body)
     assert answer.status_code == 400, answer.text
     assert answer.json()["details"][0]["field"] == field

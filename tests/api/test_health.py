@@ -80,7 +80,9 @@ async def test_a_flood_of_health_checks_asks_the_books_once(web, stub_ledger):
         ({"stripe_secret_key": "sk_test_1", "stripe_api_base": "http://127.0.0.1:9"}, "sandbox", True),
     ],
 )
-async def test_health_says_what_money_is_taken(settings, stub_ledger, models, objects, configured, mode, sandbox):
+async def test_health_says_what_money_is_taken(  # noqa: PLR0917
+    settings, stub_ledger, models, objects, configured, mode, sandbox
+):
     told = type(settings)(**{**settings.model_dump(), **configured, "stripe_webhook_secret": "whsec_1"})
     app = create_app(told, stub_ledger, models, checkout_for(told, stub_ledger), objects)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://t") as web:

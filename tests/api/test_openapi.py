@@ -1,4 +1,4 @@
-"""The OpenAPI document is whole, and true: its requests are accepted, its answers have the described shape."""
+"""The OpenAPI document is whole and true: its requests are accepted, its answers have the described shape."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_documented_answers_have_the_documented_shape(document):
 @pytest.mark.parametrize(
     ("name", "title"), [(name, title) for name, requests in REQUESTS.items() for title in requests]
 )
-async def test_documented_requests_are_understood(caller, stub_ledger, models, document, name: str, title: str):
+async def test_documented_requests_are_understood(caller, stub_ledger, document, name: str, title: str):
     path, operation = next((n, o) for n, o in operations(document) if o["operationId"] == name)
     content = operation["requestBody"]["content"]["application/json"]
     request = content["examples"][title]["value"]

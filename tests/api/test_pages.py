@@ -44,7 +44,9 @@ async def test_the_reference_is_drawn_by_a_swagger_ui_that_knows_openapi_3_1():
 
 
 @pytest.mark.parametrize("path", PAGES)
-async def test_the_sandbox_and_the_tiny_profile_are_named_on_every_page(settings, stub_ledger, models, objects, path):
+async def test_the_sandbox_and_the_tiny_profile_are_named_on_every_page(
+    settings, stub_ledger, models, objects, path
+):
     told = settings.model_copy(update={"profile": "tiny", "stripe_api_base": "http://127.0.0.1:9"})
     told = type(settings)(
         **{**told.model_dump(), "stripe_secret_key": "sk_test_1", "stripe_webhook_secret": "whsec_1"}

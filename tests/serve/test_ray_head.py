@@ -170,9 +170,9 @@ def test_a_data_directory_has_one_head(head: RayHead) -> None:
 
 
 def test_a_head_that_cannot_start_says_why(tmp_path: Path) -> None:
-    head = RayHead(tmp_path, unused_port(), os.environ, HeadResources(num_cpus=-1))
+    head = RayHead(tmp_path, unused_port(), os.environ, HeadResources(num_cpus=0.5))
     try:
-        with pytest.raises(RayHeadError, match=r"(?s)ended \(1\).*ray_head.log.*nonnegative"):
+        with pytest.raises(RayHeadError, match=r"(?s)ended \(2\).*ray_head.log.*num-cpus.*0.5"):
             head.start()
     finally:
         head.stop()

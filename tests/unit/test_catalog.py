@@ -94,14 +94,18 @@ def test_unknown_task_and_package_name_what_is_on_sale(write):
         ((GOOD, "- 1"), "file"),
     ],
 )
-def test_a_wrong_catalogue_is_refused_by_the_name_of_the_fault(write, change: tuple[str, str], complaint: str):
+def test_a_wrong_catalogue_is_refused_by_the_name_of_the_fault(
+    write, change: tuple[str, str], complaint: str
+):
     assert change[0] in GOOD
     with pytest.raises(CatalogError, match=complaint):
         load_catalog(write(GOOD.replace(*change)))
 
 
 def test_a_package_code_is_sold_once(write):
-    twice = GOOD.replace("tasks:", "  - {code: one, name: Uno, credits: 1, price_minor: 1, currency: usd}\ntasks:")
+    twice = GOOD.replace(
+        "tasks:", "  - {code: one, name: Uno, credits: 1, price_minor: 1, currency: usd}\ntasks:"
+    )
     with pytest.raises(CatalogError, match="one appears twice"):
         load_catalog(write(twice))
 

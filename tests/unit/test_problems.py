@@ -80,7 +80,11 @@ def test_field_faults_name_fields_and_never_repeat_values():
         [
             {"type": "missing", "loc": ("body", "email"), "msg": "Field required", "input": "s3cret"},
             {"type": "extra_forbidden", "loc": ("body", "x" * 500), "msg": "Extra", "input": "s3cret"},
-            {"type": "string_type", "loc": ("body", "input", "prompt"), "msg": "Input should be a valid string"},
+            {
+                "type": "string_type",
+                "loc": ("body", "input", "prompt"),
+                "msg": "Input should be a valid string",
+            },
         ]
         + [{"type": "missing", "loc": ("body", f"f{n}"), "msg": "Field required"} for n in range(100)]
     )

@@ -27,7 +27,8 @@ from deployments.ray_paths import (
 from deployments.ray_ports import HeadPorts, is_free
 from deployments.serve_api import ApplicationStatus
 
-FRONT = 8000
+FRONT = 7321
+"""Not 8000, where a developer's own instance may start and end while these tests run."""
 PORTS = HeadPorts(1, 2, 3, 4, 5, 6, 7, 8, 9, (10, 19), (20, 29))
 
 
@@ -59,6 +60,7 @@ def test_different_front_ports_share_none(other: int) -> None:
 def test_a_port_in_use_is_not_picked() -> None:
     first = HeadPorts.pick(FRONT)
     with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", first.gcs))
         other.listen()
         assert not is_free(first.gcs)

@@ -185,7 +185,8 @@ class Launcher:
             stdout=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
         )
-        self._parts.callback(building.kill)  # harmless once it has ended
+        self._parts.callback(building.wait)
+        self._parts.callback(building.kill)  # first, and harmless once it has ended
         return building
 
     def _start_ray(self, settings: Settings) -> None:

@@ -64,9 +64,8 @@ async def upload_file(request: Request, credential: CallerKey, parts: PartsOf) -
     try:
         file = await parts.ledger.add_file(command)
     except AppError as error:
-        if (
-            not error.retryable
-        ):  # while the outcome is open, bytes without a row are better than a row without
+        # While the outcome is open, bytes without a row are better than a row without bytes.
+        if not error.retryable:
             await parts.objects.delete(command.storage_key)
         raise
     return json_response({"ok": True, **shown(parts, file)})

@@ -132,9 +132,8 @@ async def claim_key(body: ClaimKey, parts: PartsOf) -> Response:
 )
 async def receive_stripe_webhook(request: Request, parts: PartsOf) -> Response:
     """For Stripe alone: a rightly signed event is stored and applied once, and acknowledged every time."""
-    if (
-        parts.checkout is None
-    ):  # an empty webhook secret verifies anything, so there is no such route without one
+    # An empty webhook secret would verify anything: without one there is no such route.
+    if parts.checkout is None:
         raise NotFound("path")
     body = await read_body(request)
     try:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -75,20 +75,15 @@ def run(*, quick: bool) -> dict[str, Any]:
             memory = _memory_bytes(running)
             rows = []
             for width in widths:
-                targets: dict[str, Callable[[], Measured]] = {
-                    "bare": lambda w=width: measure(f"{bare_url}/bare", connections=w, seconds=seconds),
-                    "health": lambda w=width: measure(f"{base}/api/v1/health", connections=w, seconds=seconds),
-                    "balance": lambda w=width: measure(
-                        f"{base}/api/v1/credits/balance",
-                        connections=w,
-                        seconds=seconds,
-                        headers={"authorization": f"Bearer {key}"},
-                    ),
+                targets: dict[str, tuple[str, dict[str, str]]] = {
+                    "bare": (f"{bare_url}/bare", {}),
+                    "health": (f"{base}/api/v1/health", {}),
+                    "balance": (f"{base}/api/v1/credits/balance", {"authorization": f"Bearer {key}"}),
                 }
                 seen: dict[str, list[Measured]] = {name: [] for name in targets}
                 for _ in range(rounds):
-                    for name, once in targets.items():
-                        seen[name].append(once())
+                    for name, (url, headers) in targets.items():
+                        seen[name].append(measure(url, connections=width, seconds=seconds, headers=headers))
                 rows += [_row(name, width, found, seen["bare"]) for name, found in seen.items()]
             return {
                 "machine": f"{os.cpu_count()} cores, {platform.machine()}",
@@ -114,9 +109,13 @@ def _row(name: str, width: int, found: list[Measured], floor: list[Measured]) ->
 def show(report: dict[str, Any]) -> None:
     """Print the figures as tables."""
     console = Console()
-    console.print(f"ready after {report['startup_s']} s (asked: {TARGETS['start-up']:.0f}), {report['machine']}")
+    console.print(
+        f"ready after {report['startup_s']} s (asked: {TARGETS['start-up']:.0f}), {report['machine']}"
+    )
     parts = ", ".join(f"{name} {size} GB" for name, size in report["memory_gb"].items())
-    console.print(f"resident while idle, shared pages counted once: {parts} (asked: {TARGETS['memory']:.0f} GB)")
+    console.print(
+        f"resident while idle, shared pages counted once: {parts} (asked: {TARGETS['memory']:.0f} GB)"
+    )
     table = Table("read", "connections", "requests/s", "p50 ms", "p99 ms", "of bare", "failures")
     for row in report["reads"]:
         table.add_row(*(str(row[name]) for name in ("target", "connections", "requests_per_s", "p50_ms", "p99_ms")),
@@ -135,7 +134,9 @@ async def _funded_key(conn: Any) -> str:
 def _warm(base: str, key: str) -> None:
     """Run one picture, so that the model is loaded as it is in use, and touch what is measured."""
     with httpx.Client(base_url=base, headers={"authorization": f"Bearer {key}"}, trust_env=False) as http:
-        job = http.post("/api/v1/media/jobs", json={"task": "image.generate", "input": {"prompt": "fox"}}).json()
+        job = http.post(
+            "/api/v1/media/jobs", json={"task": "image.generate", "input": {"prompt": "fox"}}
+        ).json()
         deadline = time.monotonic() + 60
         while http.get(f"/api/v1/media/jobs/{job['id']}").json()["status"] != "succeeded":
             assert time.monotonic() < deadline, "the warm-up picture did not come"
@@ -154,7 +155,7 @@ def _memory_bytes(running: Launcher) -> dict[str, int]:
 
 
 def _processes() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
 
 
 def _stat(pid: int) -> list[str]:

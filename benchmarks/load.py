@@ -10,6 +10,7 @@ import asyncio
 import re
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -32,7 +33,7 @@ class _Connection(asyncio.Protocol):
     """One connection: sends, counts the answer, sends again."""
 
     def __init__(self, request: bytes, stop_at: float, ended: asyncio.Future[None]) -> None:
-        self._request, self._stop_at, self._ended = request, stop_at, ended
+        self._request, self._stop_at, self.ended = request, stop_at, ended
         self._buffer = b""
         self._sent_at = 0.0
         self.times: list[float] = []
@@ -60,12 +61,16 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
 
     def connection_lost(self, _: Exception | None) -> None:
-        if not self._ended.done():
-            self._ended.set_result(None)
+        if not self.ended.done():
+            self.ended.set_result(None)
 
     def _send(self) -> None:
         self._sent_at = time.perf_counter()
         self._transport.write(self._request)
+
+
+def _same(connection: _Connection) -> _Connection:
+    return connection
 
 
 def measure(url: str, *, connections: int, seconds: float, headers: dict[str, str] | None = None) -> Measured:
@@ -76,26 +81,28 @@ def measure(url: str, *, connections: int, seconds: float, headers: dict[str, st
 async def _measure(url: str, connections: int, seconds: float, headers: dict[str, str]) -> Measured:
     parts = urlsplit(url)
     assert parts.hostname in LOOPBACK, "a load test talks to this machine alone"
-    lines = [f"GET {parts.path} HTTP/1.1", f"host: {parts.netloc}", *(f"{k}: {v}" for k, v in headers.items())]
+    lines = [
+        f"GET {parts.path} HTTP/1.1",
+        f"host: {parts.netloc}",
+        *(f"{k}: {v}" for k, v in headers.items()),
+    ]
     request = ("\r\n".join(lines) + "\r\n\r\n").encode()
     loop = asyncio.get_running_loop()
     began = time.perf_counter()
     made = []
     for _ in range(connections):
-        ended = loop.create_future()
-        _, protocol = await loop.create_connection(
-            lambda ended=ended: _Connection(request, began + seconds, ended), parts.hostname, parts.port
-        )
-        made.append((protocol, ended))
+        connection = _Connection(request, began + seconds, loop.create_future())
+        await loop.create_connection(partial(_same, connection), parts.hostname, parts.port or 80)
+        made.append(connection)
     async with asyncio.timeout(seconds + 30):
-        await asyncio.gather(*(ended for _, ended in made))
+        await asyncio.gather(*(connection.ended for connection in made))
     took = time.perf_counter() - began
-    times = sorted(each for protocol, _ in made for each in protocol.times)
+    times = sorted(each for connection in made for each in connection.times)
     assert times, f"{url} answered nothing"
     return Measured(
         requests_per_s=len(times) / took,
         p50_ms=times[len(times) // 2] * 1000,
         p99_ms=times[int(len(times) * 0.99)] * 1000,
         answers=len(times),
-        failures=sum(protocol.failures for protocol, _ in made),
+        failures=sum(connection.failures for connection in made),
     )

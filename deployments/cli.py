@@ -137,14 +137,19 @@ def say_ready(platform: Launcher) -> None:
     """Print the ready line and what a newcomer needs next."""
     settings = platform.settings
     url = f"http://{settings.host}:{settings.port}"
-    say = lambda text: console.print(text, soft_wrap=True)  # noqa: E731
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True)
+
     say(f"\n[bold green]Farebox is ready at {url}[/]  [dim]({platform.started_in_s:.0f} s)[/]")
     if platform.sandbox_url:
         say(f"Payments    sandbox at {platform.sandbox_url}: real flow, no real money")
     else:
         say("Payments    Stripe")
     dashboard = dashboard_hint(platform.head.api.url, platform.head.paths.token)
-    marked = " (tiny random weights: real pipelines, meaningless pictures)" if settings.profile != "gpu" else ""
+    marked = (
+        " (tiny random weights: real pipelines, meaningless pictures)" if settings.profile != "gpu" else ""
+    )
     say(f"Models      profile {settings.profile}{marked}")
     for name in platform.failed_models:
         say(f"[yellow]            {name} does not run; its jobs wait[/]")
@@ -165,7 +170,9 @@ def demo(
     end_on_signals()
     with tempfile.TemporaryDirectory(prefix="farebox-") as place:
         port = next(port for port in range(8100, 8900, 10) if is_free(port) and is_free(port + 1))
-        settings = load_settings(data_dir=Path(place), port=port, profile="tiny", database_url="", public_url="")
+        settings = load_settings(
+            data_dir=Path(place), port=port, profile="tiny", database_url="", public_url=""
+        )
         steps = Steps()
         try:
             with Launcher(settings, steps) as platform:
@@ -225,9 +232,13 @@ def _audit_table(url: str, *, as_json: bool = False) -> bool:
 @app.command()
 def grant(
     email: Email,
-    credits: Annotated[int, typer.Argument(min=1, max=1_000_000, help="Whole credits to give.")],
+    amount: Annotated[
+        int, typer.Argument(min=1, max=1_000_000, metavar="CREDITS", help="Whole credits to give.")
+    ],
     reason: Annotated[str, typer.Option(help="Why; kept in the books.")] = "granted by the operator",
-    reference: Annotated[str, typer.Option(help="Makes a repeat harmless; new for each run when empty.")] = "",
+    reference: Annotated[
+        str, typer.Option(help="Makes a repeat harmless; new for each run when empty.")
+    ] = "",
 ) -> None:
     """Give credits to a user, opening the account if there is none. They are booked against promotion."""
     name = reference or new_id("req")
@@ -239,7 +250,7 @@ def grant(
             owner.account_id,
             kind="grant",
             house="promotion:operator",
-            amount_tokens=credits * TOKENS_A_CREDIT,
+            amount_tokens=amount * TOKENS_A_CREDIT,
             reference=name,
             reason=reason,
         )
@@ -268,7 +279,9 @@ def list_keys(email: Email) -> None:
 
 
 @keys_app.command("create")
-def create_key(email: Email, label: Annotated[str, typer.Option(help="What it is for.")] = "made by operator") -> None:
+def create_key(
+    email: Email, label: Annotated[str, typer.Option(help="What it is for.")] = "made by operator"
+) -> None:
     """Make a key for a user, opening the account if there is none; prints the secret, once."""
     settings = load_settings()
 
@@ -294,7 +307,9 @@ def revoke_key(email: Email, prefix: Annotated[str, typer.Argument(help="How the
 
 
 async def _user_id(conn: AsyncConnection, email: str) -> str:
-    found = (await conn.execute(select(users.c.id).where(users.c.email == email.strip().lower()))).scalar_one_or_none()
+    found = (
+        await conn.execute(select(users.c.id).where(users.c.email == email.strip().lower()))
+    ).scalar_one_or_none()
     if found is None:
         raise NotFound(f"user as {email}")
     return str(found)

@@ -102,7 +102,9 @@ class _Customer:
         if not response.is_success:
             raise DemoError(f"{title}: {response.status_code} {response.text}")
         keep.write_bytes(response.content)
-        self._console.print(f"\n[bold]{title}[/]\n  {len(response.content):,} bytes, kept at {keep}", soft_wrap=True)
+        self._console.print(
+            f"\n[bold]{title}[/]\n  {len(response.content):,} bytes, kept at {keep}", soft_wrap=True
+        )
 
     def _say(self, title: str, line: str, body: Any, response: httpx.Response) -> None:
         say = self._console.print

@@ -82,7 +82,9 @@ class LedgerClient:
     def __init__(self, call: Call) -> None:
         self._call = call
         self._balance: Coalescer[bytes, Balance] = Coalescer(lambda items: call("balance_many", items))
-        self._submit: Coalescer[SubmitJob, JobReceipt] = Coalescer(lambda items: call("submit_job_many", items))
+        self._submit: Coalescer[SubmitJob, JobReceipt] = Coalescer(
+            lambda items: call("submit_job_many", items)
+        )
         self._job: Coalescer[tuple[bytes, str], Job] = Coalescer(lambda items: call("job_many", items))
 
     async def balance(self, credential: bytes) -> Balance:
@@ -169,7 +171,9 @@ class ModelHandles:
         self._states_at = -STATES_KEPT_S
         self._asking = asyncio.Lock()
 
-    async def generate(self, application: str, request: GenerateRequest) -> AsyncGenerator[Progress | Output, None]:
+    async def generate(
+        self, application: str, request: GenerateRequest
+    ) -> AsyncGenerator[Progress | Output, None]:
         """Yield the job's progress, then its output; leaving early stops the work at its next step.
 
         Raises: ModelAway before work began, ModelGone when the replica died in it, or the model's own AppError.
@@ -202,11 +206,14 @@ class ModelHandles:
                 try:
                     async with asyncio.timeout(STATES_TIMEOUT_S):
                         status = await asyncio.to_thread(serve.status)
-                    self._states = {name: _state(name, status.applications.get(name)) for name in self._applications}
+                    self._states = {
+                        name: _state(name, status.applications.get(name)) for name in self._applications
+                    }
                 except Exception:
                     log.warning("serve status failed", exc_info=True)
                     self._states = {
-                        name: ModelState(name, "unavailable", "Serve does not answer") for name in self._applications
+                        name: ModelState(name, "unavailable", "Serve does not answer")
+                        for name in self._applications
                     }
                 self._states_at = time.monotonic()
             return self._states

@@ -19,7 +19,7 @@ from payments.stripe_checkout import checkout_for
 class Ingress:
     """Everything a caller touches, over the handles of this Serve instance."""
 
-    def __init__(self, ledger: DeploymentHandle[Any], runner: DeploymentHandle[Any]) -> None:
+    def __init__(self, ledger: DeploymentHandle[Any], runner: DeploymentHandle[Any]) -> None:  # noqa: ARG002
         """`runner` is not called: naming it here makes the Runner a part of this application."""
         self._settings = load_settings()
         self._ledger = ledger

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 
 import httpx
 import psycopg
@@ -85,7 +85,7 @@ class Launcher:
         self._head: RayHead | None = None
         self._parts = ExitStack()
 
-    def __enter__(self) -> Launcher:
+    def __enter__(self) -> Self:
         began = time.monotonic()
         try:
             self._start()
@@ -114,14 +114,18 @@ class Launcher:
     def failed_models(self) -> list[str]:
         """Model applications that do not run."""
         states = self.head.api.application_statuses()
-        return [name for entry in ENTRIES if not ((s := states.get(name := entry.application)) and s.is_running)]
+        return [
+            name for entry in ENTRIES if not ((s := states.get(name := entry.application)) and s.is_running)
+        ]
 
     def watch(self) -> None:
         """Return never: restart Postgres and the sandbox when they die. Raises: LaunchError when Ray ended."""
         while True:
             time.sleep(WATCH_S)
             if (code := self.head.exit_code()) is not None:
-                raise LaunchError(f"the Ray head ended ({code}); see {self.head.paths.log}. Start again to recover.")
+                raise LaunchError(
+                    f"the Ray head ended ({code}); see {self.head.paths.log}. Start again to recover."
+                )
             if self._postgres and not self._postgres.alive():
                 self._progress.warn("Postgres ended; starting it again")
                 self._postgres.start()
@@ -176,9 +180,11 @@ class Launcher:
     def _begin_tiny_weights(self) -> subprocess.Popen[bytes] | None:
         """Build missing tiny weights beside the other steps, in a process of its own: torch is large and slow."""
         directory = self.settings.weights_dir
-        if self.settings.profile == "gpu" or all(read_manifest(tiny_directory(e, directory)) for e in ENTRIES):
+        if self.settings.profile == "gpu" or all(
+            read_manifest(tiny_directory(e, directory)) for e in ENTRIES
+        ):
             return None
-        building = subprocess.Popen(  # noqa: S603  # our own command
+        building = subprocess.Popen(  # our own command
             [sys.executable, "-m", "deployments.cli", "models", "build", "tiny"],
             env=environment_for(self.settings),
             cwd=ROOT,
@@ -233,7 +239,9 @@ class Launcher:
         deadline = time.monotonic() + DEPLOY_TIMEOUT_S
         while time.monotonic() < deadline:
             with suppress(httpx.TransportError, ValueError, KeyError):
-                answer = httpx.get(f"http://{settings.host}:{settings.port}/api/v1/health", trust_env=False, timeout=5)
+                answer = httpx.get(
+                    f"http://{settings.host}:{settings.port}/api/v1/health", trust_env=False, timeout=5
+                )
                 if answer.json()["instance"] == settings.instance:
                     return
             time.sleep(0.1)
@@ -369,5 +377,3 @@ def write_private(path: Path, text: str) -> None:
     with os.fdopen(handle, "w") as file:
         file.write(text)
     draft.replace(path)
-
-

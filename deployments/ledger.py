@@ -296,7 +296,11 @@ class LedgerServer:
         caller = await keys.caller_of(conn, command.credential)
         if command.idempotency_key is None:
             return await keys.mint(
-                conn, caller.user_id, command.label, brand=self._settings.key_brand, expires_at=command.expires_at
+                conn,
+                caller.user_id,
+                command.label,
+                brand=self._settings.key_brand,
+                expires_at=command.expires_at,
             )
         await accounts.lock(conn, [caller.account_id])
         place = (caller.account_id, command.idempotency_key)

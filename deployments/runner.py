@@ -77,7 +77,7 @@ class _Run:
 class Runner:
     """Runs jobs until it is stopped. `places` says how many jobs of each application are in flight at most."""
 
-    def __init__(  # noqa: PLR0913  # its collaborators, each used
+    def __init__(  # noqa: PLR0913, PLR0917  # its collaborators, each used
         self,
         settings: Settings,
         ledger: Call,

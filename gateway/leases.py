@@ -198,7 +198,14 @@ async def sweep(conn: AsyncConnection, max_attempts: int) -> dict[str, Ended]:
                 message="No model was free in time; nothing was charged.",
             )
         else:
-            lost = Failure(row.id, row.fence, "interrupted", "The work was interrupted too often.", True, {})
+            lost = Failure(
+                job_id=row.id,
+                fence=row.fence,
+                code="interrupted",
+                message="The work was interrupted too often.",
+                retryable=True,
+                metrics={},
+            )
             outcome[row.id] = await _after_failure(conn, row, lost, max_attempts)
     return outcome
 

@@ -119,7 +119,9 @@ class MethodNotAllowed(AppError):
 
     @property
     def message(self) -> str:
-        return f"This path accepts {self.allowed}." if self.allowed else "This path does not accept that method."
+        return (
+            f"This path accepts {self.allowed}." if self.allowed else "This path does not accept that method."
+        )
 
 
 @dataclass

@@ -61,7 +61,9 @@ class Settings(BaseSettings):
     key_brand: str = Field(default="amai", pattern=r"^[a-z][a-z0-9]{1,11}$")
     models_dir: Path | None = None
 
-    stripe_secret_key: SecretStr = Field(default=SecretStr(""), validation_alias=_variable("STRIPE_SECRET_KEY"))
+    stripe_secret_key: SecretStr = Field(
+        default=SecretStr(""), validation_alias=_variable("STRIPE_SECRET_KEY")
+    )
     stripe_webhook_secret: SecretStr = Field(
         default=SecretStr(""), validation_alias=_variable("STRIPE_WEBHOOK_SECRET")
     )
@@ -98,7 +100,9 @@ class Settings(BaseSettings):
             if url.startswith(scheme):
                 return "postgresql+psycopg://" + url.removeprefix(scheme)
         if url and not url.startswith("postgresql+psycopg://"):
-            raise ValueError("must be a postgresql:// URL (SQLite and others lack the locks that the books need)")
+            raise ValueError(
+                "must be a postgresql:// URL (SQLite and others lack the locks that the books need)"
+            )
         return url
 
     @field_validator("data_dir", "models_dir")
@@ -115,7 +119,9 @@ class Settings(BaseSettings):
                 " FAREBOX_SANDBOX=0 and unset STRIPE_API_BASE"
             )
         if self.stripe_secret_key.get_secret_value() and not self.stripe_webhook_secret.get_secret_value():
-            raise ValueError("STRIPE_SECRET_KEY needs STRIPE_WEBHOOK_SECRET beside it: payments would never arrive")
+            raise ValueError(
+                "STRIPE_SECRET_KEY needs STRIPE_WEBHOOK_SECRET beside it: payments would never arrive"
+            )
         return self
 
     @property
@@ -189,7 +195,9 @@ def _kept_secret(path: Path) -> str:
     except FileExistsError:
         if kept := path.read_text().strip():
             return kept
-        raise SettingsError(f"{path} is empty: delete it to have a new secret made (signed URLs change)") from None
+        raise SettingsError(
+            f"{path} is empty: delete it to have a new secret made (signed URLs change)"
+        ) from None
     with os.fdopen(handle, "w") as file:
         file.write(value := secrets.token_urlsafe(32))
     return value

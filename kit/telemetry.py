@@ -25,17 +25,31 @@ _SECRETS: Final = re.compile(
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """From a coalesced read (about a millisecond) to the longest call that is not a job."""
 
-requests_total = Counter("farebox_http_requests", "HTTP requests by route and status.", ["method", "route", "status"])
-request_seconds = Histogram("farebox_http_request_seconds", "Time to answer, by route.", ["route"], buckets=SECONDS)
-ledger_batch_items = Histogram(
-    "farebox_ledger_batch_items", "Calls that shared one transaction.", ["method"], buckets=(1, 2, 4, 8, 16, 32, 64, 128)
+requests_total = Counter(
+    "farebox_http_requests", "HTTP requests by route and status.", ["method", "route", "status"]
 )
-ledger_seconds = Histogram("farebox_ledger_seconds", "Time of one ledger transaction.", ["method"], buckets=SECONDS)
+request_seconds = Histogram(
+    "farebox_http_request_seconds", "Time to answer, by route.", ["route"], buckets=SECONDS
+)
+ledger_batch_items = Histogram(
+    "farebox_ledger_batch_items",
+    "Calls that shared one transaction.",
+    ["method"],
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+)
+ledger_seconds = Histogram(
+    "farebox_ledger_seconds", "Time of one ledger transaction.", ["method"], buckets=SECONDS
+)
 jobs_total = Counter("farebox_jobs", "Jobs that ended, by task and outcome.", ["task", "outcome"])
 job_run_seconds = Histogram(
-    "farebox_job_run_seconds", "Time a model worked on a job.", ["task"], buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 1800)
+    "farebox_job_run_seconds",
+    "Time a model worked on a job.",
+    ["task"],
+    buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 1800),
 )
-webhooks_total = Counter("farebox_webhooks", "Webhooks received, by provider and outcome.", ["provider", "outcome"])
+webhooks_total = Counter(
+    "farebox_webhooks", "Webhooks received, by provider and outcome.", ["provider", "outcome"]
+)
 errors_total = Counter("farebox_unexpected_errors", "Exceptions that reached a process edge.", ["edge"])
 
 
@@ -65,7 +79,11 @@ def configure_logging(level: str = "info", log_format: str = "json") -> None:
         structlog.processors.JSONRenderer() if log_format == "json" else structlog.dev.ConsoleRenderer()
     )
     structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,

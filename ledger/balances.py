@@ -39,6 +39,7 @@ async def balances_by_key(conn: AsyncConnection, hashes: Sequence[bytes]) -> lis
     """Check each key and read its account's balance, all in one statement; one bad key touches no other."""
     rows = await conn.execute(queries["balances_by_key"], {"hashes": list(set(hashes))})
     found: dict[bytes, Balance | AppError] = {
-        bytes(row.secret_hash): suspended() if row.suspended else Balance(row.balance, row.held) for row in rows
+        bytes(row.secret_hash): suspended() if row.suspended else Balance(row.balance, row.held)
+        for row in rows
     }
     return [found.get(key_hash) or AuthRequired() for key_hash in hashes]

@@ -137,7 +137,9 @@ class _Hold:
 
 async def _lock_pending(conn: AsyncConnection, hold_id: str) -> _Hold:
     """Lock the hold's account, then the hold: the order that every writer keeps."""
-    account_id = (await conn.execute(select(holds.c.account_id).where(holds.c.id == hold_id))).scalar_one_or_none()
+    account_id = (
+        await conn.execute(select(holds.c.account_id).where(holds.c.id == hold_id))
+    ).scalar_one_or_none()
     if account_id is None:
         raise NotFound("hold")
     await lock(conn, [account_id])

@@ -56,7 +56,9 @@ accounts = Table(
     Column("version", BigInteger, nullable=False, server_default=text("0")),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=_now),
     CheckConstraint("kind IN ('user', 'revenue', 'clearing', 'promotion')", name="kind"),
-    CheckConstraint("(kind = 'user') = (user_id IS NOT NULL) AND (kind = 'user') = (code IS NULL)", name="owner"),
+    CheckConstraint(
+        "(kind = 'user') = (user_id IS NOT NULL) AND (kind = 'user') = (code IS NULL)", name="owner"
+    ),
     CheckConstraint("0 <= held AND held <= balance", name="never_overdrawn"),
     CheckConstraint("kind = 'user' OR (balance = 0 AND held = 0 AND version = 0)", name="house_is_never_hot"),
 )

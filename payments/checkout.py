@@ -68,6 +68,9 @@ class Provider(Protocol):
     def verify(self, body: bytes, signature: str) -> ProviderEvent:
         """Return the event of a rightly signed webhook."""
 
+    async def close(self) -> None:
+        """Close the connections to the provider."""
+
 
 class PurchaseBooks(Protocol):
     """The transactions of a purchase; see `gateway.ports.Ledger` for their guarantees."""
@@ -103,6 +106,10 @@ class Checkout:
         self._books = books
         self._provider = provider
         self._base_url = base_url
+
+    async def close(self) -> None:
+        """Close the connections to the provider."""
+        await self._provider.close()
 
     async def start(self, email: str, package: Package, credential: bytes | None) -> StartedCheckout:
         """Write the purchase down, then open the provider's session for it. Raises: PaymentsUnavailable."""

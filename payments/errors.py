@@ -73,4 +73,6 @@ class PaymentMismatch(AppError):
 
     @property
     def message(self) -> str:
-        return f"The payment's {self.what} differs from the purchase; write to support with {self.purchase_id}."
+        return (
+            f"The payment's {self.what} differs from the purchase; write to support with {self.purchase_id}."
+        )

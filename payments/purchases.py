@@ -194,9 +194,7 @@ async def claim(conn: AsyncConnection, provider: str, session_id: str, label: st
         raise AccountExists
     minted = await mint(conn, row.user_id, label, brand=brand)
     await conn.execute(
-        update(purchases)
-        .where(purchases.c.id == row.id)
-        .values(key_id=minted.key.id, claimed_at=func.now())
+        update(purchases).where(purchases.c.id == row.id).values(key_id=minted.key.id, claimed_at=func.now())
     )
     owner = await account_of_user(conn, row.user_id)
     stands = await balance(conn, owner.account_id)

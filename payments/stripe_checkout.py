@@ -20,9 +20,7 @@ TIMEOUT_S: Final = 10.0
 """Stripe answers in under a second; past ten a caller is better served by an error and a retry."""
 NETWORK_RETRIES: Final = 2
 """The SDK repeats with the same idempotency key, so that a repeat creates nothing twice."""
-SESSION_EVENTS: Final = frozenset(
-    {"checkout.session.completed", "checkout.session.async_payment_succeeded"}
-)
+SESSION_EVENTS: Final = frozenset({"checkout.session.completed", "checkout.session.async_payment_succeeded"})
 """The events after which a session may be paid; others are kept and acknowledged."""
 
 
@@ -37,12 +35,17 @@ class StripeCheckout:
             raise ValueError("Stripe needs both its secret key and its webhook secret")
         self.livemode = secret_key.startswith(("sk_live_", "rk_live_"))
         self._webhook_secret = webhook_secret
+        self._http = stripe.HTTPXClient(timeout=TIMEOUT_S)
         self._client = stripe.StripeClient(
             secret_key,
-            http_client=stripe.HTTPXClient(timeout=TIMEOUT_S),
+            http_client=self._http,
             base_addresses={"api": api_base} if api_base else None,
             max_network_retries=NETWORK_RETRIES,
         )
+
+    async def close(self) -> None:
+        """Close the connections to Stripe."""
+        await self._http.close_async()  # type: ignore[no-untyped-call]
 
     async def create(self, request: SessionRequest) -> ProviderSession:
         """Open a hosted session; repeated for the same purchase it returns the same session.
@@ -108,7 +111,9 @@ def checkout_for(settings: Settings, books: PurchaseBooks) -> Checkout | None:
     if not secret_key:
         return None
     webhook_secret = settings.stripe_webhook_secret.get_secret_value()
-    return Checkout(books, StripeCheckout(secret_key, webhook_secret, settings.stripe_api_base), settings.base_url)
+    return Checkout(
+        books, StripeCheckout(secret_key, webhook_secret, settings.stripe_api_base), settings.base_url
+    )
 
 
 def _session(session: stripe.checkout.Session) -> ProviderSession:
@@ -126,5 +131,9 @@ def _session(session: stripe.checkout.Session) -> ProviderSession:
 def _unavailable(error: stripe.StripeError) -> PaymentsUnavailable:
     """Keep Stripe's own words for the log (the cause); callers hear what they can do."""
     if isinstance(error, stripe.AuthenticationError | stripe.PermissionError):
-        return PaymentsUnavailable("The payment provider refused this server's credentials; tell the operator.")
-    return PaymentsUnavailable("The payment provider does not answer right now; nothing was charged. Try again.")
+        return PaymentsUnavailable(
+            "The payment provider refused this server's credentials; tell the operator."
+        )
+    return PaymentsUnavailable(
+        "The payment provider does not answer right now; nothing was charged. Try again."
+    )

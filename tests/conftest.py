@@ -126,8 +126,6 @@ def _admin(server: EmbeddedPostgres, statement: str) -> None:
         connection.execute(statement.encode())
 
 
-
-
 @dataclass(frozen=True)
 class Customer:
     """A user with money and a key, made for one test."""
@@ -149,7 +147,12 @@ async def open_customer(conn: AsyncConnection, tokens: int, email: str = "") -> 
     owner = await account_of_email(conn, address)
     if tokens:
         await credit(
-            conn, owner.account_id, kind="grant", house="promotion:test", amount_tokens=tokens, reference="start"
+            conn,
+            owner.account_id,
+            kind="grant",
+            house="promotion:test",
+            amount_tokens=tokens,
+            reference="start",
         )
     made = await keys.mint(conn, owner.user_id, "test", brand="amai")
     return Customer(owner.user_id, owner.account_id, made.key.id, address, made.secret)

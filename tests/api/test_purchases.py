@@ -18,7 +18,6 @@ from payments.stripe_checkout import checkout_for
 from sandbox.stripe_twin import TwinSettings, create_twin
 from sandbox.testing import SECRET_KEY, WEBHOOK_SECRET, Inbox, running
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 """How the Stripe SDK calls httpx."""
 
 CHECKOUT, CLAIM, WEBHOOK = "/api/v1/checkout/stripe", "/api/v1/claim/stripe", "/api/v1/webhooks/stripe"
@@ -61,7 +60,7 @@ async def selling(settings: Settings, ledger, models, objects, api_base: str) ->
     )
     checkout = checkout_for(configured, ledger)
     yield create_app(configured, ledger, models, checkout, objects)
-    await checkout._provider._client._requestor._client.close_async()
+    await checkout.close()
 
 
 @pytest_asyncio.fixture

@@ -62,7 +62,9 @@ async def running(conn, customer):
 
 
 async def lapse(conn, job_id):
-    await conn.execute(text("UPDATE jobs SET lease_until = now() - interval '1 s' WHERE id = :id"), {"id": job_id})
+    await conn.execute(
+        text("UPDATE jobs SET lease_until = now() - interval '1 s' WHERE id = :id"), {"id": job_id}
+    )
 
 
 async def free(conn, customer):
@@ -143,14 +145,20 @@ async def test_idempotency_keys_of_two_accounts_do_not_meet(conn, customers):
 
 async def test_one_key_twice_in_a_batch_is_one_job(conn, customers):
     customer = await customers(conn, 500)
-    commands = [submit_of(customer, key="k"), submit_of(customer, key="k"), submit_of(customer, key="k", fingerprint="b")]
+    commands = [
+        submit_of(customer, key="k"),
+        submit_of(customer, key="k"),
+        submit_of(customer, key="k", fingerprint="b"),
+    ]
     first, second, third = await jobs.submit_many(conn, commands, HOUR)
     assert (second.job_id, second.replayed) == (first.job_id, True)
     assert third == IdempotencyKeyReused("k")
     assert await free(conn, customer) == 400
 
 
-async def test_two_hundred_concurrent_submits_on_a_balance_for_a_hundred_accept_a_hundred(db, customers, assert_sound):
+async def test_two_hundred_concurrent_submits_on_a_balance_for_a_hundred_accept_a_hundred(
+    db, customers, assert_sound
+):
     async with db.transaction() as conn:
         customer = await customers(conn, 100 * 100)
     outcomes = await asyncio.gather(*(db.run(submitted, customer) for _ in range(200)))
@@ -209,9 +217,17 @@ async def test_a_settlement_with_an_old_fence_is_refused_whole(conn, customers):
 async def test_a_failed_job_costs_nothing(conn, customers):
     customer = await customers(conn, 250)
     claimed = await running(conn, customer)
-    assert await leases.fail(conn, Failure(claimed.id, claimed.fence, "model_failed", "No.", False, {}), 3) == "failed"
+    assert (
+        await leases.fail(conn, Failure(claimed.id, claimed.fence, "model_failed", "No.", False, {}), 3)
+        == "failed"
+    )
     job = await jobs.job(conn, customer.account_id, claimed.id)
-    assert (job.status, job.charged_tokens, job.error_code, job.error_message) == ("failed", 0, "model_failed", "No.")
+    assert (job.status, job.charged_tokens, job.error_code, job.error_message) == (
+        "failed",
+        0,
+        "model_failed",
+        "No.",
+    )
     assert await free(conn, customer) == 250
 
 

@@ -51,12 +51,19 @@ async def test_a_suspended_user_is_forbidden_with_every_key(conn, customers):
 async def test_one_bad_key_of_a_batch_touches_no_other(conn, customers):
     one, two = await customers(conn, 100), await customers(conn, 200)
     asked = [one.credential, keys.hash_key("amai_live_wrong"), two.credential, one.credential]
-    assert await balances_by_key(conn, asked) == [Balance(100, 0), AuthRequired(), Balance(200, 0), Balance(100, 0)]
+    assert await balances_by_key(conn, asked) == [
+        Balance(100, 0),
+        AuthRequired(),
+        Balance(200, 0),
+        Balance(100, 0),
+    ]
 
 
 async def test_an_ambiguous_prefix_revokes_nothing_and_names_the_matches(conn, customers):
     customer = await customers(conn, 0)
-    await conn.execute(text("UPDATE api_keys SET prefix = 'abcde11111' WHERE id = :id"), {"id": customer.key_id})
+    await conn.execute(
+        text("UPDATE api_keys SET prefix = 'abcde11111' WHERE id = :id"), {"id": customer.key_id}
+    )
     other = await keys.mint(conn, customer.user_id, "other", brand="amai")
     await conn.execute(text("UPDATE api_keys SET prefix = 'abcde22222' WHERE id = :id"), {"id": other.key.id})
     with pytest.raises(AmbiguousPrefix) as refused:

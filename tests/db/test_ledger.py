@@ -30,7 +30,9 @@ async def place_one(conn, request):
 
 async def test_every_transfer_has_two_sides_that_sum_to_zero(conn, customers):
     customer = await customers(conn, 500)
-    rows = (await conn.execute(text("SELECT account_id, amount, balance_after FROM entries ORDER BY amount"))).all()
+    rows = (
+        await conn.execute(text("SELECT account_id, amount, balance_after FROM entries ORDER BY amount"))
+    ).all()
     mine = [row for row in rows if row.account_id == customer.account_id]
     assert [(row.amount, row.balance_after) for row in mine] == [(500, 500)]
     assert sum(row.amount for row in rows) == 0
@@ -63,7 +65,10 @@ async def test_several_transfers_of_one_batch_follow_one_another(conn, customers
     now = datetime.now(UTC)
     ids = await post(
         conn,
-        [Posting("grant", customer.account_id, "promotion:test", n, "grant", f"b{n}", now) for n in (5, 7, 11)],
+        [
+            Posting("grant", customer.account_id, "promotion:test", n, "grant", f"b{n}", now)
+            for n in (5, 7, 11)
+        ],
     )
     assert ids == sorted(ids)
     rows = await conn.execute(
@@ -275,7 +280,9 @@ async def test_the_audit_finds_each_broken_invariant(shared_superuser, check, cu
     async with shared_superuser.connect() as conn:
         customer = await customers(conn, 100)
         await place_one(conn, hold_of(customer.account_id, 10))
-        await conn.execute(text("SET LOCAL session_replication_role = replica"))  # no triggers: a forger's hand
+        await conn.execute(
+            text("SET LOCAL session_replication_role = replica")
+        )  # no triggers: a forger's hand
         await conn.execute(text(BREAKAGES[check.name]))
         findings = {finding.name: finding for finding in await _checks_here(conn)}
         await conn.rollback()

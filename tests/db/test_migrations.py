@@ -20,14 +20,20 @@ DESCRIBED = (ledger.tables, payments.tables, gateway.tables)
 def test_the_migrated_schema_is_what_the_tables_describe(shared_url):
     engine = create_engine(shared_url)
     with engine.connect() as conn:
-        differences = compare_metadata(MigrationContext.configure(conn, opts={"compare_type": True}), metadata)
+        differences = compare_metadata(
+            MigrationContext.configure(conn, opts={"compare_type": True}), metadata
+        )
         checks = conn.execute(
-            text("SELECT conname FROM pg_constraint WHERE contype = 'c' AND connamespace = 'public'::regnamespace")
+            text(
+                "SELECT conname FROM pg_constraint WHERE contype = 'c' AND connamespace = 'public'::regnamespace"
+            )
         ).scalars()
         found = {name for name in checks if not name.endswith("_not_null")}
     engine.dispose()
     described = {
-        f"{table.name}_{constraint.name}_check" if not str(constraint.name).endswith("_check") else constraint.name
+        f"{table.name}_{constraint.name}_check"
+        if not str(constraint.name).endswith("_check")
+        else constraint.name
         for table in metadata.sorted_tables
         for constraint in table.constraints
         if type(constraint).__name__ == "CheckConstraint"

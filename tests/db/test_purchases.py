@@ -63,7 +63,9 @@ async def test_a_session_cannot_pay_for_another_purchase(conn):
 async def test_a_purchase_whose_session_was_never_written_down_is_fulfilled_by_its_own_id(conn):
     command = OpenPurchase(new_id("pur"), "stripe", "late@company.com", BUILDER, None)
     purchase = await purchases.open_purchase(conn, command, None)
-    paid = PaidSession("stripe", "cs_test_late", purchase.id, 5_000, "usd", livemode=False, expect_livemode=False)
+    paid = PaidSession(
+        "stripe", "cs_test_late", purchase.id, 5_000, "usd", livemode=False, expect_livemode=False
+    )
     assert (await purchases.fulfil(conn, paid)).session_id == "cs_test_late"
     assert (await purchases.by_session(conn, "stripe", "cs_test_late")).paid
 

@@ -89,9 +89,7 @@ class House:
 
     @asynccontextmanager
     async def runner(self, models, books=None):
-        runner = Runner(
-            self.settings, books or Books(self.server), models, self.objects, None, {"image": 2}
-        )
+        runner = Runner(self.settings, books or Books(self.server), models, self.objects, None, {"image": 2})
         task = asyncio.create_task(runner.run())
         try:
             yield task
@@ -132,7 +130,12 @@ async def test_a_model_that_always_fails_costs_nothing(house, assert_sound):
     models = Models(ModelFailed("It broke."))
     async with house.runner(models):
         job = await house.ended(job_id)
-    assert (job.status, job.charged_tokens, job.error_code, job.error_message) == ("failed", 0, "model_failed", "It broke.")
+    assert (job.status, job.charged_tokens, job.error_code, job.error_message) == (
+        "failed",
+        0,
+        "model_failed",
+        "It broke.",
+    )
     assert models.calls == 3
     assert await house.free() == 250
     await assert_sound(house.db)

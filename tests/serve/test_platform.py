@@ -71,7 +71,12 @@ def fund(platform: Launcher, tokens: int) -> str:
         email = f"{time.monotonic_ns()}@example.com"
         owner = await account_of_email(conn, email)
         await credit(
-            conn, owner.account_id, kind="grant", house="promotion:test", amount_tokens=tokens, reference="start"
+            conn,
+            owner.account_id,
+            kind="grant",
+            house="promotion:test",
+            amount_tokens=tokens,
+            reference="start",
         )
         return (await keys.mint(conn, owner.user_id, "test", brand="amai")).secret
 
@@ -112,7 +117,9 @@ def tokens(http: httpx.Client, key: str) -> tuple[int, int]:
 
 
 def assert_sound(platform: Launcher) -> None:
-    findings = in_books(platform.settings.database_url, run_checks, (*LEDGER_CHECKS, *PAYMENT_CHECKS, *JOB_CHECKS))
+    findings = in_books(
+        platform.settings.database_url, run_checks, (*LEDGER_CHECKS, *PAYMENT_CHECKS, *JOB_CHECKS)
+    )
     assert [(f.name, f.offending) for f in findings if not f.ok] == []
 
 
@@ -134,18 +141,27 @@ def test_a_customer_pays_claims_and_downloads_a_picture(platform, http):
     started = http.post(
         "/api/v1/checkout/stripe", json={"email": "dev@company.com", "packageCode": "builder_600"}
     ).json()
-    early = http.post("/api/v1/claim/stripe", json={"sessionId": started["sessionId"], "keyLabel": "Primary key"})
+    early = http.post(
+        "/api/v1/claim/stripe", json={"sessionId": started["sessionId"], "keyLabel": "Primary key"}
+    )
     assert (early.status_code, early.json()["error"]) == (409, "payment_pending")
     paid = httpx.post(
-        started["checkoutUrl"], data={"outcome": "pay"}, headers={"Accept": "application/json"}, trust_env=False
+        started["checkoutUrl"],
+        data={"outcome": "pay"},
+        headers={"Accept": "application/json"},
+        trust_env=False,
     )
     assert paid.json()["payment_status"] == "paid"
     page = httpx.get(paid.json()["redirect_url"], trust_env=False)
     assert (page.status_code, page.headers["content-type"].partition(";")[0]) == (200, "text/html")
-    claimed = http.post("/api/v1/claim/stripe", json={"sessionId": started["sessionId"], "keyLabel": "Primary key"})
+    claimed = http.post(
+        "/api/v1/claim/stripe", json={"sessionId": started["sessionId"], "keyLabel": "Primary key"}
+    )
     assert claimed.is_success, claimed.text
     key = claimed.json()["apiKey"]
-    again = http.post("/api/v1/claim/stripe", json={"sessionId": started["sessionId"], "keyLabel": "Primary key"})
+    again = http.post(
+        "/api/v1/claim/stripe", json={"sessionId": started["sessionId"], "keyLabel": "Primary key"}
+    )
     assert (again.status_code, again.json()["error"]) == (409, "already_claimed")
     assert tokens(http, key) == (60_000, 0)
 
@@ -180,13 +196,18 @@ def test_a_model_replica_killed_in_the_middle_of_a_job_costs_one_charge(platform
 
 def test_a_runner_killed_between_output_and_settlement_costs_one_charge(platform, http):
     key = fund(platform, 300)
-    url = make_url(platform.settings.database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    url = (
+        make_url(platform.settings.database_url)
+        .set(drivername="postgresql")
+        .render_as_string(hide_password=False)
+    )
     made = platform.settings.data_dir / "objects" / "outputs"
     job_id = submit(http, key, "short-long fox")
     wait_for(http, key, job_id, lambda found: found["status"] == "running" and found["progress"] > 0)
     with psycopg.connect(url) as conn:  # whoever wants to settle waits for this lock
         conn.execute(
-            "SELECT 1 FROM accounts WHERE id = (SELECT account_id FROM jobs WHERE id = %s) FOR UPDATE", [job_id]
+            "SELECT 1 FROM accounts WHERE id = (SELECT account_id FROM jobs WHERE id = %s) FOR UPDATE",
+            [job_id],
         )
         deadline = time.monotonic() + WAIT_S
         while not list(made.glob(f"{job_id}/*")):
@@ -209,7 +230,11 @@ def test_a_model_that_always_fails_leaves_the_balance_as_it_was(platform, http):
     key = fund(platform, 300)
     job_id = submit(http, key, "fail fox")
     found = wait_for(http, key, job_id, ended)
-    assert (found["status"], found["error"]["code"], found["cost"]["chargedTokens"]) == ("failed", "model_failed", 0)
+    assert (found["status"], found["error"]["code"], found["cost"]["chargedTokens"]) == (
+        "failed",
+        "model_failed",
+        0,
+    )
     assert "bad mood" not in str(found)
     assert tokens(http, key) == (300, 0)
     assert_sound(platform)
@@ -285,7 +310,9 @@ def test_a_revoked_key_is_refused_from_the_next_request_on(platform, http):
     key = fund(platform, 300)
     made = http.post("/api/v1/keys", headers={"x-api-key": key}, json={"label": "short"}).json()
     assert tokens(http, made["apiKey"]) == (300, 0)
-    http.post("/api/v1/keys/revoke", headers={"x-api-key": key}, json={"keyPrefix": made["keyPrefix"]}).raise_for_status()
+    http.post(
+        "/api/v1/keys/revoke", headers={"x-api-key": key}, json={"keyPrefix": made["keyPrefix"]}
+    ).raise_for_status()
     refused = http.get("/api/v1/credits/balance", headers={"x-api-key": made["apiKey"]})
     assert (refused.status_code, refused.json()["error"]) == (401, "auth_required")
 

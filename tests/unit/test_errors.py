@@ -22,7 +22,14 @@ SAMPLES = {"str": "word", "int": 7, "list[str]": ["one", "two"], "list[tuple[str
 def every_error() -> list[type[AppError]]:
     for package in (kit, ledger, payments, gateway, deployments):
         for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-            if module.name.rpartition(".")[2] in ("errors", "contract", "handles", "leases", "problems", "bodies"):
+            if module.name.rpartition(".")[2] in (
+                "errors",
+                "contract",
+                "handles",
+                "leases",
+                "problems",
+                "bodies",
+            ):
                 importlib.import_module(module.name)
     found: list[type[AppError]] = []
     waiting = list(AppError.__subclasses__())

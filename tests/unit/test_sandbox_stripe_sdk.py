@@ -160,7 +160,6 @@ def test_the_sdk_raises_its_own_errors(sdk: Sdk, url: str) -> None:
 
 
 # The SDK hands httpx its body the deprecated way.
-@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 async def test_the_async_sdk_works_too(url: str) -> None:
     http = stripe.HTTPXClient()
     client = stripe.StripeClient(SECRET_KEY, http_client=http, base_addresses={"api": url})

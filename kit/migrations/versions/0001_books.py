@@ -11,4 +11,6 @@ down_revision = None
 def upgrade() -> None:
     """Create every table, index and guard of the first version."""
     # The driver's own connection: several statements in one string, and a % in them is only a %.
-    op.get_bind().connection.driver_connection.execute(Path(__file__).with_suffix(".sql").read_text())
+    driver = op.get_bind().connection.driver_connection
+    assert driver is not None, "migrations run on a live connection"
+    driver.execute(Path(__file__).with_suffix(".sql").read_text())

@@ -18,7 +18,8 @@ from rich.table import Table
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deployments.launcher import Launcher, LaunchError, books
+from deployments.books import books
+from deployments.launcher import Launcher, LaunchError
 from deployments.serve_api import dashboard_hint
 from gateway.audit import JOB_CHECKS
 from kit import migrate as migrations

@@ -19,17 +19,16 @@ from pathlib import Path
 from typing import Any, Final, Protocol, Self
 
 import httpx
-import psycopg
 import yaml
-from sqlalchemy.engine import make_url
 
+from deployments.books import announce_books, forget_books, write_private
 from deployments.models.registry import ENTRIES, read_manifest, tiny_directory
 from deployments.ray_environment import HeadResources
 from deployments.ray_head import RayHead
 from deployments.ray_ports import is_free
 from deployments.serve_api import ApplicationStatus
 from kit import migrate
-from kit.postgres import EmbeddedPostgres, PostgresStartError
+from kit.postgres import EmbeddedPostgres
 from kit.settings import Settings, environment, environment_for
 
 ROOT: Final = Path(__file__).parents[1]
@@ -249,9 +248,8 @@ class Launcher:
 
     def _remember(self, settings: Settings) -> None:
         """Tell other commands of this data directory where the books are while we run."""
-        path = settings.data_dir / "running.json"
-        write_private(path, json.dumps({"pid": os.getpid(), "database_url": settings.database_url}))
-        self._parts.callback(path.unlink, missing_ok=True)
+        announce_books(settings.data_dir, settings.database_url)
+        self._parts.callback(forget_books, settings.data_dir)
 
 
 class Sandbox:
@@ -338,42 +336,3 @@ class Sandbox:
             write_private(path, json.dumps(made))
         kept: dict[str, str] = json.loads(path.read_text())
         return kept
-
-
-@contextmanager
-def books(settings: Settings) -> Iterator[str]:
-    """Yield the URL of the books of this data directory, starting the embedded Postgres only if nobody runs it."""
-    if settings.database_url:
-        yield settings.database_url
-        return
-    if url := _running_books(settings.data_dir):
-        yield url
-        return
-    server = EmbeddedPostgres(settings.data_dir)
-    try:
-        url = server.start()
-        migrate.upgrade(url)
-        yield url
-    except PostgresStartError as error:
-        raise LaunchError(str(error)) from error
-    finally:
-        server.stop()
-
-
-def _running_books(data_dir: Path) -> str | None:
-    """Return the URL of the books that a running platform of this data directory told, if it still answers."""
-    with suppress(OSError, ValueError, KeyError, psycopg.Error):
-        url: str = json.loads((data_dir / "running.json").read_text())["database_url"]
-        plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-        with psycopg.connect(plain, connect_timeout=3):
-            return url
-    return None
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that its owner alone may read, whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    draft.replace(path)

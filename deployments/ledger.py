@@ -16,6 +16,7 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from deployments.books import announce_books, forget_books
 from gateway import files, idempotency, jobs, leases
 from gateway.ports import CreateKey, Job, JobQuery, JobReceipt, NewFile, StoredFile, SubmitJob
 from kit import migrate
@@ -55,6 +56,7 @@ class LedgerServer:
             self._embedded = EmbeddedPostgres(self._settings.data_dir)
             url = self._embedded.start()
             migrate.upgrade(url)
+            announce_books(self._settings.data_dir, url)
         self._db = Database(url, pool_size=self._settings.database_pool)
         self._lease = timedelta(seconds=self._settings.lease_s)
         self._queue_ttl = timedelta(seconds=self._settings.job_queue_ttl_s)
@@ -63,6 +65,7 @@ class LedgerServer:
     def __del__(self) -> None:
         """End the database that this replica brought along."""
         if self._embedded is not None:
+            forget_books(self._settings.data_dir)
             self._embedded.stop()
 
     async def close(self) -> None:
@@ -76,7 +79,7 @@ class LedgerServer:
 
     async def balance_many(self, credentials: list[bytes]) -> list[Balance | AppError]:
         """Read the balance behind each key, in one statement."""
-        return await self._batch("balance", balances_by_key, credentials)
+        return await self._batch("balance", balances_by_key, credentials, self._db.read)
 
     async def submit_job_many(self, commands: list[SubmitJob]) -> list[JobReceipt | AppError]:
         """Write each job with its hold, or refuse it, in one transaction."""
@@ -84,7 +87,7 @@ class LedgerServer:
         async def submit(conn: AsyncConnection, batch: Sequence[SubmitJob]) -> list[JobReceipt | AppError]:
             return await jobs.submit_many(conn, batch, self._queue_ttl)
 
-        outcomes = await self._batch("submit_job", submit, commands)
+        outcomes = await self._batch("submit_job", submit, commands, self._db.run)
         self._submitted.set()
         return outcomes
 
@@ -94,7 +97,7 @@ class LedgerServer:
         async def look(conn: AsyncConnection, batch: Sequence[tuple[bytes, str]]) -> list[Job | AppError]:
             return [await _caught(self._job(conn, credential, job_id)) for credential, job_id in batch]
 
-        return await self._batch("job", look, lookups)
+        return await self._batch("job", look, lookups, self._db.read)
 
     # -- a caller's other calls --------------------------------------------------------------------------------
 
@@ -348,11 +351,13 @@ class LedgerServer:
         method: str,
         work: Callable[[AsyncConnection, Sequence[I]], Awaitable[list[T | AppError]]],
         items: Sequence[I],
+        within: Callable[..., Awaitable[list[T | AppError]]],
     ) -> list[T | AppError]:
-        """Run a batch in one transaction; should it break, each item alone, so that no item fails its neighbours."""
+        """Run a batch `within` the database's run or read; should it break, each item alone: none fails another."""
         ledger_batch_items.labels(method).observe(len(items))
+        began = time.perf_counter()
         try:
-            return await self._run(method, work, items)
+            return await within(work, items)
         except Unavailable as away:
             return [away] * len(items)
         except Exception:
@@ -360,7 +365,9 @@ class LedgerServer:
             log.exception("batch failed", method=method, items=len(items))
             if len(items) == 1:
                 return [Internal()]
-            return [(await self._batch(method, work, [item]))[0] for item in items]
+            return [(await self._batch(method, work, [item], within))[0] for item in items]
+        finally:
+            ledger_seconds.labels(method).observe(time.perf_counter() - began)
 
 
 async def _ping(conn: AsyncConnection) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import orjson
@@ -55,7 +55,6 @@ class Database:
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=5,  # seconds: a caller hears 503 rather than wait behind a full pool
-            pool_pre_ping=True,
             pool_use_lifo=True,
             json_serializer=lambda value: orjson.dumps(value).decode(),
             json_deserializer=orjson.loads,
@@ -72,6 +71,18 @@ class Database:
         async with self.engine.begin() as conn:
             yield conn
 
+    async def read(
+        self,
+        work: Callable[Concatenate[AsyncConnection, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run reads whose statements need no common snapshot: no BEGIN and COMMIT, a third of the round trips.
+
+        Raises: Unavailable when Postgres is away.
+        """
+        return await self._again(self._reading, work, *args, **kwargs)
+
     async def run(
         self,
         work: Callable[Concatenate[AsyncConnection, P], Awaitable[T]],
@@ -82,20 +93,43 @@ class Database:
 
         Raises: Unavailable when Postgres is away; whatever `work` raises otherwise, with nothing written.
         """
+        return await self._again(self.transaction, work, *args, **kwargs)
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[AsyncConnection]:
+        async with self.engine.connect() as conn:
+            yield await conn.execution_options(isolation_level="AUTOCOMMIT")
+
+    async def _again(
+        self,
+        opened: Callable[[], AbstractAsyncContextManager[AsyncConnection]],
+        work: Callable[Concatenate[AsyncConnection, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run `work`, again while Postgres asks for it or a pooled connection turns out dead before the commit.
+
+        A connection that is lost while it commits may have committed: that is never repeated here.
+        """
         for attempt in range(1, RETRIES + 1):
+            worked = False
             try:
-                async with self.transaction() as conn:
-                    return await work(conn, *args, **kwargs)
+                async with opened() as conn:
+                    result = await work(conn, *args, **kwargs)
+                    worked = True
             except PoolTimeout as error:
                 raise Unavailable("The ledger", 2) from error
             except DBAPIError as error:
                 state = getattr(error.orig, "sqlstate", None)
-                if state in RETRYABLE_STATES and attempt < RETRIES:
+                harmless = state in RETRYABLE_STATES or (error.connection_invalidated and not worked)
+                if harmless and attempt < RETRIES:
                     await asyncio.sleep(random.uniform(0, 0.02 * attempt))  # noqa: S311  # jitter, not a secret
                     continue
                 if is_away(error):
                     raise Unavailable("The ledger", 2) from error
                 raise
+            else:
+                return result
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def close(self) -> None:

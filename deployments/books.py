@@ -1,0 +1,67 @@
+"""Where the books of a data directory are: told by whoever runs them, found by every other command."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import psycopg
+from sqlalchemy.engine import make_url
+
+from kit import migrate
+from kit.postgres import EmbeddedPostgres
+from kit.settings import Settings
+
+ANNOUNCED: Final = "running.json"
+"""Names the database while a platform of this data directory runs; its owner alone may read it."""
+
+
+def announce_books(data_dir: Path, url: str) -> None:
+    """Tell the other commands of this data directory where the books are."""
+    write_private(data_dir / ANNOUNCED, json.dumps({"pid": os.getpid(), "database_url": url}))
+
+
+def forget_books(data_dir: Path) -> None:
+    """Take the announcement back."""
+    (data_dir / ANNOUNCED).unlink(missing_ok=True)
+
+
+@contextmanager
+def books(settings: Settings) -> Iterator[str]:
+    """Yield the URL of the books of this data directory, starting the embedded Postgres only if nobody runs it."""
+    if settings.database_url:
+        yield settings.database_url
+        return
+    if url := _running_books(settings.data_dir):
+        yield url
+        return
+    server = EmbeddedPostgres(settings.data_dir)
+    try:
+        url = server.start()
+        migrate.upgrade(url)
+        yield url
+    finally:
+        server.stop()
+
+
+def _running_books(data_dir: Path) -> str | None:
+    """Return the URL of the books that a running platform of this data directory told, if it still answers."""
+    with suppress(OSError, ValueError, KeyError, psycopg.Error):
+        url: str = json.loads((data_dir / ANNOUNCED).read_text())["database_url"]
+        plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+        with psycopg.connect(plain, connect_timeout=3):
+            return url
+    return None
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that its owner alone may read, whole or not at all."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+    draft.replace(path)

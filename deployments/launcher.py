@@ -24,7 +24,7 @@ import yaml
 from deployments.books import announce_books, forget_books, write_private
 from deployments.models.registry import ENTRIES, read_manifest, tiny_directory
 from deployments.ray_environment import HeadResources
-from deployments.ray_head import RayHead
+from deployments.ray_head import RayHead, reap
 from deployments.ray_ports import is_free
 from deployments.serve_api import ApplicationStatus
 from kit import migrate
@@ -163,6 +163,7 @@ class Launcher:
     def _prepared(self) -> Settings:
         """Return the settings with the data directory laid out."""
         settings = self.settings
+        reap(settings.data_dir)  # orphans of a killed start still hold its port
         if not is_free(settings.port):
             raise LaunchError(
                 f"port {settings.port} is taken: end what listens there, or choose another with FAREBOX_PORT"

@@ -45,7 +45,9 @@ class Up:
 
     def start(self) -> None:
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen([FAREBOX, "up"], env=self.environment, stdout=log, stderr=log, cwd=ROOT)
+            self.process = subprocess.Popen(
+                [FAREBOX, "up"], env=self.environment, stdout=log, stderr=log, cwd=ROOT
+            )
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_S
@@ -82,7 +84,9 @@ class Up:
             if not path.name.isdigit():
                 continue
             try:
-                where = f"{(path / 'cwd').readlink()} {(path / 'cmdline').read_bytes().decode(errors='replace')}"
+                where = (
+                    f"{(path / 'cwd').readlink()} {(path / 'cmdline').read_bytes().decode(errors='replace')}"
+                )
             except OSError:
                 continue
             if str(self.place) in where:
@@ -97,7 +101,9 @@ def ups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Up]]:
         place = tmp_path_factory.mktemp(f"up{number}")
         for above in (place, *place.parents[:2]):
             above.chmod(0o711)
-        made.append(Up(place, next(p for p in range(9300 + 200 * number, 9500 + 200 * number, 2) if is_free(p))))
+        made.append(
+            Up(place, next(p for p in range(9300 + 200 * number, 9500 + 200 * number, 2) if is_free(p)))
+        )
     yield made
     for up in made:
         if up.process and up.process.poll() is None:
@@ -138,7 +144,9 @@ def test_two_platforms_live_side_by_side_end_whole_and_come_back_with_their_data
     assert (code, second.left_over()) == (0, []), second.log.read_text()
     assert took < END_S
 
-    assert "amai_live_" not in first.run("keys", "list", "dev@company.com"), "works without a running platform"
+    assert "amai_live_" not in first.run("keys", "list", "dev@company.com"), (
+        "works without a running platform"
+    )
 
 
 def test_the_demo_plays_a_customer_and_keeps_the_picture(tmp_path):
@@ -147,7 +155,13 @@ def test_the_demo_plays_a_customer_and_keeps_the_picture(tmp_path):
         [FAREBOX, "demo", "--keep", str(kept)], capture_output=True, text=True, cwd=ROOT, timeout=400
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for step in ("What is on sale", "Open a checkout", "Pay in the sandbox", "Claim the first API key", "Download"):
+    for step in (
+        "What is on sale",
+        "Open a checkout",
+        "Pay in the sandbox",
+        "Claim the first API key",
+        "Download",
+    ):
         assert step in done.stdout
     assert '"totalTokens":0' in done.stdout
     assert "Trial balance" in done.stdout

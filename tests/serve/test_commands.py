@@ -17,8 +17,10 @@ import pytest
 from PIL import Image
 
 from deployments.launcher import ROOT
+from deployments.ray_head import reap
 from deployments.ray_ports import is_free
 from deployments.ray_session import HeadRecord, living_members
+from kit.postgres import EmbeddedPostgres
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -72,6 +74,12 @@ class Up:
         headers = {"x-api-key": key} if key else {}
         return httpx.get(f"http://127.0.0.1:{self.port}{path}", headers=headers, trust_env=False, timeout=30)
 
+    def postmaster(self) -> int | None:
+        try:
+            return int((self.place / "data" / "postgres" / "postmaster.pid").read_text().split()[0])
+        except (OSError, IndexError):
+            return None
+
     def session(self) -> int:
         record = HeadRecord.read(self.place / "data" / "ray_head.json")
         assert record
@@ -108,6 +116,8 @@ def ups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Up]]:
     for up in made:
         if up.process and up.process.poll() is None:
             up.end(signal.SIGTERM)
+        reap(up.place / "data")  # what a test that failed half-way left
+        EmbeddedPostgres(up.place / "data").remove()
 
 
 def test_two_platforms_live_side_by_side_end_whole_and_come_back_with_their_data(ups):
@@ -125,6 +135,18 @@ def test_two_platforms_live_side_by_side_end_whole_and_come_back_with_their_data
     assert second.get("/api/v1/credits/balance", key).status_code == 401, "the books are its own"
     instances = {up.get("/api/v1/health").json()["instance"] for up in ups}
     assert len(instances) == 2
+
+    killed = first.postmaster()
+    os.kill(killed, signal.SIGKILL)  # the platform starts it again by itself
+    deadline = time.monotonic() + READY_S
+    while True:
+        answer = first.get("/api/v1/credits/balance", key)
+        if answer.status_code == 200 and first.postmaster() not in (killed, None):
+            break
+        assert answer.status_code in (200, 503), answer.text
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert answer.json()["tokens"] == 500
 
     session = first.session()
     code, took = first.end(signal.SIGTERM)

@@ -65,7 +65,7 @@ def main() -> None:
 
 def run(*, quick: bool) -> dict[str, Any]:
     """Return all figures of one run."""
-    seconds, rounds, widths = (2.0, 1, (32,)) if quick else (5.0, 3, CONNECTIONS)
+    seconds, rounds, widths = (1.0, 1, (32,)) if quick else (5.0, 3, CONNECTIONS)
     with tempfile.TemporaryDirectory(prefix="farebox-") as place:
         settings = load_settings(data_dir=Path(place), port=_free_pair(), profile="tiny", database_url="")
         with Launcher(settings, Steps()) as running, _bare_server() as bare_url:

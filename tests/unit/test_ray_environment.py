@@ -144,6 +144,8 @@ def test_haproxy_is_the_named_one_before_the_wheels(tmp_path: Path) -> None:
 
 def test_haproxys_pages_move_to_loopback_and_its_front_stays_where_it_was_put(tmp_path: Path) -> None:
     paths = lay_out(tmp_path)
+    if paths.short_dir:  # the script is what counts here
+        remove_short_dir(paths.short_dir)
     told = tmp_path / "told"
     pretend = tmp_path / "it's haproxy"
     pretend.write_text(f'#!/bin/sh\nfor each in "$@"; do echo "$each"; done > "{told}"\n')

@@ -66,7 +66,10 @@ def _redact_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMa
 
 
 def configure_logging(level: str = "info", log_format: str = "json") -> None:
-    """Send every logger of the process through one redacting pipeline to standard error."""
+    """Send every logger of the process through one redacting pipeline to standard error.
+
+    To the process's own standard error: Serve replaces `sys.stderr` with a buffer that a killed replica loses.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -88,7 +91,7 @@ def configure_logging(level: str = "info", log_format: str = "json") -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(sys.__stderr__)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

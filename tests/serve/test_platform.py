@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -315,6 +316,32 @@ def test_a_revoked_key_is_refused_from_the_next_request_on(platform, http):
     ).raise_for_status()
     refused = http.get("/api/v1/credits/balance", headers={"x-api-key": made["apiKey"]})
     assert (refused.status_code, refused.json()["error"]) == (401, "auth_required")
+
+
+def test_logs_are_json_lines_with_the_request_id_and_without_secrets(platform, http):
+    key = fund(platform, 300)
+    named = {"x-api-key": key, "x-request-id": "req_find_me_in_the_log"}
+    asked = http.post("/api/v1/keys", headers=named, json={"label": "logged"})  # reads are logged at debug
+    assert asked.headers["x-request-id"] == "req_find_me_in_the_log"
+    job_id = submit(http, key, "quick fox")
+    wait_for(http, key, job_id, ended)
+    logs = platform.head.paths.home / "session_latest" / "logs"
+    deadline = time.monotonic() + 30
+    while True:
+        text = "".join(path.read_text(errors="replace") for path in logs.glob("worker-*.err"))
+        lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+        requests = [line for line in lines if line.get("request_id") == "req_find_me_in_the_log"]
+        jobs = [line for line in lines if line.get("job_id") == job_id and line["event"] == "job ended"]
+        if requests and jobs:
+            break
+        assert time.monotonic() < deadline, text[-2000:]
+        time.sleep(0.1)
+    assert jobs[0]["outcome"] == "succeeded"
+    written = "".join(path.read_text(errors="replace") for path in logs.rglob("*") if path.is_file())
+    settings = platform.settings
+    secrets = [key, asked.json()["apiKey"]]
+    secrets += [each.get_secret_value() for each in (settings.secret, settings.stripe_secret_key)]
+    assert [secret for secret in secrets if secret in written] == []
 
 
 def test_metrics_are_summed_over_the_processes(platform, http):

@@ -153,7 +153,7 @@ class Runner:
             self._freed.set()
             jobs_total.labels(job.task, outcome).inc()
             job_run_seconds.labels(job.task).observe(time.perf_counter() - run.began)
-            log.info("job ended", job_id=job.id, task=job.task, outcome=outcome, attempt=job.attempts)
+            log.info("attempt ended", job_id=job.id, task=job.task, outcome=outcome, attempt=job.attempts)
 
     async def _attempt(self, run: _Run) -> str:
         job = run.job

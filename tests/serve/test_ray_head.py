@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -249,13 +250,19 @@ def _listening(session_id: int) -> Iterator[tuple[str, str]]:
             if fields[3] == LISTENING:
                 sockets[f"socket:[{fields[9]}]"] = fields[1]
     for pid, name in living_members(session_id).items():
-        for handle in Path(f"/proc/{pid}/fd").iterdir():
-            try:
-                target = str(handle.readlink())
-            except OSError:
-                continue
+        for target in _open_files(pid):
             if target in sockets:
                 yield name, sockets[target]
+
+
+def _open_files(pid: int) -> list[str]:
+    """Return what a process holds open; nothing of a process that has ended meanwhile."""
+    opened = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for handle in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                opened.append(str(handle.readlink()))
+    return opened
 
 
 if __name__ == "__main__":  # the starter that the test kills

@@ -331,7 +331,9 @@ def test_logs_are_json_lines_with_the_request_id_and_without_secrets(platform, h
         text = "".join(path.read_text(errors="replace") for path in logs.glob("worker-*.err"))
         lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
         requests = [line for line in lines if line.get("request_id") == "req_find_me_in_the_log"]
-        attempts = [line for line in lines if line.get("job_id") == job_id and line["event"] == "attempt ended"]
+        attempts = [
+            line for line in lines if line.get("job_id") == job_id and line["event"] == "attempt ended"
+        ]
         if requests and [line for line in attempts if line["outcome"] == "succeeded"]:
             break
         assert time.monotonic() < deadline, text[-2000:]

@@ -34,8 +34,8 @@ from deployments.cli import Steps, in_books
 from deployments.launcher import Launcher
 from deployments.ray_session import HeadRecord
 from kit.settings import load_settings
+from ledger.credits import credit
 from ledger.keys import mint
-from ledger.transfers import credit
 from ledger.users import account_of_email
 
 CONNECTIONS: Final = (1, 32, 64)

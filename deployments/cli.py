@@ -31,8 +31,8 @@ from kit.settings import Settings, SettingsError, load_settings
 from ledger import keys as api_keys
 from ledger.audit import LEDGER_CHECKS, run_checks, trial_balance
 from ledger.balances import balance
+from ledger.credits import credit
 from ledger.tables import users
-from ledger.transfers import credit
 from ledger.users import account_of_email
 from payments.audit import PAYMENT_CHECKS
 

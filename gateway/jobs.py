@@ -20,8 +20,7 @@ from gateway.tables import jobs
 from kit.errors import AppError, AuthRequired, NotFound
 from kit.ids import new_id
 from ledger import accounts, holds
-from ledger.errors import InsufficientCredits
-from ledger.keys import Caller, authenticate
+from ledger.payers import Payer, authorise
 
 ROUTE: Final = "media.jobs"
 
@@ -34,35 +33,34 @@ async def submit_many(
     Keys, idempotency and balances are read under the accounts' locks; a refusal leaves no trace and touches no
     neighbour. Two with one idempotency key in the same batch are one job.
     """
-    callers = await authenticate(conn, [c.credential for c in commands])
-    known = [callers.get(c.credential) for c in commands]
-    purses = await accounts.lock(conn, [k.account_id for k in known if isinstance(k, Caller)])
+    payers = await authorise(conn, [c.credential for c in commands])
+    known = [payers.get(c.credential) for c in commands]
     answered = await idempotency.find(
         conn,
         ROUTE,
         [
-            (k.account_id, c.idempotency_key)
+            (k.purse.account_id, c.idempotency_key)
             for c, k in zip(commands, known, strict=True)
-            if isinstance(k, Caller) and c.idempotency_key
+            if isinstance(k, Payer) and c.idempotency_key
         ],
     )
     outcomes: list[JobReceipt | AppError | None] = [None] * len(commands)
-    fresh: list[tuple[int, SubmitJob, Caller]] = []
+    fresh: list[tuple[int, SubmitJob, Payer]] = []
     first_use: dict[tuple[int, str], int] = {}
     repeats: list[tuple[int, int]] = []
-    for place, (command, caller) in enumerate(zip(commands, known, strict=True)):
-        if not isinstance(caller, Caller):
-            outcomes[place] = caller or AuthRequired()
+    for place, (command, payer) in enumerate(zip(commands, known, strict=True)):
+        if not isinstance(payer, Payer):
+            outcomes[place] = payer or AuthRequired()
             continue
-        key = (caller.account_id, command.idempotency_key or "")
+        key = (payer.purse.account_id, command.idempotency_key or "")
         if command.idempotency_key and key in answered:
             outcomes[place] = _replay(answered[key], command)
         elif command.idempotency_key and key in first_use:
             repeats.append((place, first_use[key]))
         else:
             first_use[key] = place
-            fresh.append((place, command, caller))
-    for place, outcome in await _write(conn, fresh, purses, queue_ttl):
+            fresh.append((place, command, payer))
+    for place, outcome in await _write(conn, fresh, queue_ttl):
         outcomes[place] = outcome
     for place, first in repeats:
         outcomes[place] = _repeat(commands[place], commands[first], outcomes[first])
@@ -71,33 +69,33 @@ async def submit_many(
 
 async def _write(
     conn: AsyncConnection,
-    fresh: Sequence[tuple[int, SubmitJob, Caller]],
-    purses: dict[int, accounts.Purse],
+    fresh: Sequence[tuple[int, SubmitJob, Payer]],
     queue_ttl: timedelta,
 ) -> list[tuple[int, JobReceipt | AppError]]:
     now = datetime.now(UTC)
     requests = [
         holds.HoldRequest(
-            new_id("hold"), caller.account_id, command.tool, command.job_id, command.cost_tokens,
-            command.price_version, expires_at=None,
+            new_id("hold"), payer, command.tool, command.job_id, command.cost_tokens, command.price_version,
+            expires_at=None,
         )
-        for _, command, caller in fresh
+        for _, command, payer in fresh
     ]  # fmt: skip
-    decided = await holds.place(conn, requests, purses)
+    decided = await holds.place(conn, requests)
     outcomes: list[tuple[int, JobReceipt | AppError]] = []
     rows: list[dict[str, Any]] = []
     answers: list[tuple[int, str, str, dict[str, Any]]] = []
-    for (place, command, caller), request, free in zip(fresh, requests, decided, strict=True):
-        if isinstance(free, InsufficientCredits):
+    for (place, command, payer), request, free in zip(fresh, requests, decided, strict=True):
+        if isinstance(free, AppError):
             outcomes.append((place, free))
             continue
+        assert payer.caller is not None, "a job is submitted with a key"
         receipt = JobReceipt(command.job_id, command.task, command.cost_tokens, free, now, replayed=False)
         outcomes.append((place, receipt))
         rows.append(
             {
                 "id": command.job_id,
-                "account_id": caller.account_id,
-                "key_id": caller.key_id,
+                "account_id": payer.caller.account_id,
+                "key_id": payer.caller.key_id,
                 "task": command.task,
                 "tool": command.tool,
                 "application": command.application,
@@ -110,7 +108,7 @@ async def _write(
         )
         if command.idempotency_key:
             answers.append(
-                (caller.account_id, command.idempotency_key, command.fingerprint, _answer(receipt))
+                (payer.caller.account_id, command.idempotency_key, command.fingerprint, _answer(receipt))
             )
     if rows:
         await conn.execute(insert(jobs), rows)

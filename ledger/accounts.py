@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import insert
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from kit.errors import NotFound
 from kit.queries import load_queries
 from ledger.tables import accounts
 
@@ -20,17 +22,28 @@ queries: Final = load_queries(Path(__file__).with_name("queries.sql"))
 class Purse:
     """A user account as it stands under our lock; decisions of one batch reduce it as they are made.
 
-    Units: tokens.
+    Units: tokens. `due`: a grant of it starts or expires by now and must be settled before a decision
+    (`grants.settle`). `stopped`: an operator froze it.
     """
 
     account_id: int
     balance: int
     held: int
+    version: int
+    allocated_version: int
+    debt: int
+    stopped: bool
+    due: bool
 
     @property
     def free(self) -> int:
-        """What may still be held or spent."""
+        """What is neither spent nor held."""
         return self.balance - self.held
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing may be spent or held: a debt is open, or an operator said so."""
+        return self.stopped or self.debt > 0
 
 
 async def open_account(conn: AsyncConnection, user_id: str) -> int:
@@ -43,5 +56,61 @@ async def open_account(conn: AsyncConnection, user_id: str) -> int:
 
 async def lock(conn: AsyncConnection, account_ids: Iterable[int]) -> dict[int, Purse]:
     """Lock user accounts in ascending order until the transaction ends, and return them as they stand."""
-    rows = await conn.execute(queries["lock_accounts"], {"ids": sorted(set(account_ids))})
-    return {row.id: Purse(row.id, row.balance, row.held) for row in rows}
+    return _purses(await conn.execute(queries["lock_accounts"], {"ids": sorted(set(account_ids))}))
+
+
+async def lock_one(conn: AsyncConnection, account_id: int) -> Purse:
+    """Lock one user account. Raises: NotFound."""
+    purse = (await lock(conn, [account_id])).get(account_id)
+    if purse is None:
+        raise NotFound("account")
+    return purse
+
+
+async def lock_by_keys(conn: AsyncConnection, hashes: Iterable[bytes]) -> dict[int, Purse]:
+    """Lock the accounts behind keys, valid or not, in ascending order; what a key may do is read afterwards."""
+    return _purses(await conn.execute(queries["lock_accounts_of_keys"], {"hashes": list(set(hashes))}))
+
+
+async def lock_by_user(conn: AsyncConnection, user_id: str) -> Purse:
+    """Lock the account of a known user."""
+    account_id = (await conn.execute(select(accounts.c.id).where(accounts.c.user_id == user_id))).scalar_one()
+    return await lock_one(conn, account_id)
+
+
+async def ensure_house(conn: AsyncConnection, code: str) -> int:
+    """Return the id of a house account (`kind:name`), opening it the first time."""
+    await conn.execute(queries["ensure_house_accounts"], {"codes": [code]})
+    return int((await conn.execute(select(accounts.c.id).where(accounts.c.code == code))).scalar_one())
+
+
+async def freeze(conn: AsyncConnection, account_id: int) -> None:
+    """Stop all spending of an account, from the next decision on; a repeat changes nothing."""
+    await lock_one(conn, account_id)
+    await conn.execute(
+        update(accounts)
+        .where(accounts.c.id == account_id, accounts.c.frozen_at.is_(None))
+        .values(frozen_at=func.clock_timestamp())
+    )
+
+
+async def unfreeze(conn: AsyncConnection, account_id: int) -> None:
+    """Take a freeze back. A debt goes on to freeze until it is paid."""
+    await lock_one(conn, account_id)
+    await conn.execute(update(accounts).where(accounts.c.id == account_id).values(frozen_at=None))
+
+
+def _purses(rows: Iterable[Row[Any]]) -> dict[int, Purse]:
+    return {
+        row.id: Purse(
+            row.id,
+            row.balance,
+            row.held,
+            row.version,
+            row.allocated_version,
+            row.debt,
+            row.stopped,
+            bool(row.due),
+        )
+        for row in rows
+    }

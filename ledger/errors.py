@@ -27,6 +27,45 @@ class InsufficientCredits(AppError):
 
 
 @dataclass
+class AccountFrozen(AppError):
+    """Nothing may be spent: a payment was taken back and its credits were spent, or an operator froze the account."""
+
+    debt_tokens: int
+    code = "account_frozen"
+    status = 403
+
+    @property
+    def message(self) -> str:
+        if self.debt_tokens:
+            return f"This account owes {self.debt_tokens} tokens for a payment that was taken back; top up to go on."
+        return "Spending from this account is stopped; write to support."
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        return {"debt_tokens": self.debt_tokens}
+
+
+@dataclass
+class KeyCapReached(AppError):
+    """The key's own limit does not cover the cost. Nothing was held or charged."""
+
+    cost_tokens: int
+    left_tokens: int
+    per: str
+    code = "key_limit_reached"
+    status = 403
+
+    @property
+    def message(self) -> str:
+        period = "altogether" if self.per == "total" else f"this {self.per}"
+        return f"This costs {self.cost_tokens} tokens and the key may spend {self.left_tokens} more {period}."
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        return {"cost_tokens": self.cost_tokens, "left_tokens": self.left_tokens}
+
+
+@dataclass
 class ReferenceConflict(AppError):
     """The reference was used for another amount; the first use stands."""
 
@@ -67,3 +106,31 @@ class HoldResolved(AppError):
     @property
     def message(self) -> str:
         return f"This hold is already {self.state}."
+
+
+@dataclass
+class ExceedsOriginal(AppError):
+    """A refund or clawback of more than is left of what it takes back. Nothing was moved."""
+
+    asked_tokens: int
+    left_tokens: int
+    code = "exceeds_original"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return f"{self.asked_tokens} tokens were asked for and {self.left_tokens} are left to be taken back."
+
+
+@dataclass
+class NotReversible(AppError):
+    """The transfer can't be undone so. Nothing was moved."""
+
+    kind: str
+    reason: str
+    code = "not_reversible"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return f"This {self.kind} can't be undone: {self.reason}."

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, date, datetime
 from typing import Literal
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from kit.errors import NotFound
-from ledger.accounts import Purse, lock, queries
-from ledger.errors import HoldResolved, InsufficientCredits
+from kit.errors import AppError, NotFound
+from ledger import debts
+from ledger.accounts import Purse, lock_one, queries
+from ledger.errors import HoldResolved
+from ledger.payers import Payer, save_caps
 from ledger.tables import holds
 from ledger.transfers import Posting, post
 
@@ -26,7 +28,7 @@ class HoldRequest:
     """What to set aside. `reference` is unique for the account and tool, for ever."""
 
     id: str
-    account_id: int
+    payer: Payer
     tool: str
     reference: str
     amount_tokens: int
@@ -35,37 +37,38 @@ class HoldRequest:
     """None: it lives as long as the job that it belongs to."""
 
 
-async def place(
-    conn: AsyncConnection, requests: Sequence[HoldRequest], purses: dict[int, Purse]
-) -> list[int | InsufficientCredits]:
-    """Hold each amount that its purse covers, in the order given; returns what is then free, or the refusal.
+async def place(conn: AsyncConnection, requests: Sequence[HoldRequest]) -> list[int | AppError]:
+    """Hold each amount that its payer may spend, in the order given; returns what is then free, or the refusal.
 
-    `purses` are locked (`accounts.lock`) and are brought up to date, so that a later request of the same batch is
-    decided on what the earlier ones left. One refusal touches no other request.
+    The payers' purses are locked and brought up to date, so that a later request of the same batch is decided on
+    what the earlier ones left. One refusal touches no other request.
     """
-    outcomes: list[int | InsufficientCredits] = []
+    outcomes: list[int | AppError] = []
     accepted: list[HoldRequest] = []
     for request in requests:
-        purse = purses[request.account_id]
-        if request.amount_tokens > purse.free:
-            outcomes.append(InsufficientCredits(request.amount_tokens, purse.free))
+        refusal = request.payer.refusal(request.amount_tokens)
+        if refusal:
+            outcomes.append(refusal)
             continue
-        purse.held += request.amount_tokens
+        request.payer.hold(request.amount_tokens)
         accepted.append(request)
-        outcomes.append(purse.free)
+        outcomes.append(request.payer.purse.free)
     if accepted:
         await conn.execute(
             queries["place_holds"],
             {
                 "ids": [r.id for r in accepted],
-                "account_ids": [r.account_id for r in accepted],
+                "account_ids": [r.payer.purse.account_id for r in accepted],
                 "tools": [r.tool for r in accepted],
                 "references": [r.reference for r in accepted],
                 "amounts": [r.amount_tokens for r in accepted],
                 "price_versions": [r.price_version for r in accepted],
                 "expires_ats": [r.expires_at for r in accepted],
+                "key_ids": [r.payer.caller.key_id if r.payer.caller else None for r in accepted],
+                "cap_windows": [r.payer.cap.window if r.payer.cap else None for r in accepted],
             },
         )
+        await save_caps(conn, [r.payer for r in accepted])
     return outcomes
 
 
@@ -82,7 +85,7 @@ async def capture(conn: AsyncConnection, hold_id: str, amount_tokens: int, event
     )
     posting = Posting(
         kind="capture",
-        account_id=hold.account_id,
+        account_id=hold.purse.account_id,
         house=f"revenue:{hold.tool}",
         amount_tokens=-amount_tokens,
         tool=hold.tool,
@@ -91,8 +94,15 @@ async def capture(conn: AsyncConnection, hold_id: str, amount_tokens: int, event
         hold_id=hold_id,
         released_tokens=hold.amount,
         price_version=hold.price_version,
+        key_id=hold.key_id,
     )
-    return (await post(conn, [posting]))[0]
+    posted = (await post(conn, [posting]))[0]
+    await _give_back_cap(conn, hold, hold.amount - amount_tokens)
+    hold.purse.balance -= amount_tokens
+    hold.purse.held -= hold.amount
+    hold.purse.version = posted.version
+    await debts.collect(conn, hold.purse, hold.amount - amount_tokens, event_at)
+    return posted.transfer_id
 
 
 async def release(conn: AsyncConnection, hold_id: str, state: Literal["voided", "expired"]) -> int:
@@ -102,8 +112,11 @@ async def release(conn: AsyncConnection, hold_id: str, state: Literal["voided", 
     """
     hold = await _lock_pending(conn, hold_id)
     await conn.execute(queries["resolve_hold"], {"id": hold_id, "state": state, "captured": 0})
-    await conn.execute(queries["release_held"], {"id": hold.account_id, "amount": hold.amount})
-    return int(hold.amount)
+    await conn.execute(queries["release_held"], {"id": hold.purse.account_id, "amount": hold.amount})
+    await _give_back_cap(conn, hold, hold.amount)
+    hold.purse.held -= hold.amount
+    await debts.collect(conn, hold.purse, hold.amount, datetime.now(UTC))
+    return hold.amount
 
 
 async def expire_due(conn: AsyncConnection, limit: int) -> int:
@@ -128,11 +141,22 @@ async def expire_due(conn: AsyncConnection, limit: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Hold:
-    account_id: int
+    purse: Purse
     tool: str
     reference: str
     amount: int
     price_version: int
+    key_id: str | None
+    cap_window: date | None
+
+
+async def _give_back_cap(conn: AsyncConnection, hold: _Hold, amount_tokens: int) -> None:
+    """Let the key's cap count only what the hold cost."""
+    if hold.cap_window and amount_tokens:
+        await conn.execute(
+            queries["give_back_cap"],
+            {"key_id": hold.key_id, "cap_window": hold.cap_window, "amount": amount_tokens},
+        )
 
 
 async def _lock_pending(conn: AsyncConnection, hold_id: str) -> _Hold:
@@ -142,8 +166,8 @@ async def _lock_pending(conn: AsyncConnection, hold_id: str) -> _Hold:
     ).scalar_one_or_none()
     if account_id is None:
         raise NotFound("hold")
-    await lock(conn, [account_id])
+    purse = await lock_one(conn, account_id)
     row = (await conn.execute(queries["lock_hold"], {"id": hold_id})).one()
     if row.state != "pending":
         raise HoldResolved(row.state)
-    return _Hold(row.account_id, row.tool, row.reference, row.amount, row.price_version)
+    return _Hold(purse, row.tool, row.reference, row.amount, row.price_version, row.key_id, row.cap_window)

@@ -8,14 +8,15 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import func, insert, select, update
+from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kit.errors import AuthRequired, Forbidden, NotFound
 from kit.ids import new_id
-from ledger.accounts import queries
+from ledger.accounts import lock_by_user, queries
 from ledger.errors import AmbiguousPrefix
 from ledger.tables import api_keys
 
@@ -70,12 +71,14 @@ def suspended() -> Forbidden:
 async def authenticate(conn: AsyncConnection, hashes: Iterable[bytes]) -> dict[bytes, Caller | Forbidden]:
     """Resolve keys to callers. A hash that is missing from the answer is unknown, expired or revoked."""
     rows = await conn.execute(queries["authenticate"], {"hashes": list(set(hashes))})
-    return {
-        bytes(row.secret_hash): suspended()
-        if row.suspended
-        else Caller(row.user_id, row.account_id, row.key_id, row.email)
-        for row in rows
-    }
+    return {bytes(row.secret_hash): speaks_for(row) for row in rows}
+
+
+def speaks_for(row: Row[Any]) -> Caller | Forbidden:
+    """Return the caller of an `authenticate` row, or the refusal of a suspended one."""
+    if row.suspended:
+        return suspended()
+    return Caller(row.user_id, row.account_id, row.key_id, row.email)
 
 
 async def caller_of(conn: AsyncConnection, key_hash: bytes) -> Caller:
@@ -146,8 +149,10 @@ async def list_keys(conn: AsyncConnection, user_id: str) -> list[ApiKey]:
 async def revoke(conn: AsyncConnection, user_id: str, prefix: str) -> ApiKey:
     """Revoke the user's one key that begins so; a key that is revoked already stays as it is.
 
+    The account's lock orders this among its spends: none that begins after the commit is accepted.
     Raises: NotFound; AmbiguousPrefix, with nothing revoked.
     """
+    await lock_by_user(conn, user_id)
     begins = func.left(api_keys.c.prefix, len(prefix)) == prefix
     rows = (
         await conn.execute(

@@ -2,9 +2,18 @@
 -- account id: a CTE's snapshot is older than its lock wait, and an order shared by all writers cannot deadlock.
 
 -- name: lock_accounts
-SELECT id, balance, held, version
+SELECT id, balance, held, version, allocated_version, debt, frozen_at IS NOT NULL AS stopped,
+    due_at <= clock_timestamp() AS due
 FROM accounts
 WHERE id = ANY(CAST(:ids AS bigint[])) AND kind = 'user'
+ORDER BY id
+FOR NO KEY UPDATE
+
+-- name: lock_accounts_of_keys
+SELECT id, balance, held, version, allocated_version, debt, frozen_at IS NOT NULL AS stopped,
+    due_at <= clock_timestamp() AS due
+FROM accounts
+WHERE user_id = ANY(ARRAY(SELECT user_id FROM api_keys WHERE secret_hash = ANY(CAST(:hashes AS bytea[]))))
 ORDER BY id
 FOR NO KEY UPDATE
 
@@ -17,18 +26,26 @@ ON CONFLICT (code) DO NOTHING
 
 -- name: post
 -- Transfers, both sides of each, and the users' new balances, in one statement. The accounts are locked already.
+-- A transfer on a house account (a debt) moves no balance.
 WITH given AS (
     SELECT *
     FROM unnest(
         CAST(:kinds AS text[]), CAST(:account_ids AS bigint[]), CAST(:houses AS text[]), CAST(:amounts AS bigint[]),
         CAST(:tools AS text[]), CAST(:references AS text[]), CAST(:hold_ids AS text[]), CAST(:released AS bigint[]),
-        CAST(:price_versions AS integer[]), CAST(:reasons AS text[]), CAST(:event_ats AS timestamptz[])
+        CAST(:price_versions AS integer[]), CAST(:reasons AS text[]), CAST(:event_ats AS timestamptz[]),
+        CAST(:reverses_ids AS bigint[]), CAST(:key_ids AS text[])
     ) WITH ORDINALITY
-    AS g (kind, account_id, house, amount, tool, reference, hold_id, released, price_version, reason, event_at, place)
+    AS g (
+        kind, account_id, house, amount, tool, reference, hold_id, released, price_version, reason, event_at,
+        reverses_id, key_id, place
+    )
 ),
 moved AS (
-    INSERT INTO transfers (kind, account_id, tool, reference, amount, hold_id, price_version, reason, event_at)
-    SELECT kind, account_id, tool, reference, amount, hold_id, price_version, reason, event_at
+    INSERT INTO transfers (
+        kind, account_id, tool, reference, amount, hold_id, price_version, reason, event_at, reverses_id, key_id
+    )
+    SELECT
+        kind, account_id, tool, reference, amount, hold_id, price_version, reason, event_at, reverses_id, key_id
     FROM given
     ORDER BY place
     RETURNING id, account_id, tool, reference
@@ -39,19 +56,19 @@ numbered AS (
         g.account_id,
         h.id AS house_id,
         g.amount,
-        a.version + row_number() OVER w AS version,
-        CAST(a.balance + sum(g.amount) OVER w AS bigint) AS balance_after
+        CASE WHEN a.kind = 'user' THEN a.version + row_number() OVER w ELSE m.id END AS version,
+        CASE WHEN a.kind = 'user' THEN CAST(a.balance + sum(g.amount) OVER w AS bigint) END AS balance_after
     FROM given g
     JOIN moved m USING (account_id, tool, reference)
     JOIN accounts a ON a.id = g.account_id
     JOIN accounts h ON h.code = g.house
     WINDOW w AS (PARTITION BY g.account_id ORDER BY g.place)
 ),
-user_side AS (
+one_side AS (
     INSERT INTO entries (account_id, version, transfer_id, amount, balance_after)
     SELECT account_id, version, transfer_id, amount, balance_after FROM numbered
 ),
-house_side AS (
+other_side AS (
     INSERT INTO entries (account_id, version, transfer_id, amount)
     SELECT house_id, transfer_id, transfer_id, -amount FROM numbered
 ),
@@ -64,22 +81,22 @@ updated AS (
         FROM given
         GROUP BY account_id
     ) d
-    WHERE a.id = d.account_id
-    RETURNING a.id
+    WHERE a.id = d.account_id AND a.kind = 'user'
 )
-SELECT n.transfer_id FROM numbered n JOIN updated u ON u.id = n.account_id ORDER BY n.transfer_id
+SELECT transfer_id, version FROM numbered ORDER BY transfer_id
 
 -- name: place_holds
 WITH given AS (
     SELECT *
     FROM unnest(
         CAST(:ids AS text[]), CAST(:account_ids AS bigint[]), CAST(:tools AS text[]), CAST(:references AS text[]),
-        CAST(:amounts AS bigint[]), CAST(:price_versions AS integer[]), CAST(:expires_ats AS timestamptz[])
-    ) AS g (id, account_id, tool, reference, amount, price_version, expires_at)
+        CAST(:amounts AS bigint[]), CAST(:price_versions AS integer[]), CAST(:expires_ats AS timestamptz[]),
+        CAST(:key_ids AS text[]), CAST(:cap_windows AS date[])
+    ) AS g (id, account_id, tool, reference, amount, price_version, expires_at, key_id, cap_window)
 ),
 placed AS (
-    INSERT INTO holds (id, account_id, tool, reference, amount, price_version, expires_at)
-    SELECT id, account_id, tool, reference, amount, price_version, expires_at FROM given
+    INSERT INTO holds (id, account_id, tool, reference, amount, price_version, expires_at, key_id, cap_window)
+    SELECT id, account_id, tool, reference, amount, price_version, expires_at, key_id, cap_window FROM given
 )
 UPDATE accounts a
 SET held = a.held + d.amount
@@ -87,7 +104,7 @@ FROM (SELECT account_id, CAST(sum(amount) AS bigint) AS amount FROM given GROUP 
 WHERE a.id = d.account_id
 
 -- name: lock_hold
-SELECT id, account_id, tool, reference, amount, captured, state, price_version
+SELECT id, account_id, tool, reference, amount, captured, state, price_version, key_id, cap_window
 FROM holds
 WHERE id = :id
 FOR NO KEY UPDATE
@@ -101,13 +118,31 @@ WHERE id = :id AND state = 'pending'
 UPDATE accounts SET held = held - :amount WHERE id = :id
 
 -- name: authenticate
-SELECT k.secret_hash, k.id AS key_id, k.user_id, a.id AS account_id, u.email, u.suspended_at IS NOT NULL AS suspended
+SELECT k.secret_hash, k.id AS key_id, k.user_id, a.id AS account_id, u.email, u.suspended_at IS NOT NULL AS suspended,
+    k.cap_tokens, k.cap_per, k.cap_used, k.cap_window,
+    CAST(CASE k.cap_per
+        WHEN 'day' THEN date_trunc('day', clock_timestamp())
+        WHEN 'month' THEN date_trunc('month', clock_timestamp())
+        WHEN 'total' THEN to_timestamp(0)
+    END AS date) AS window_now
 FROM api_keys k
 JOIN users u ON u.id = k.user_id
 JOIN accounts a ON a.user_id = k.user_id
 WHERE k.secret_hash = ANY(CAST(:hashes AS bytea[]))
     AND k.revoked_at IS NULL
     AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
+
+-- name: save_caps
+UPDATE api_keys k
+SET cap_used = g.used, cap_window = g.started
+FROM unnest(CAST(:ids AS text[]), CAST(:used AS bigint[]), CAST(:windows AS date[])) AS g (id, used, started)
+WHERE k.id = g.id
+
+-- name: give_back_cap
+-- What a hold set aside and did not cost, within the same window of the same key.
+UPDATE api_keys
+SET cap_used = greatest(0, cap_used - :amount)
+WHERE id = :key_id AND cap_window = :cap_window
 
 -- name: balances_by_key
 SELECT k.secret_hash, a.balance, a.held, u.suspended_at IS NOT NULL AS suspended

@@ -1,8 +1,11 @@
 """The tables of the books. The database is the last guard: CHECKs, unique keys and triggers hold without this code.
 
-`accounts`   a user's purse, or a house account. A house account (revenue by tool, clearing by provider, promotion)
-             keeps entries and no running balance: a row that every spend updates would be the hot spot.
+`accounts`   a user's purse, or a house account. A house account (revenue by tool, clearing by provider, promotion,
+             mint, and `debt` for what a user owes) keeps entries and no running balance: a row that every spend
+             updates would be the hot spot.
 `transfers`  one movement; unique by `(account_id, tool, reference)`, for ever.
+`grants`     credits by source, with the order in which they burn; `draws` says which debit took from which grant.
+`chain_blocks`, `chain_mark`  the SHA-256 chain over transfers and entries, and how far the next block may reach.
 `entries`    the two sides of each transfer. A user's entries are numbered without a gap and carry the balance
              after; a house entry takes its transfer's id as its number. Append-only, by trigger.
 `holds`      money set aside; resolved once, by trigger.
@@ -15,14 +18,17 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     ForeignKey,
     Identity,
     Index,
     Integer,
     LargeBinary,
+    SmallInteger,
     Table,
     Text,
     UniqueConstraint,
@@ -55,12 +61,21 @@ accounts = Table(
     Column("held", BigInteger, nullable=False, server_default=text("0")),
     Column("version", BigInteger, nullable=False, server_default=text("0")),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=_now),
-    CheckConstraint("kind IN ('user', 'revenue', 'clearing', 'promotion')", name="kind"),
+    Column("debt", BigInteger, nullable=False, server_default=text("0")),
+    Column("frozen_at", DateTime(timezone=True)),
+    Column("allocated_version", BigInteger, nullable=False, server_default=text("0")),
+    Column("due_at", DateTime(timezone=True)),
+    CheckConstraint("kind IN ('user', 'revenue', 'clearing', 'promotion', 'mint', 'debt')", name="kind"),
     CheckConstraint(
         "(kind = 'user') = (user_id IS NOT NULL) AND (kind = 'user') = (code IS NULL)", name="owner"
     ),
     CheckConstraint("0 <= held AND held <= balance", name="never_overdrawn"),
-    CheckConstraint("kind = 'user' OR (balance = 0 AND held = 0 AND version = 0)", name="house_is_never_hot"),
+    CheckConstraint(
+        "kind = 'user' OR (balance = 0 AND held = 0 AND version = 0 AND debt = 0)", name="house_is_never_hot"
+    ),
+    CheckConstraint("debt >= 0", name="debt"),
+    CheckConstraint("allocated_version BETWEEN 0 AND version", name="allocated"),
+    Index(None, "due_at", postgresql_where=text("due_at IS NOT NULL")),
 )
 
 holds = Table(
@@ -77,6 +92,8 @@ holds = Table(
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("expires_at", DateTime(timezone=True)),
     Column("resolved_at", DateTime(timezone=True)),
+    Column("key_id", Text),
+    Column("cap_window", Date),
     UniqueConstraint("account_id", "tool", "reference"),
     CheckConstraint("amount > 0 AND captured BETWEEN 0 AND amount", name="captured_within"),
     CheckConstraint("state IN ('pending', 'captured', 'voided', 'expired')", name="state"),
@@ -95,16 +112,113 @@ transfers = Table(
     Column("tool", Text, nullable=False),
     Column("reference", Text, nullable=False),
     Column("amount", BigInteger, nullable=False),
-    Column("hold_id", Text, ForeignKey("holds.id"), unique=True),
+    Column("hold_id", Text, ForeignKey("holds.id")),
     Column("price_version", Integer),
     Column("reason", Text),
     Column("event_at", DateTime(timezone=True), nullable=False),
-    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_now),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
+    Column("reverses_id", BigInteger, ForeignKey("transfers.id")),
+    Column("key_id", Text),
+    Column("units_milli", BigInteger),
+    Column("free_after", BigInteger),
     UniqueConstraint("account_id", "tool", "reference"),
-    CheckConstraint("kind IN ('purchase', 'grant', 'capture')", name="kind"),
+    CheckConstraint(
+        "kind IN ('purchase', 'grant', 'referral', 'refund', 'spend', 'capture', 'expiry', 'clawback', 'debt',"
+        " 'debt_payment', 'adjustment', 'reversal')",
+        name="kind",
+    ),
     CheckConstraint("amount <> 0", name="amount"),
-    CheckConstraint("(amount > 0) = (kind IN ('purchase', 'grant'))", name="direction"),
+    CheckConstraint(
+        "kind IN ('adjustment', 'reversal', 'debt')"
+        " OR (amount > 0) = (kind IN ('purchase', 'grant', 'referral', 'refund'))",
+        name="direction",
+    ),
     CheckConstraint("(kind = 'capture') = (hold_id IS NOT NULL)", name="capture_has_hold"),
+    CheckConstraint("(kind IN ('refund', 'reversal')) = (reverses_id IS NOT NULL)", name="reverses"),
+    CheckConstraint("(kind = 'spend') = (units_milli IS NOT NULL AND free_after IS NOT NULL)", name="spend"),
+    CheckConstraint("units_milli > 0 AND free_after >= 0", name="units"),
+    Index("transfers_hold_id_idx", "hold_id", unique=True, postgresql_where=text("hold_id IS NOT NULL")),
+    Index("transfers_reverses_id_idx", "reverses_id", postgresql_where=text("reverses_id IS NOT NULL")),
+    Index("transfers_reversal_idx", "reverses_id", unique=True, postgresql_where=text("kind = 'reversal'")),
+)
+"""`key_id`: who asked. `units_milli`: thousandths of the tool's unit. `free_after`: what a spend left free to spend,
+kept so that a repeat is answered alike. `event_at`: when it happened; `created_at`: when it was written."""
+
+grants = Table(
+    "grants",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), nullable=False),
+    Column("source", Text, nullable=False),
+    Column("reference", Text, nullable=False),
+    Column("house", Text, nullable=False),
+    Column("reason", Text),
+    Column("purchase_id", Text),
+    Column("amount", BigInteger, nullable=False),
+    Column("remaining", BigInteger, nullable=False),
+    Column("clawed", BigInteger, nullable=False, server_default=text("0")),
+    Column("priority", SmallInteger, nullable=False),
+    Column("starts_at", DateTime(timezone=True), nullable=False),
+    Column("expires_at", DateTime(timezone=True)),
+    Column("transfer_id", BigInteger, ForeignKey("transfers.id"), unique=True),
+    Column("opened_version", BigInteger),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
+    UniqueConstraint("account_id", "source", "reference"),
+    CheckConstraint("source IN ('purchase', 'grant', 'referral', 'adjustment')", name="source"),
+    CheckConstraint("amount > 0 AND remaining BETWEEN 0 AND amount", name="remaining"),
+    CheckConstraint("clawed BETWEEN 0 AND amount", name="clawed"),
+    CheckConstraint("(transfer_id IS NULL) = (opened_version IS NULL)", name="opened"),
+    CheckConstraint("expires_at > starts_at", name="expires"),
+    Index("grants_live_idx", "account_id", postgresql_where=text("remaining > 0")),
+    Index(
+        "grants_purchase_id_idx",
+        "purchase_id",
+        "account_id",
+        unique=True,
+        postgresql_where=text("purchase_id IS NOT NULL"),
+    ),
+)
+"""`remaining` is what is left once the account's entries are worked out up to `accounts.allocated_version`. A grant
+that starts later has no transfer yet: its credits are not in the balance."""
+
+draws = Table(
+    "draws",
+    metadata,
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), primary_key=True),
+    Column("from_version", BigInteger, primary_key=True),
+    Column("grant_id", BigInteger, ForeignKey("grants.id"), primary_key=True, index=True),
+    Column("to_version", BigInteger, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    CheckConstraint("amount <> 0", name="amount"),
+    CheckConstraint("from_version <= to_version", name="run"),
+)
+
+chain_blocks = Table(
+    "chain_blocks",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("after_id", BigInteger, nullable=False),
+    Column("to_id", BigInteger, nullable=False),
+    Column("transfers", BigInteger, nullable=False),
+    Column("entries", BigInteger, nullable=False),
+    Column("content", LargeBinary, nullable=False),
+    Column("prev_hash", LargeBinary, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("sealed_at", DateTime(timezone=True), nullable=False),
+    CheckConstraint("number >= 1 AND after_id < to_id AND transfers > 0 AND entries > 0", name="range"),
+    CheckConstraint(
+        "octet_length(content) = 32 AND octet_length(prev_hash) = 32 AND octet_length(hash) = 32",
+        name="digests",
+    ),
+)
+
+chain_mark = Table(
+    "chain_mark",
+    metadata,
+    Column("one", Boolean, primary_key=True, server_default=text("true")),
+    Column("up_to", BigInteger, nullable=False),
+    Column("xid", BigInteger, nullable=False),
+    CheckConstraint("one", name="one"),
 )
 
 entries = Table(
@@ -130,6 +244,15 @@ api_keys = Table(
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("expires_at", DateTime(timezone=True)),
     Column("revoked_at", DateTime(timezone=True)),
+    Column("cap_tokens", BigInteger),
+    Column("cap_per", Text),
+    Column("cap_window", Date),
+    Column("cap_used", BigInteger, nullable=False, server_default=text("0")),
     CheckConstraint("octet_length(secret_hash) = 32", name="hash_only"),
     CheckConstraint("length(label) BETWEEN 1 AND 100", name="label"),
+    CheckConstraint(
+        "(cap_tokens IS NULL) = (cap_per IS NULL) AND cap_tokens >= 0 AND cap_per IN ('day', 'month', 'total')",
+        name="cap",
+    ),
+    CheckConstraint("cap_used BETWEEN 0 AND coalesce(cap_tokens, cap_used)", name="within_cap"),
 )

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import and_, select
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.accounts import lock, queries
-from ledger.errors import ReferenceConflict
+from ledger.accounts import queries
 from ledger.tables import transfers
 
-Kind = Literal["purchase", "grant", "capture"]
+Kind = Literal[
+    "purchase", "grant", "referral", "refund", "spend", "capture", "expiry", "clawback", "debt", "debt_payment",
+    "adjustment", "reversal",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Posting:
-    """One transfer between a user's account and a house account.
+    """One transfer between an account, a user's unless it is a debt, and a house account.
 
-    `amount_tokens` is seen from the user: positive credits the user. `house` is `kind:name` (`revenue:image`).
+    `amount_tokens` is seen from the account: positive credits it. `house` is `kind:name` (`revenue:image`).
     `released_tokens` is the part of the user's held amount that this transfer sets free.
     """
 
@@ -36,10 +38,20 @@ class Posting:
     released_tokens: int = 0
     price_version: int | None = None
     reason: str | None = None
+    reverses_id: int | None = None
+    key_id: str | None = None
 
 
-async def post(conn: AsyncConnection, postings: Sequence[Posting]) -> list[int]:
-    """Write transfers with both sides and move the balances; returns the transfer ids in the order given.
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """Where a transfer stands. `version` numbers the entry among its account's own."""
+
+    transfer_id: int
+    version: int
+
+
+async def post(conn: AsyncConnection, postings: Sequence[Posting]) -> list[Posted]:
+    """Write transfers with both sides and move the balances; returns where they stand, in the order given.
 
     The caller holds the accounts' locks (`accounts.lock`) and has decided that the balances allow it; the
     database's CHECKs refuse the whole batch otherwise.
@@ -61,51 +73,33 @@ async def post(conn: AsyncConnection, postings: Sequence[Posting]) -> list[int]:
             "price_versions": [p.price_version for p in postings],
             "reasons": [p.reason for p in postings],
             "event_ats": [p.event_at for p in postings],
+            "reverses_ids": [p.reverses_id for p in postings],
+            "key_ids": [p.key_id for p in postings],
         },
     )
-    ids = [int(row.transfer_id) for row in rows]
-    assert len(ids) == len(postings), "a posting named an account that is not there"
-    return ids
+    posted = [Posted(row.transfer_id, row.version) for row in rows]
+    assert len(posted) == len(postings), "a posting named an account that is not there"
+    return posted
 
 
-async def credit(  # noqa: PLR0913  # the facts of a transfer; a record type would only rename them
-    conn: AsyncConnection,
-    account_id: int,
-    *,
-    kind: Literal["purchase", "grant"],
-    house: str,
-    amount_tokens: int,
-    reference: str,
-    reason: str | None = None,
-) -> int:
-    """Add money to a user's account once for each `(kind, reference)`; a repeat returns the first transfer's id.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An earlier transfer under the same reference. Units: tokens."""
 
-    Raises: ReferenceConflict when the reference was used for another amount.
-    """
-    await lock(conn, [account_id])
-    found = (
+    id: int
+    amount: int
+    reverses_id: int | None
+
+
+async def find(conn: AsyncConnection, account_id: int, tool: str, reference: str) -> Found | None:
+    """Return the transfer with this reference, if there is one. The account is locked, so the answer stays true."""
+    row = (
         await conn.execute(
-            select(transfers.c.id, transfers.c.amount).where(
-                and_(
-                    transfers.c.account_id == account_id,
-                    transfers.c.tool == kind,
-                    transfers.c.reference == reference,
-                )
+            select(transfers.c.id, transfers.c.amount, transfers.c.reverses_id).where(
+                transfers.c.account_id == account_id,
+                transfers.c.tool == tool,
+                transfers.c.reference == reference,
             )
         )
     ).one_or_none()
-    if found:
-        if found.amount != amount_tokens:
-            raise ReferenceConflict(reference)
-        return int(found.id)
-    posting = Posting(
-        kind=kind,
-        account_id=account_id,
-        house=house,
-        amount_tokens=amount_tokens,
-        tool=kind,
-        reference=reference,
-        event_at=datetime.now(UTC),
-        reason=reason,
-    )
-    return (await post(conn, [posting]))[0]
+    return Found(row.id, row.amount, row.reverses_id) if row else None

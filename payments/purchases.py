@@ -16,8 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kit.errors import NotFound
 from ledger.balances import balance
+from ledger.credits import credit
+from ledger.grants import Terms
 from ledger.keys import ApiKey, mint
-from ledger.transfers import credit
 from ledger.users import account_of_email, account_of_user
 from payments.errors import AccountExists, AlreadyClaimed, PaymentMismatch, PaymentPending
 from payments.packages import Package
@@ -154,6 +155,7 @@ async def fulfil(conn: AsyncConnection, paid: PaidSession) -> Purchase:
         amount_tokens=row.credits_tokens,
         reference=row.id,
         reason=row.package_code,
+        terms=Terms(purchase_id=row.id),
     )
     done = (
         await conn.execute(

@@ -22,7 +22,7 @@ from kit.db import Database
 from kit.postgres import EmbeddedPostgres
 from ledger import keys
 from ledger.audit import LEDGER_CHECKS, run_checks, trial_balance
-from ledger.transfers import credit
+from ledger.credits import credit
 from ledger.users import account_of_email
 from payments.audit import PAYMENT_CHECKS
 

@@ -223,7 +223,7 @@ async def test_another_accounts_job_is_404(customer):
 
 
 async def _grant_one(conn, email: str) -> None:
-    from ledger.transfers import credit
+    from ledger.credits import credit
     from ledger.users import account_of_email
 
     owner = await account_of_email(conn, email)

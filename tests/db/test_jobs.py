@@ -91,7 +91,7 @@ async def test_a_refused_submit_leaves_its_key_free_for_after_a_top_up(conn, cus
     assert isinstance(await submitted(conn, customer, key="k"), InsufficientCredits)
     await customers(conn, 0)
     await conn.execute(text("SELECT 1"))
-    from ledger.transfers import credit
+    from ledger.credits import credit
 
     await credit(
         conn, customer.account_id, kind="grant", house="promotion:t", amount_tokens=1, reference="top-up"

@@ -13,19 +13,33 @@ from kit.ids import new_id
 from ledger import accounts, holds
 from ledger.audit import LEDGER_CHECKS, run_checks, trial_balance
 from ledger.balances import balance
+from ledger.credits import credit
 from ledger.errors import HoldResolved, InsufficientCredits, ReferenceConflict
-from ledger.transfers import Posting, credit, post
+from ledger.payers import Payer
+from ledger.transfers import Posting, post
 
 
-def hold_of(account_id, amount, reference=None, expires_at=None):
+async def payer_of(conn, account_id):
+    return Payer(await accounts.lock_one(conn, account_id), None, None)
+
+
+def hold_of(payer, amount, reference=None, expires_at=None):
     return holds.HoldRequest(
-        new_id("hold"), account_id, "image", reference or new_id("job"), amount, 1, expires_at
+        new_id("hold"), payer, "image", reference or new_id("job"), amount, 1, expires_at
     )
 
 
-async def place_one(conn, request):
-    purses = await accounts.lock(conn, [request.account_id])
-    return (await holds.place(conn, [request], purses))[0]
+async def place_one(conn, account_id, amount, expires_at=None):
+    """Hold an amount; returns the hold's id."""
+    request = hold_of(await payer_of(conn, account_id), amount, expires_at=expires_at)
+    outcome = (await holds.place(conn, [request]))[0]
+    assert isinstance(outcome, int), outcome
+    return request.id
+
+
+async def try_one(conn, account_id, amount):
+    """Return what is free after a hold, or its refusal."""
+    return (await holds.place(conn, [hold_of(await payer_of(conn, account_id), amount)]))[0]
 
 
 async def test_every_transfer_has_two_sides_that_sum_to_zero(conn, customers):
@@ -63,14 +77,14 @@ async def test_several_transfers_of_one_batch_follow_one_another(conn, customers
     customer = await customers(conn, 100)
     await accounts.lock(conn, [customer.account_id])
     now = datetime.now(UTC)
-    ids = await post(
+    posted = await post(
         conn,
         [
             Posting("grant", customer.account_id, "promotion:test", n, "grant", f"b{n}", now)
             for n in (5, 7, 11)
         ],
     )
-    assert ids == sorted(ids)
+    assert [each.version for each in posted] == [2, 3, 4]
     rows = await conn.execute(
         text("SELECT version, amount, balance_after FROM entries WHERE account_id = :id ORDER BY version"),
         {"id": customer.account_id},
@@ -90,32 +104,30 @@ async def test_the_same_reference_moves_money_once(conn, customers):
 
 async def test_a_hold_lowers_what_is_free_and_moves_nothing(conn, customers):
     customer = await customers(conn, 300)
-    assert await place_one(conn, hold_of(customer.account_id, 120)) == 180
+    assert await try_one(conn, customer.account_id, 120) == 180
     stands = await balance(conn, customer.account_id)
     assert (stands.total_tokens, stands.held_tokens, stands.available_tokens) == (300, 120, 180)
 
 
 async def test_a_hold_never_exceeds_what_is_free(conn, customers):
     customer = await customers(conn, 100)
-    assert await place_one(conn, hold_of(customer.account_id, 60)) == 40
-    assert await place_one(conn, hold_of(customer.account_id, 41)) == InsufficientCredits(41, 40)
-    assert await place_one(conn, hold_of(customer.account_id, 40)) == 0
+    assert await try_one(conn, customer.account_id, 60) == 40
+    assert await try_one(conn, customer.account_id, 41) == InsufficientCredits(41, 40)
+    assert await try_one(conn, customer.account_id, 40) == 0
 
 
 async def test_a_large_refused_hold_does_not_starve_the_small_ones_behind_it(conn, customers):
     customer = await customers(conn, 100)
-    purses = await accounts.lock(conn, [customer.account_id])
-    requests = [hold_of(customer.account_id, amount) for amount in (30, 500, 30, 30, 30)]
-    outcomes = await holds.place(conn, requests, purses)
+    payer = await payer_of(conn, customer.account_id)
+    outcomes = await holds.place(conn, [hold_of(payer, amount) for amount in (30, 500, 30, 30, 30)])
     assert outcomes == [70, InsufficientCredits(500, 70), 40, 10, InsufficientCredits(30, 10)]
     assert (await balance(conn, customer.account_id)).held_tokens == 90
 
 
 async def test_a_capture_takes_the_cost_and_frees_the_rest(conn, customers):
     customer = await customers(conn, 100)
-    request = hold_of(customer.account_id, 80)
-    await place_one(conn, request)
-    await holds.capture(conn, request.id, 50, datetime.now(UTC))
+    hold_id = await place_one(conn, customer.account_id, 80)
+    await holds.capture(conn, hold_id, 50, datetime.now(UTC))
     stands = await balance(conn, customer.account_id)
     assert (stands.total_tokens, stands.held_tokens) == (50, 0)
     revenue = {row.kind: row.amount_tokens for row in await trial_balance(conn)}
@@ -126,13 +138,12 @@ async def test_a_capture_takes_the_cost_and_frees_the_rest(conn, customers):
 @pytest.mark.parametrize("second", ["captured", "voided", "expired"])
 async def test_a_hold_resolves_once(conn, customers, first, second):
     customer = await customers(conn, 100)
-    request = hold_of(customer.account_id, 80)
-    await place_one(conn, request)
+    hold_id = await place_one(conn, customer.account_id, 80)
 
     async def resolve(how):
         if how == "captured":
-            return await holds.capture(conn, request.id, 80, datetime.now(UTC))
-        return await holds.release(conn, request.id, how)
+            return await holds.capture(conn, hold_id, 80, datetime.now(UTC))
+        return await holds.release(conn, hold_id, how)
 
     await resolve(first)
     with pytest.raises(HoldResolved) as refused:
@@ -145,18 +156,17 @@ async def test_a_hold_resolves_once(conn, customers, first, second):
 @pytest.mark.parametrize("amount", [0, -1, 81])
 async def test_a_capture_never_exceeds_its_hold(conn, customers, amount):
     customer = await customers(conn, 100)
-    request = hold_of(customer.account_id, 80)
-    await place_one(conn, request)
+    hold_id = await place_one(conn, customer.account_id, 80)
     with pytest.raises(ValueError, match="does not fit"):
-        await holds.capture(conn, request.id, amount, datetime.now(UTC))
+        await holds.capture(conn, hold_id, amount, datetime.now(UTC))
 
 
 async def test_only_due_holds_expire(conn, customers):
     customer = await customers(conn, 100)
     now = datetime.now(UTC)
-    await place_one(conn, hold_of(customer.account_id, 10, expires_at=now - timedelta(seconds=1)))
-    await place_one(conn, hold_of(customer.account_id, 20, expires_at=now + timedelta(hours=1)))
-    await place_one(conn, hold_of(customer.account_id, 30))
+    await place_one(conn, customer.account_id, 10, expires_at=now - timedelta(seconds=1))
+    await place_one(conn, customer.account_id, 20, expires_at=now + timedelta(hours=1))
+    await place_one(conn, customer.account_id, 30)
     assert await holds.expire_due(conn, limit=10) == 1
     assert (await balance(conn, customer.account_id)).held_tokens == 50
 
@@ -196,9 +206,8 @@ async def test_the_database_itself_refuses_an_overdraft(conn, customers, stateme
 
 async def test_the_database_itself_refuses_a_second_resolution(conn, customers):
     customer = await customers(conn, 100)
-    request = hold_of(customer.account_id, 80)
-    await place_one(conn, request)
-    await holds.release(conn, request.id, "voided")
+    hold_id = await place_one(conn, customer.account_id, 80)
+    await holds.release(conn, hold_id, "voided")
     with pytest.raises(DBAPIError, match="outcome already"):
         await conn.execute(text("UPDATE holds SET state = 'pending', resolved_at = NULL"))
 
@@ -208,7 +217,7 @@ async def test_concurrent_holds_never_exceed_the_balance(db, customers, assert_s
         customer = await customers(conn, 100)
 
     async def attempt():
-        return await db.run(place_one, hold_of(customer.account_id, 10))
+        return await db.run(try_one, customer.account_id, 10)
 
     outcomes = await asyncio.gather(*(attempt() for _ in range(30)))
     assert sorted(o for o in outcomes if isinstance(o, int)) == list(range(0, 100, 10))
@@ -239,8 +248,9 @@ async def test_concurrent_credits_of_one_reference_move_money_once(db, customers
 async def test_capture_and_void_of_one_hold_in_a_race_leave_one_outcome(db, customers, assert_sound):
     async with db.transaction() as conn:
         customer = await customers(conn, 1000)
-        requests = [hold_of(customer.account_id, 10) for _ in range(20)]
-        await holds.place(conn, requests, await accounts.lock(conn, [customer.account_id]))
+        payer = await payer_of(conn, customer.account_id)
+        requests = [hold_of(payer, 10) for _ in range(20)]
+        await holds.place(conn, requests)
 
     async def attempt(work, *args):
         try:
@@ -279,7 +289,7 @@ BREAKAGES = {
 async def test_the_audit_finds_each_broken_invariant(shared_superuser, check, customers):
     async with shared_superuser.connect() as conn:
         customer = await customers(conn, 100)
-        await place_one(conn, hold_of(customer.account_id, 10))
+        await place_one(conn, customer.account_id, 10)
         await conn.execute(
             text("SET LOCAL session_replication_role = replica")
         )  # no triggers: a forger's hand
@@ -301,9 +311,8 @@ async def _checks_here(conn):
 async def test_sound_books_pass_the_audit(db, customers, assert_sound):
     async with db.transaction() as conn:
         customer = await customers(conn, 100)
-        request = hold_of(customer.account_id, 10)
-        await place_one(conn, request)
-        await holds.capture(conn, request.id, 4, datetime.now(UTC))
+        hold_id = await place_one(conn, customer.account_id, 10)
+        await holds.capture(conn, hold_id, 4, datetime.now(UTC))
     await assert_sound(db)
     findings = await db.run(run_checks, LEDGER_CHECKS)
     assert len(findings) == len(LEDGER_CHECKS)

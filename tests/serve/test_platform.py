@@ -25,7 +25,7 @@ from gateway.audit import JOB_CHECKS
 from kit.settings import load_settings
 from ledger import keys
 from ledger.audit import LEDGER_CHECKS, run_checks
-from ledger.transfers import credit
+from ledger.credits import credit
 from ledger.users import account_of_email
 from payments.audit import PAYMENT_CHECKS
 

@@ -25,7 +25,7 @@ from kit.errors import AppError, Internal, Unavailable
 from kit.postgres import EmbeddedPostgres
 from kit.settings import Settings, load_settings
 from kit.telemetry import configure_logging, errors_total, ledger_batch_items, ledger_seconds
-from ledger import accounts, audit, holds, keys
+from ledger import accounts, audit, grants, holds, keys
 from ledger.audit import TrialBalanceRow
 from ledger.balances import Balance, balances_by_key
 from ledger.keys import ApiKey, Caller, NewApiKey
@@ -41,6 +41,10 @@ log = structlog.get_logger(__name__)
 KEYS_ROUTE: Final = "keys"
 EXPIRED_HOLDS_A_SWEEP: Final = 200
 """Enough to keep up with abandoned holds without one long transaction."""
+
+DUE_ACCOUNTS_A_SWEEP: Final = 100
+ACCOUNTS_LOOKED_AT_A_SWEEP: Final = 1_000
+"""A slice by id: a look costs microseconds an account, and a refund or an expiry works out the rest itself."""
 
 
 class LedgerServer:
@@ -61,6 +65,8 @@ class LedgerServer:
         self._lease = timedelta(seconds=self._settings.lease_s)
         self._queue_ttl = timedelta(seconds=self._settings.job_queue_ttl_s)
         self._submitted = asyncio.Event()
+        self._looked_at = 0
+        """Where the next look for accounts with draws to work out begins; only a hint."""
 
     def __del__(self) -> None:
         """End the database that this replica brought along."""
@@ -272,12 +278,19 @@ class LedgerServer:
         return ended
 
     async def sweep(self) -> dict[str, leases.Ended]:
-        """End what waited too long, take back what a dead runner held, forget old answers."""
+        """End what waited too long, take back what a dead runner held, forget old answers, work out grants."""
         outcome = await self._run("sweep_jobs", leases.sweep, self._settings.job_attempts)
         if "queued" in outcome.values():
             self._submitted.set()
         await self._run("sweep_holds", holds.expire_due, EXPIRED_HOLDS_A_SWEEP)
         await self._run("sweep_idempotency", idempotency.forget_old)
+        for account_id in await self._run("sweep_due", grants.accounts_due, DUE_ACCOUNTS_A_SWEEP):
+            await self._run("settle_due", grants.settle_due, account_id)
+        behind, self._looked_at = await self._run(
+            "sweep_behind", grants.accounts_behind, self._looked_at, ACCOUNTS_LOOKED_AT_A_SWEEP
+        )
+        for account_id in behind:
+            await self._run("allocate", grants.allocate_behind, account_id)
         return outcome
 
     # -- inside ------------------------------------------------------------------------------------------------

@@ -93,6 +93,70 @@ LEDGER_CHECKS: Final = (
            FROM holds h LEFT JOIN transfers t ON t.hold_id = h.id
            WHERE coalesce(-t.amount, 0) <> h.captured OR (t.id IS NOT NULL AND t.account_id <> h.account_id)""",
     ),
+    Check(
+        "a user's balance is the sum of the grants less what is not worked out yet",
+        """SELECT a.id AS account_id, a.balance, g.remaining, d.undrawn
+           FROM accounts a
+           LEFT JOIN LATERAL (
+               SELECT coalesce(sum(remaining), 0) AS remaining FROM grants
+               WHERE account_id = a.id AND transfer_id IS NOT NULL AND remaining > 0
+           ) g ON true
+           LEFT JOIN LATERAL (
+               SELECT coalesce(sum(amount), 0) AS undrawn FROM entries
+               WHERE account_id = a.id AND version > a.allocated_version AND amount < 0
+           ) d ON true
+           WHERE a.kind = 'user' AND a.balance <> g.remaining + d.undrawn""",
+    ),
+    Check(
+        "what remains of a grant is its amount less what was drawn on it",
+        """SELECT g.id AS grant_id, g.amount, g.remaining, coalesce(d.drawn, 0) AS drawn
+           FROM grants g
+           LEFT JOIN (SELECT grant_id, sum(amount) AS drawn FROM draws GROUP BY grant_id) d ON d.grant_id = g.id
+           WHERE g.remaining <> g.amount - coalesce(d.drawn, 0)""",
+    ),
+    Check(
+        "a grant is opened by one transfer of its amount, and every credit of a user opens one",
+        """SELECT g.id AS grant_id, t.id AS transfer_id, g.amount, t.amount AS posted
+           FROM (SELECT * FROM grants WHERE transfer_id IS NOT NULL) g
+           FULL JOIN (
+               SELECT * FROM transfers
+               WHERE kind IN ('purchase', 'grant', 'referral') OR (kind = 'adjustment' AND amount > 0)
+           ) t ON t.id = g.transfer_id
+           WHERE g.id IS NULL OR t.id IS NULL OR g.amount <> t.amount OR g.account_id <> t.account_id""",
+    ),
+    Check(
+        "refunds and reversals of a transfer never exceed it",
+        """SELECT t.id AS transfer_id, t.amount, sum(r.amount) AS returned
+           FROM transfers r JOIN transfers t ON t.id = r.reverses_id
+           GROUP BY t.id HAVING sign(t.amount) = sign(sum(r.amount)) OR abs(sum(r.amount)) > abs(t.amount)""",
+    ),
+    Check(
+        "what is clawed back of grants was taken or is owed",
+        """SELECT a.id AS account_id, coalesce(g.clawed, 0) AS clawed, coalesce(t.moved, 0) AS moved
+           FROM accounts a
+           LEFT JOIN (SELECT account_id, sum(clawed) AS clawed FROM grants GROUP BY account_id) g
+               ON g.account_id = a.id
+           LEFT JOIN (
+               SELECT o.id, -sum(t.amount) AS moved
+               FROM transfers t
+               JOIN accounts w ON w.id = t.account_id
+               JOIN accounts o ON o.id = CASE w.kind
+                   WHEN 'debt' THEN CAST(split_part(w.code, ':', 2) AS bigint) ELSE w.id END
+               WHERE t.kind IN ('clawback', 'debt')
+               GROUP BY o.id
+           ) t ON t.id = a.id
+           WHERE coalesce(g.clawed, 0) <> coalesce(t.moved, 0)""",
+    ),
+    Check(
+        "what a user owes is what the debt account says",
+        """SELECT a.id AS account_id, a.debt, d.owed
+           FROM accounts a
+           LEFT JOIN LATERAL (
+               SELECT -sum(e.amount) AS owed FROM accounts h JOIN entries e ON e.account_id = h.id
+               WHERE h.code = 'debt:' || a.id
+           ) d ON true
+           WHERE a.kind = 'user' AND a.debt <> coalesce(d.owed, 0)""",
+    ),
 )
 
 

@@ -55,7 +55,7 @@ async def clawback(  # noqa: PLR0913  # the facts of a transfer
             raise ReferenceConflict(reference)
         return before
     now = await grants.clock(conn)
-    await grants.settle(conn, purse, now)
+    await grants.settle(conn, purse, now)  # also works the draws out
     grant = (
         await conn.execute(
             select(grants_table).where(
@@ -67,8 +67,10 @@ async def clawback(  # noqa: PLR0913  # the facts of a transfer
         raise NotFound("grant of this payment")
     if amount_tokens > grant.amount - grant.clawed:
         raise ExceedsOriginal(amount_tokens, grant.amount - grant.clawed)
-    there = grant.remaining if grant.transfer_id is not None else 0
-    take = min(amount_tokens, there, purse.free)
+    if grant.transfer_id is None:  # promised for later: it begins now, only to be taken
+        await grants.start(conn, purse, grant, now)
+        await grants.allocate(conn, purse)
+    take = min(amount_tokens, grant.remaining, purse.free)
     outcome = Clawback(take, amount_tokens - take)
     await conn.execute(
         update(grants_table)

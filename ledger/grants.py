@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from sqlalchemy import func, insert, select, update
+from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kit.queries import load_queries
@@ -170,30 +171,28 @@ async def settle(conn: AsyncConnection, purse: Purse, now: datetime | None = Non
     What holds have set aside stays, in burning order: work under way is paid with the credits it began with.
     """
     now = now or await clock(conn)
-    for row in (
-        await conn.execute(queries["starting_grants"], {"account_id": purse.account_id, "now": now})
-    ).all():
-        posted = (
-            await post(
-                conn,
-                [
-                    Posting(
-                        row.source, purse.account_id, row.house, row.amount, row.source, row.reference, now,
-                        reason=row.reason,
-                    )
-                ],
-            )
-        )[0]  # fmt: skip
-        await conn.execute(
-            update(grants_table)
-            .where(grants_table.c.id == row.id)
-            .values(transfer_id=posted.transfer_id, opened_version=posted.version)
-        )
-        purse.balance += row.amount
-        purse.version = posted.version
+    starting = await conn.execute(queries["starting_grants"], {"account_id": purse.account_id, "now": now})
+    for row in starting.all():
+        await start(conn, purse, row, now)
     await _expire(conn, purse, now)
     await conn.execute(queries["set_due"], {"account_id": purse.account_id, "now": now})
     purse.due = False
+
+
+async def start(conn: AsyncConnection, purse: Purse, grant: Row[tuple[object, ...]], now: datetime) -> None:
+    """Open a grant that was scheduled: its credits enter the balance."""
+    posting = Posting(
+        grant.source, purse.account_id, grant.house, grant.amount, grant.source, grant.reference, now,
+        reason=grant.reason,
+    )  # fmt: skip
+    posted = (await post(conn, [posting]))[0]
+    await conn.execute(
+        update(grants_table)
+        .where(grants_table.c.id == grant.id)
+        .values(transfer_id=posted.transfer_id, opened_version=posted.version)
+    )
+    purse.balance += grant.amount
+    purse.version = posted.version
 
 
 async def _expire(conn: AsyncConnection, purse: Purse, now: datetime) -> None:

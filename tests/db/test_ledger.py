@@ -282,6 +282,17 @@ BREAKAGES = {
     "a captured hold has one transfer of the captured amount, any other hold has none": (
         "UPDATE holds SET state = 'captured', captured = amount, resolved_at = now()"
     ),
+    "a user's balance is the sum of the grants less what is not worked out yet": (
+        "UPDATE grants SET remaining = remaining - 1"
+    ),
+    "what remains of a grant is its amount less what was drawn on it": "UPDATE grants SET remaining = remaining - 1",
+    "a grant is opened by one transfer of its amount, and every credit of a user opens one": "DELETE FROM grants",
+    "refunds and reversals of a transfer never exceed it": (
+        "INSERT INTO transfers (kind, account_id, tool, reference, amount, event_at, reverses_id)"
+        " SELECT 'refund', account_id, 'refund', 'forged', amount, now(), id FROM transfers"
+    ),
+    "what is clawed back of grants was taken or is owed": "UPDATE grants SET clawed = 1",
+    "what a user owes is what the debt account says": "UPDATE accounts SET debt = 1 WHERE kind = 'user'",
 }
 
 

@@ -20,6 +20,7 @@ from deployments.models.contract import GenerateRequest, Output, Progress
 from gateway.ports import Job, JobReceipt, Ledger, ModelState, SubmitJob
 from kit.errors import AppError, Unavailable
 from ledger.balances import Balance
+from ledger.spends import Allowance, Check, Spend, Spent
 
 log = structlog.get_logger(__name__)
 
@@ -30,6 +31,9 @@ CALL_TIMEOUT_S: Final = 20.0
 """Above Postgres's own statement timeout (15 s): whatever takes longer is not coming back."""
 BATCH_ITEMS: Final = 256
 """Past this a larger batch gains nothing more and makes its members wait."""
+SPEND_LANES: Final = 2
+"""While one batch is written the next is decided. By key, so that batches under way seldom wait for each other's
+locks; more than two only do that."""
 
 STATES_KEPT_S: Final = 1.0
 """Health is asked often and Serve's controller answers in 40 ms: once a second is enough."""
@@ -86,6 +90,10 @@ class LedgerClient:
             lambda items: call("submit_job_many", items)
         )
         self._job: Coalescer[tuple[bytes, str], Job] = Coalescer(lambda items: call("job_many", items))
+        self._spend: list[Coalescer[Spend, Spent]] = [
+            Coalescer(lambda items: call("spend_many", items)) for _ in range(SPEND_LANES)
+        ]
+        self._check: Coalescer[Check, Allowance] = Coalescer(lambda items: call("check_many", items))
 
     async def balance(self, credential: bytes) -> Balance:
         """Read a balance together with everyone else who asks now."""
@@ -98,6 +106,14 @@ class LedgerClient:
     async def job(self, credential: bytes, job_id: str) -> Job:
         """Look at a job together with everyone else who polls now."""
         return await self._job((credential, job_id))
+
+    async def spend(self, spend: Spend) -> Spent:
+        """Charge together with everyone else who spends now."""
+        return await self._spend[spend.credential[0] % SPEND_LANES](spend)
+
+    async def check(self, check: Check) -> Allowance:
+        """Ask together with everyone else who asks now."""
+        return await self._check(check)
 
     def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
         """Pass any other method on under its own name."""

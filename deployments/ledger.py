@@ -29,6 +29,7 @@ from ledger import accounts, audit, grants, holds, keys
 from ledger.audit import TrialBalanceRow
 from ledger.balances import Balance, balances_by_key
 from ledger.keys import ApiKey, Caller, NewApiKey
+from ledger.spends import Allowance, Check, Spend, Spent, check_many, spend_many
 from payments import purchases, webhooks
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase
 from payments.webhooks import ProviderEvent
@@ -104,6 +105,14 @@ class LedgerServer:
             return [await _caught(self._job(conn, credential, job_id)) for credential, job_id in batch]
 
         return await self._batch("job", look, lookups, self._db.read)
+
+    async def spend_many(self, spends: list[Spend]) -> list[Spent | AppError]:
+        """Charge each spend, or refuse it, in one transaction."""
+        return await self._batch("spend", spend_many, spends, self._db.run)
+
+    async def check_many(self, checks: list[Check]) -> list[Allowance | AppError]:
+        """Answer what could be spent now, in two statements."""
+        return await self._batch("check", check_many, checks, self._db.read)
 
     # -- a caller's other calls --------------------------------------------------------------------------------
 

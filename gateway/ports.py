@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 from ledger.audit import TrialBalanceRow
 from ledger.balances import Balance
 from ledger.keys import ApiKey, Caller, NewApiKey
+from ledger.spends import Allowance, Check, Spend, Spent
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase
 from payments.webhooks import ProviderEvent
 
@@ -144,6 +145,15 @@ class Ledger(Protocol):
 
         Raises: AuthRequired, Forbidden, InsufficientCredits, IdempotencyKeyReused.
         """
+
+    async def spend(self, spend: Spend) -> Spent:
+        """Charge for a tool, once for its reference.
+
+        Raises: AuthRequired, Forbidden, AccountFrozen, InsufficientCredits, KeyCapReached, ReferenceConflict.
+        """
+
+    async def check(self, check: Check) -> Allowance:
+        """Tell whether a spend would be accepted now. Raises: AuthRequired, Forbidden."""
 
     async def job(self, credential: Credential, job_id: str) -> Job:
         """Raises: NotFound, also for another account's job."""

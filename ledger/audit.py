@@ -56,6 +56,14 @@ LEDGER_CHECKS: Final = (
            GROUP BY t.id HAVING count(e.*) <> 2 OR sum(e.amount) <> 0""",
     ),
     Check(
+        "every entry belongs to a transfer and an account",
+        """SELECT e.account_id, e.version, e.transfer_id
+           FROM entries e
+           LEFT JOIN transfers t ON t.id = e.transfer_id
+           LEFT JOIN accounts a ON a.id = e.account_id
+           WHERE t.id IS NULL OR a.id IS NULL""",
+    ),
+    Check(
         "the user's side of every transfer carries its amount",
         """SELECT t.id AS transfer_id, t.amount, e.amount AS entry_amount
            FROM transfers t LEFT JOIN entries e ON e.transfer_id = t.id AND e.account_id = t.account_id

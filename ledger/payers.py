@@ -6,15 +6,17 @@ committed one and stays true until the transaction ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from kit.db import Asked, pipelined
 from kit.errors import AppError, Forbidden
 from ledger import grants
-from ledger.accounts import Purse, lock_by_keys, queries
+from ledger.accounts import Purse, purses_of, queries
 from ledger.errors import AccountFrozen, InsufficientCredits, KeyCapReached
 from ledger.keys import Caller, speaks_for
 
@@ -65,6 +67,7 @@ class Payer:
     def spend(self, amount_tokens: int) -> None:
         """Count an accepted spend, for the decisions after it."""
         self.purse.balance -= amount_tokens
+        self.purse.version += 1
         self._use(amount_tokens)
 
     def _use(self, amount_tokens: int) -> None:
@@ -75,14 +78,39 @@ class Payer:
 
 async def authorise(conn: AsyncConnection, hashes: Iterable[bytes]) -> dict[bytes, Payer | Forbidden]:
     """Lock the accounts behind keys and return who pays; a hash that is missing is unknown, expired or revoked."""
-    wanted = list(set(hashes))
-    purses = await lock_by_keys(conn, wanted)
+    locked, keys = await pipelined(conn, *asked_of(hashes))
+    return await payers_of(conn, locked, keys)
+
+
+async def look(conn: AsyncConnection, hashes: Iterable[bytes]) -> dict[bytes, Payer | Forbidden]:
+    """Return who would pay, by what is committed now; nothing is locked, so nothing may be decided on it."""
+    wanted = {"hashes": list(set(hashes))}
+    seen, keys = await pipelined(
+        conn, Asked(queries["accounts_of_keys"], wanted), Asked(queries["authenticate"], wanted)
+    )
+    return _joined(purses_of(seen), keys)
+
+
+def asked_of(hashes: Iterable[bytes]) -> tuple[Asked, Asked]:
+    """Return what locks the accounts behind keys and then reads the keys: `payers_of` takes the answers."""
+    wanted = {"hashes": "{" + ",".join(f'"\\\\x{h.hex()}"' for h in set(hashes)) + "}"}
+    return Asked(queries["lock_accounts_of_keys"], wanted), Asked(queries["authenticate"], wanted)
+
+
+async def payers_of(
+    conn: AsyncConnection, locked: Sequence[Any], keys: Sequence[Any]
+) -> dict[bytes, Payer | Forbidden]:
+    """Join locked accounts, brought up to date, with the keys that are valid."""
+    purses = purses_of(locked)
     for purse in purses.values():
         if purse.due:
             await grants.settle(conn, purse)
-    rows = await conn.execute(queries["authenticate"], {"hashes": wanted})
+    return _joined(purses, keys)
+
+
+def _joined(purses: Mapping[int, Purse], keys: Sequence[Any]) -> dict[bytes, Payer | Forbidden]:
     payers: dict[bytes, Payer | Forbidden] = {}
-    for row in rows:
+    for row in keys:
         caller = speaks_for(row)
         if isinstance(caller, Forbidden):
             payers[bytes(row.secret_hash)] = caller
@@ -95,15 +123,14 @@ async def authorise(conn: AsyncConnection, hashes: Iterable[bytes]) -> dict[byte
     return payers
 
 
-async def save_caps(conn: AsyncConnection, payers: Iterable[Payer]) -> None:
-    """Write what capped keys have used, in the transaction of the use."""
+def asked_to_save(payers: Iterable[Payer]) -> list[Asked]:
+    """Return what writes down how much capped keys have used, in the transaction of the use; nothing if none is."""
     caps = {payer.cap.key_id: payer.cap for payer in payers if payer.cap and payer.cap.touched}
-    if caps:
-        await conn.execute(
-            queries["save_caps"],
-            {
-                "ids": list(caps),
-                "used": [cap.used for cap in caps.values()],
-                "windows": [cap.window for cap in caps.values()],
-            },
-        )
+    if not caps:
+        return []
+    used = {
+        "ids": list(caps),
+        "used": [cap.used for cap in caps.values()],
+        "windows": [cap.window for cap in caps.values()],
+    }
+    return [Asked(queries["save_caps"], used)]

@@ -17,6 +17,12 @@ WHERE user_id = ANY(ARRAY(SELECT user_id FROM api_keys WHERE secret_hash = ANY(C
 ORDER BY id
 FOR NO KEY UPDATE
 
+-- name: accounts_of_keys
+SELECT id, balance, held, version, allocated_version, debt, frozen_at IS NOT NULL AS stopped,
+    due_at <= clock_timestamp() AS due
+FROM accounts
+WHERE user_id = ANY(ARRAY(SELECT user_id FROM api_keys WHERE secret_hash = ANY(CAST(:hashes AS bytea[]))))
+
 -- name: ensure_house_accounts
 INSERT INTO accounts (kind, code)
 SELECT split_part(code, ':', 1), code
@@ -64,13 +70,11 @@ numbered AS (
     JOIN accounts h ON h.code = g.house
     WINDOW w AS (PARTITION BY g.account_id ORDER BY g.place)
 ),
-one_side AS (
+sides AS (
     INSERT INTO entries (account_id, version, transfer_id, amount, balance_after)
     SELECT account_id, version, transfer_id, amount, balance_after FROM numbered
-),
-other_side AS (
-    INSERT INTO entries (account_id, version, transfer_id, amount)
-    SELECT house_id, transfer_id, transfer_id, -amount FROM numbered
+    UNION ALL
+    SELECT house_id, transfer_id, transfer_id, -amount, NULL FROM numbered
 ),
 updated AS (
     UPDATE accounts a

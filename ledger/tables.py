@@ -7,7 +7,8 @@
 `grants`     credits by source, with the order in which they burn; `draws` says which debit took from which grant.
 `chain_blocks`, `chain_mark`  the SHA-256 chain over transfers and entries, and how far the next block may reach.
 `entries`    the two sides of each transfer. A user's entries are numbered without a gap and carry the balance
-             after; a house entry takes its transfer's id as its number. Append-only, by trigger.
+             after; a house entry takes its transfer's id as its number. Append-only, and both sides or none, by
+             trigger: a foreign key would lock the house account's row.
 `holds`      money set aside; resolved once, by trigger.
 `users`, `api_keys`  who may move it: kept beside the books because a key's validity is part of the same decision.
 
@@ -224,9 +225,9 @@ chain_mark = Table(
 entries = Table(
     "entries",
     metadata,
-    Column("account_id", BigInteger, ForeignKey("accounts.id"), primary_key=True),
-    Column("version", BigInteger, primary_key=True),
-    Column("transfer_id", BigInteger, ForeignKey("transfers.id"), nullable=False, index=True),
+    Column("account_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("version", BigInteger, primary_key=True, autoincrement=False),
+    Column("transfer_id", BigInteger, nullable=False, index=True),
     Column("amount", BigInteger, nullable=False),
     Column("balance_after", BigInteger),
     CheckConstraint("amount <> 0", name="amount"),

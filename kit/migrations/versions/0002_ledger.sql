@@ -150,3 +150,38 @@ END
 $$;
 CREATE TRIGGER number_under_transaction_id BEFORE INSERT ON transfers
     FOR EACH STATEMENT EXECUTE FUNCTION hold_transaction_id();
+
+-- Both sides or none. A foreign key locks the row that it points to, so that two writers of one batch each would meet
+-- on the house account's row, the one that must never be hot. Accounts and transfers are never deleted: a look
+-- at them is enough, and one look for a whole statement also sees that its transfers balance.
+ALTER TABLE entries
+    DROP CONSTRAINT entries_account_id_fkey,
+    DROP CONSTRAINT entries_transfer_id_fkey;
+CREATE FUNCTION refuse_one_side() RETURNS trigger LANGUAGE plpgsql
+-- The plan is kept while the tables grow: it must not be one that reads a small table whole.
+SET enable_seqscan = off AS $$
+DECLARE
+    wrong bigint;
+BEGIN
+    SELECT w.transfer_id INTO wrong
+    FROM written w
+    GROUP BY w.transfer_id
+    HAVING count(*) <> 2 OR sum(w.amount) <> 0 OR NOT coalesce(
+        (SELECT t.account_id FROM transfers t WHERE t.id = w.transfer_id) = ANY (array_agg(w.account_id)), false
+    )
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'transfer % does not have two sides that sum to zero', wrong USING ERRCODE = 'check_violation';
+    END IF;
+    SELECT w.account_id INTO wrong
+    FROM (SELECT DISTINCT account_id FROM written) w
+    WHERE (SELECT a.id FROM accounts a WHERE a.id = w.account_id) IS NULL
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'account % is not there', wrong USING ERRCODE = 'foreign_key_violation';
+    END IF;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER two_sides AFTER INSERT ON entries
+    REFERENCING NEW TABLE AS written FOR EACH STATEMENT EXECUTE FUNCTION refuse_one_side();

@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
-from functools import cache
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import orjson
-import psycopg
-from psycopg.rows import namedtuple_row
-from sqlalchemy import MetaData, TextClause
-from sqlalchemy.dialects.postgresql.psycopg import dialect as psycopg_dialect
+from sqlalchemy import MetaData
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -39,8 +34,6 @@ LOCK_TIMEOUT_MS: Final = 5_000
 STATEMENT_TIMEOUT_MS: Final = 15_000
 """Above the slowest statement of ours (an audit sets its own)."""
 
-_DIALECT: Final = psycopg_dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy left it untyped
-
 metadata = MetaData(
     naming_convention={
         "ix": "%(table_name)s_%(column_0_N_name)s_idx",
@@ -53,11 +46,6 @@ metadata = MetaData(
 """All tables of the house hang here; each package defines its own."""
 
 
-def as_json(value: object) -> str:
-    """Write a value as Postgres's json types take it: rows travel so in a tenth of the time that arrays take."""
-    return orjson.dumps(value).decode()
-
-
 class Database:
     """The writing pool of one process. Every unit of work commits whole or not at all."""
 
@@ -68,7 +56,7 @@ class Database:
             max_overflow=0,
             pool_timeout=5,  # seconds: a caller hears 503 rather than wait behind a full pool
             pool_use_lifo=True,
-            json_serializer=as_json,
+            json_serializer=lambda value: orjson.dumps(value).decode(),
             json_deserializer=orjson.loads,
             connect_args={
                 "connect_timeout": 3,
@@ -147,41 +135,6 @@ class Database:
     async def close(self) -> None:
         """Give back every connection."""
         await self.engine.dispose()
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A statement with its parameters, to be sent with others by `pipelined`."""
-
-    query: TextClause
-    parameters: Mapping[str, Any]
-
-
-async def pipelined(conn: AsyncConnection, *statements: Asked) -> list[list[Any]]:
-    """Send statements together and return the rows of each: one round trip, in the transaction of `conn`.
-
-    They run in the order given, each on its own snapshot, exactly as if sent one by one. It goes past SQLAlchemy to
-    the driver, which alone can pipeline; errors are SQLAlchemy's all the same.
-    """
-    driver = cast("psycopg.AsyncConnection[Any]", (await conn.get_raw_connection()).driver_connection)
-    try:
-        async with driver.pipeline():
-            cursors = [
-                await driver.cursor(row_factory=namedtuple_row).execute(_driver_sql(a.query), a.parameters)
-                for a in statements
-            ]
-        return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
-    except psycopg.Error as error:
-        if driver.closed:
-            await conn.invalidate(error)
-        raise DBAPIError.instance(
-            None, None, error, psycopg.Error, connection_invalidated=driver.closed
-        ) from error
-
-
-@cache
-def _driver_sql(query: TextClause) -> bytes:
-    return str(query.compile(dialect=_DIALECT)).encode()
 
 
 def is_away(error: DBAPIError) -> bool:

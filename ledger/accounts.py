@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import func, insert, select, update
+from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kit.errors import NotFound
@@ -55,7 +56,7 @@ async def open_account(conn: AsyncConnection, user_id: str) -> int:
 
 async def lock(conn: AsyncConnection, account_ids: Iterable[int]) -> dict[int, Purse]:
     """Lock user accounts in ascending order until the transaction ends, and return them as they stand."""
-    return purses_of(await conn.execute(queries["lock_accounts"], {"ids": sorted(set(account_ids))}))
+    return _purses(await conn.execute(queries["lock_accounts"], {"ids": sorted(set(account_ids))}))
 
 
 async def lock_one(conn: AsyncConnection, account_id: int) -> Purse:
@@ -64,6 +65,16 @@ async def lock_one(conn: AsyncConnection, account_id: int) -> Purse:
     if purse is None:
         raise NotFound("account")
     return purse
+
+
+async def lock_by_keys(conn: AsyncConnection, hashes: Iterable[bytes]) -> dict[int, Purse]:
+    """Lock the accounts behind keys, valid or not, in ascending order; what a key may do is read afterwards."""
+    return _purses(await conn.execute(queries["lock_accounts_of_keys"], {"hashes": list(set(hashes))}))
+
+
+async def see_by_keys(conn: AsyncConnection, hashes: Iterable[bytes]) -> dict[int, Purse]:
+    """Return the accounts behind keys as committed, without a lock: for questions, never for a decision."""
+    return _purses(await conn.execute(queries["accounts_of_keys"], {"hashes": list(set(hashes))}))
 
 
 async def lock_by_user(conn: AsyncConnection, user_id: str) -> Purse:
@@ -94,8 +105,7 @@ async def unfreeze(conn: AsyncConnection, account_id: int) -> None:
     await conn.execute(update(accounts).where(accounts.c.id == account_id).values(frozen_at=None))
 
 
-def purses_of(rows: Iterable[Any]) -> dict[int, Purse]:
-    """Return the purses in the rows of a locking statement, by account."""
+def _purses(rows: Iterable[Row[Any]]) -> dict[int, Purse]:
     return {
         row.id: Purse(
             row.id,

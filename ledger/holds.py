@@ -14,12 +14,11 @@ from typing import Literal
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from kit.db import pipelined
 from kit.errors import AppError, NotFound
 from ledger import debts
 from ledger.accounts import Purse, lock_one, queries
 from ledger.errors import HoldResolved
-from ledger.payers import Payer, asked_to_save
+from ledger.payers import Payer, save_caps
 from ledger.tables import holds
 from ledger.transfers import Posting, post
 
@@ -69,7 +68,7 @@ async def place(conn: AsyncConnection, requests: Sequence[HoldRequest]) -> list[
                 "cap_windows": [r.payer.cap.window if r.payer.cap else None for r in accepted],
             },
         )
-        await pipelined(conn, *asked_to_save(r.payer for r in accepted))
+        await save_caps(conn, [r.payer for r in accepted])
     return outcomes
 
 

@@ -6,17 +6,15 @@ committed one and stays true until the transaction ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from kit.db import Asked, pipelined
 from kit.errors import AppError, Forbidden
 from ledger import grants
-from ledger.accounts import Purse, purses_of, queries
+from ledger.accounts import Purse, lock_by_keys, queries, see_by_keys
 from ledger.errors import AccountFrozen, InsufficientCredits, KeyCapReached
 from ledger.keys import Caller, speaks_for
 
@@ -62,15 +60,6 @@ class Payer:
     def hold(self, amount_tokens: int) -> None:
         """Count an accepted hold, for the decisions after it."""
         self.purse.held += amount_tokens
-        self._use(amount_tokens)
-
-    def spend(self, amount_tokens: int) -> None:
-        """Count an accepted spend, for the decisions after it."""
-        self.purse.balance -= amount_tokens
-        self.purse.version += 1
-        self._use(amount_tokens)
-
-    def _use(self, amount_tokens: int) -> None:
         if self.cap:
             self.cap.used += amount_tokens
             self.cap.touched = True
@@ -78,39 +67,27 @@ class Payer:
 
 async def authorise(conn: AsyncConnection, hashes: Iterable[bytes]) -> dict[bytes, Payer | Forbidden]:
     """Lock the accounts behind keys and return who pays; a hash that is missing is unknown, expired or revoked."""
-    locked, keys = await pipelined(conn, *asked_of(hashes))
-    return await payers_of(conn, locked, keys)
+    wanted = list(set(hashes))
+    purses = await lock_by_keys(conn, wanted)
+    for purse in purses.values():
+        if purse.due:
+            await grants.settle(conn, purse)
+    return await _payers(conn, wanted, purses)
 
 
 async def look(conn: AsyncConnection, hashes: Iterable[bytes]) -> dict[bytes, Payer | Forbidden]:
     """Return who would pay, by what is committed now; nothing is locked, so nothing may be decided on it."""
-    wanted = {"hashes": list(set(hashes))}
-    seen, keys = await pipelined(
-        conn, Asked(queries["accounts_of_keys"], wanted), Asked(queries["authenticate"], wanted)
-    )
-    return _joined(purses_of(seen), keys)
+    wanted = list(set(hashes))
+    return await _payers(conn, wanted, await see_by_keys(conn, wanted))
 
 
-def asked_of(hashes: Iterable[bytes]) -> tuple[Asked, Asked]:
-    """Return what locks the accounts behind keys and then reads the keys: `payers_of` takes the answers."""
-    wanted = {"hashes": "{" + ",".join(f'"\\\\x{h.hex()}"' for h in set(hashes)) + "}"}
-    return Asked(queries["lock_accounts_of_keys"], wanted), Asked(queries["authenticate"], wanted)
-
-
-async def payers_of(
-    conn: AsyncConnection, locked: Sequence[Any], keys: Sequence[Any]
+async def _payers(
+    conn: AsyncConnection, wanted: list[bytes], purses: Mapping[int, Purse]
 ) -> dict[bytes, Payer | Forbidden]:
-    """Join locked accounts, brought up to date, with the keys that are valid."""
-    purses = purses_of(locked)
-    for purse in purses.values():
-        if purse.due:
-            await grants.settle(conn, purse)
-    return _joined(purses, keys)
-
-
-def _joined(purses: Mapping[int, Purse], keys: Sequence[Any]) -> dict[bytes, Payer | Forbidden]:
+    """Join purses with the keys that are valid now."""
+    rows = await conn.execute(queries["authenticate"], {"hashes": wanted})
     payers: dict[bytes, Payer | Forbidden] = {}
-    for row in keys:
+    for row in rows:
         caller = speaks_for(row)
         if isinstance(caller, Forbidden):
             payers[bytes(row.secret_hash)] = caller
@@ -123,14 +100,15 @@ def _joined(purses: Mapping[int, Purse], keys: Sequence[Any]) -> dict[bytes, Pay
     return payers
 
 
-def asked_to_save(payers: Iterable[Payer]) -> list[Asked]:
-    """Return what writes down how much capped keys have used, in the transaction of the use; nothing if none is."""
+async def save_caps(conn: AsyncConnection, payers: Iterable[Payer]) -> None:
+    """Write what capped keys have used, in the transaction of the use."""
     caps = {payer.cap.key_id: payer.cap for payer in payers if payer.cap and payer.cap.touched}
-    if not caps:
-        return []
-    used = {
-        "ids": list(caps),
-        "used": [cap.used for cap in caps.values()],
-        "windows": [cap.window for cap in caps.values()],
-    }
-    return [Asked(queries["save_caps"], used)]
+    if caps:
+        await conn.execute(
+            queries["save_caps"],
+            {
+                "ids": list(caps),
+                "used": [cap.used for cap in caps.values()],
+                "windows": [cap.window for cap in caps.values()],
+            },
+        )

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
+import orjson
+from sqlalchemy import text
+from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from kit.db import Asked, as_json, pipelined
 from kit.errors import AppError, AuthRequired, Forbidden
-from kit.queries import load_queries
-from ledger import accounts
-from ledger.errors import ReferenceConflict
-from ledger.payers import Payer, asked_of, asked_to_save, look, payers_of
+from ledger import grants
+from ledger.errors import AccountFrozen, InsufficientCredits, KeyCapReached, ReferenceConflict
+from ledger.keys import suspended
+from ledger.payers import Payer, look
 
-queries: Final = load_queries(Path(__file__).with_name("spends.sql"))
-
-_Place = tuple[int, str, str]
-"""Account, tool and reference."""
+_SPEND_MANY: Final = text(
+    "SELECT at, outcome, transfer_id, tokens, free, cap_per FROM spend_many(CAST(:asked AS json))"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,25 +51,6 @@ class Spent:
     replayed: bool
 
 
-@dataclass(slots=True)
-class _Accepted:
-    """A spend with the state that it leaves its account in; `transfer_id` once it is written."""
-
-    at: int
-    spend: Spend
-    payer: Payer
-    free_after: int
-    version: int
-    balance_after: int
-    transfer_id: int = 0
-
-    def answer(self, at: int, spend: Spend) -> Spent | AppError:
-        """Answer the spend itself, or a repeat of it in the same batch."""
-        if spend.units_milli != self.spend.units_milli:
-            return ReferenceConflict(spend.reference)
-        return Spent(self.transfer_id, self.spend.cost_tokens, self.free_after, replayed=at != self.at)
-
-
 async def spend_many(conn: AsyncConnection, spends: Sequence[Spend]) -> list[Spent | AppError]:
     """Decide each spend in the order given and write the accepted ones, all in the caller's transaction.
 
@@ -77,86 +58,42 @@ async def spend_many(conn: AsyncConnection, spends: Sequence[Spend]) -> list[Spe
     ReferenceConflict if that was for other units, a hold or a job; AccountFrozen, InsufficientCredits, KeyCapReached;
     else Spent. Keys, caps and freezes are read under the accounts' locks, so that no race overruns them.
     """
-    locked, keys, used_rows = await pipelined(
-        conn, *asked_of(s.credential for s in spends), _asked_about(spends)
-    )
-    payers = await payers_of(conn, locked, keys)
-    used = {row.at: row for row in used_rows}
-    accepted: dict[_Place, _Accepted] = {}
-    decided: list[Spent | AppError | _Accepted] = []
-    for at, spend in enumerate(spends):
-        payer = payers.get(spend.credential)
-        if not isinstance(payer, Payer):
-            decided.append(payer or AuthRequired())
-            continue
-        purse = payer.purse
-        place = (purse.account_id, spend.tool, spend.reference)
-        if earlier := used.get(at):
-            decided.append(_replay(earlier, spend))
-        elif place in accepted:
-            decided.append(accepted[place])
-        elif refusal := payer.refusal(spend.cost_tokens):
-            decided.append(refusal)
-        else:
-            payer.spend(spend.cost_tokens)
-            accepted[place] = _Accepted(at, spend, payer, purse.free, purse.version, purse.balance)
-            decided.append(accepted[place])
-    await _write(conn, list(accepted.values()))
-    return [
-        one.answer(at, spend) if isinstance(one, _Accepted) else one
-        for at, (spend, one) in enumerate(zip(spends, decided, strict=True))
-    ]
-
-
-def _asked_about(spends: Sequence[Spend]) -> Asked:
-    """Return what finds the earlier uses of the references, by their places in the batch."""
     asked = [
-        {"at": at, "hash": spend.credential.hex(), "tool": spend.tool, "reference": spend.reference}
+        {
+            "at": at,
+            "hash": spend.credential.hex(),
+            "tool": spend.tool,
+            "reference": spend.reference,
+            "units": spend.units_milli,
+            "cost": spend.cost_tokens,
+            "price_version": spend.price_version,
+        }
         for at, spend in enumerate(spends)
     ]
-    return Asked(queries["find_references"], {"spends": as_json(asked)})
+    outcomes: dict[int, Spent | AppError] = {}
+    while asked:
+        rows = (await conn.execute(_SPEND_MANY, {"asked": orjson.dumps(asked).decode()})).all()
+        due = {row.at: row.tokens for row in rows if row.outcome == "due"}
+        for account_id in sorted(set(due.values())):
+            await grants.settle_due(conn, account_id)
+        outcomes.update((row.at, _outcome(row, spends[row.at])) for row in rows if row.at not in due)
+        asked = [item for item in asked if item["at"] in due]
+    return [outcomes[at] for at in range(len(spends))]
 
 
-def _replay(earlier: Any, spend: Spend) -> Spent | AppError:
-    """Answer from the books, whatever the account could afford or the tool would cost by now."""
-    if earlier.kind != "spend" or earlier.units_milli != spend.units_milli:
-        return ReferenceConflict(spend.reference)
-    return Spent(earlier.id, -earlier.amount, earlier.free_after, replayed=True)
-
-
-async def _write(conn: AsyncConnection, accepted: Sequence[_Accepted]) -> None:
-    """Write both sides of each spend and the balances that they leave; fills in the transfers' ids."""
-    if not accepted:
-        return
-    rows = [
-        {
-            "account_id": one.payer.purse.account_id,
-            "tool": one.spend.tool,
-            "reference": one.spend.reference,
-            "cost": one.spend.cost_tokens,
-            "units_milli": one.spend.units_milli,
-            "price_version": one.spend.price_version,
-            "key_id": one.payer.caller.key_id if one.payer.caller else None,
-            "free_after": one.free_after,
-            "version": one.version,
-            "balance_after": one.balance_after,
-        }
-        for one in accepted
-    ]
-    purses = [
-        {"id": purse.account_id, "balance": purse.balance, "version": purse.version}
-        for purse in {one.payer.purse.account_id: one.payer.purse for one in accepted}.values()
-    ]
-    houses = {"codes": sorted({f"revenue:{one.spend.tool}" for one in accepted})}
-    _, ids, *_ = await pipelined(
-        conn,
-        Asked(accounts.queries["ensure_house_accounts"], houses),
-        Asked(queries["write_spends"], {"spends": as_json(rows), "purses": as_json(purses)}),
-        *asked_to_save(one.payer for one in accepted),
-    )
-    written = {(row.account_id, row.version): row.id for row in ids}
-    for one in accepted:
-        one.transfer_id = written[one.payer.purse.account_id, one.version]
+def _outcome(row: Row[Any], spend: Spend) -> Spent | AppError:
+    """Put a row of the database's `spend_many` into our words."""
+    if row.outcome in ("charged", "replayed"):
+        return Spent(row.transfer_id, row.tokens, row.free, replayed=row.outcome == "replayed")
+    refusals: dict[str, AppError] = {
+        "unknown": AuthRequired(),
+        "suspended": suspended(),
+        "conflict": ReferenceConflict(spend.reference),
+        "frozen": AccountFrozen(row.tokens),
+        "poor": InsufficientCredits(spend.cost_tokens, row.free),
+        "capped": KeyCapReached(spend.cost_tokens, row.tokens, row.cap_per),
+    }
+    return refusals[row.outcome]
 
 
 @dataclass(frozen=True, slots=True)

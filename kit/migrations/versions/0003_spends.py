@@ -1,0 +1,16 @@
+"""How a batch of spends is decided and written, inside the database: see the SQL beside this file and `ledger.spends`."""
+
+from pathlib import Path
+
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    """Add the function that spends."""
+    # The driver's own connection: several statements in one string, and a % in them is only a %.
+    driver = op.get_bind().connection.driver_connection
+    assert driver is not None, "migrations run on a live connection"
+    driver.execute(Path(__file__).with_suffix(".sql").read_text())

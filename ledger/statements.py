@@ -133,14 +133,11 @@ async def statement(  # noqa: PLR0913  # a page's bounds
         raise InvalidRequest("limit", f"must be between 1 and {LINES_A_PAGE}")
     after, up_to = await _versions(conn, account_id, since, until, included=False)
     if before is not None:
-        up_to = min(up_to, before - 1)
-    rows = await conn.execute(
-        queries["lines"], {"account_id": account_id, "after": after, "up_to": max(up_to, 0), "limit": limit}
-    )
-    lines = [_line(row) for row in rows]
-    # Versions have no gap: whether there are more is known without reading one.
-    more = bool(lines) and lines[-1].version > after + 1
-    return Statement(lines, lines[-1].version if more else None)
+        up_to = max(min(up_to, before - 1), 0)
+    # Versions have no gap: where the page ends, and whether another follows it, is known beforehand.
+    last = max(after, up_to - limit) + 1
+    rows = await conn.execute(queries["lines"], {"account_id": account_id, "after": last - 1, "up_to": up_to})
+    return Statement([_line(row) for row in rows], last if after + 1 < last <= up_to else None)
 
 
 async def usage(conn: AsyncConnection, account_id: int, since: date, until: date) -> list[Usage]:

@@ -1,5 +1,6 @@
 -- Reads of the past. None takes a lock: entries never change and are numbered without a gap, so that a range of
--- versions means the same whenever it is read.
+-- versions means the same whenever it is read. LATERAL with LIMIT 1 (OFFSET 0 where there may be more rows) makes each
+-- step a look along an index: a planner without fresh statistics would join by reading whole tables.
 
 -- name: written_by
 -- The last version written before each instant (or at it, where `included`), 0 before the first; NULL asks for now.
@@ -19,7 +20,7 @@ WITH RECURSIVE search AS (
         FROM entries e
         JOIN transfers t ON t.id = e.transfer_id
         WHERE e.account_id = :account_id AND e.version = s.middle
-        LIMIT 1  -- one look at a time, whatever the planner thinks of joining everything first
+        LIMIT 1
     ) p
 )
 SELECT s.low AS version, coalesce(e.balance_after, 0) AS balance
@@ -33,10 +34,9 @@ SELECT e.version, t.id AS transfer_id, t.kind, t.tool, t.reference, t.reason, t.
     e.amount AS amount_tokens, e.balance_after AS balance_after_tokens, t.event_at AS happened_at,
     t.created_at AS written_at, t.reverses_id, t.hold_id
 FROM entries e
-JOIN transfers t ON t.id = e.transfer_id
+CROSS JOIN LATERAL (SELECT * FROM transfers WHERE id = e.transfer_id LIMIT 1) t
 WHERE e.account_id = :account_id AND e.version > :after AND e.version <= :up_to
 ORDER BY e.version DESC
-LIMIT :limit
 
 -- name: usage
 -- Charges, and what was given back of charges: under the tool and the key of the charge.
@@ -47,8 +47,10 @@ SELECT CAST(t.created_at AT TIME ZONE 'UTC' AS date) AS day, coalesce(o.tool, t.
     CAST(coalesce(-sum(t.amount) FILTER (WHERE o.id IS NULL), 0) AS bigint) AS charged_tokens,
     CAST(coalesce(sum(t.amount) FILTER (WHERE o.id IS NOT NULL), 0) AS bigint) AS refunded_tokens
 FROM entries e
-JOIN transfers t ON t.id = e.transfer_id
-LEFT JOIN transfers o ON o.id = t.reverses_id AND o.kind IN ('spend', 'capture')
+CROSS JOIN LATERAL (SELECT * FROM transfers WHERE id = e.transfer_id LIMIT 1) t
+LEFT JOIN LATERAL (
+    SELECT * FROM transfers WHERE id = t.reverses_id AND kind IN ('spend', 'capture') LIMIT 1
+) o ON true
 WHERE e.account_id = :account_id AND e.version > :after AND e.version <= :up_to
     AND (t.kind IN ('spend', 'capture') OR o.id IS NOT NULL)
 GROUP BY 1, 2, 3
@@ -76,20 +78,28 @@ WITH RECURSIVE tools AS (
 placed AS (
     SELECT h.id, h.amount, h.state
     FROM tools s
-    JOIN holds h ON h.account_id = :account_id AND h.tool = s.tool AND h.reference = :reference
+    CROSS JOIN LATERAL (
+        SELECT * FROM holds WHERE account_id = :account_id AND tool = s.tool AND reference = :reference LIMIT 1
+    ) h
 ),
 charges AS (
     SELECT t.id
     FROM tools s
-    JOIN transfers t ON t.account_id = :account_id AND t.tool = s.tool AND t.reference = :reference
+    CROSS JOIN LATERAL (
+        SELECT * FROM transfers WHERE account_id = :account_id AND tool = s.tool AND reference = :reference LIMIT 1
+    ) t
     WHERE t.kind IN ('spend', 'capture')
     UNION
-    SELECT t.id FROM placed h JOIN transfers t ON t.hold_id = h.id
+    SELECT t.id
+    FROM placed h
+    CROSS JOIN LATERAL (SELECT id FROM transfers WHERE hold_id = h.id LIMIT 1) t
 ),
 involved AS (
     SELECT id, false AS back FROM charges
     UNION ALL
-    SELECT t.id, true FROM charges c JOIN transfers t ON t.reverses_id = c.id
+    SELECT t.id, true
+    FROM charges c
+    CROSS JOIN LATERAL (SELECT id FROM transfers WHERE reverses_id = c.id OFFSET 0) t
 )
 SELECT p.holds, p.held, l.*
 FROM (
@@ -101,7 +111,7 @@ LEFT JOIN (
         t.price_version, e.amount AS amount_tokens, e.balance_after AS balance_after_tokens,
         t.event_at AS happened_at, t.created_at AS written_at, t.reverses_id, t.hold_id
     FROM involved i
-    JOIN transfers t ON t.id = i.id
-    JOIN entries e ON e.transfer_id = t.id AND e.account_id = :account_id
+    CROSS JOIN LATERAL (SELECT * FROM transfers WHERE id = i.id LIMIT 1) t
+    CROSS JOIN LATERAL (SELECT * FROM entries WHERE transfer_id = i.id AND account_id = :account_id LIMIT 1) e
 ) l ON true
 ORDER BY l.version

@@ -89,6 +89,7 @@ class Life:
     debt: int = 0
     clawed: Counter[str] = field(default_factory=Counter)
     expires: int = 0
+    references: int = 0
 
     @property
     def balance(self) -> int:
@@ -116,7 +117,9 @@ class Life:
         return -charge.amount - sum(each.amount for each in self.past if each.of is charge)
 
     def unused(self, kind: str) -> str:
-        return f"{kind}-{len(self.past)}"
+        """A reference that no other operation has: a clawback that is all debt adds no entry."""
+        self.references += 1
+        return f"{kind}-{self.references}"
 
     # Each operation takes two numbers and does what it can with them.
 

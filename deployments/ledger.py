@@ -17,6 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.books import announce_books, forget_books
+from deployments.ledger_reads import LedgerReads
 from gateway import files, idempotency, jobs, leases
 from gateway.ports import CreateKey, Job, JobQuery, JobReceipt, NewFile, StoredFile, SubmitJob
 from kit import migrate
@@ -48,7 +49,7 @@ ACCOUNTS_LOOKED_AT_A_SWEEP: Final = 1_000
 """A slice by id: a look costs microseconds an account, and a refund or an expiry works out the rest itself."""
 
 
-class LedgerServer:
+class LedgerServer(LedgerReads):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
 
     def __init__(self, settings: Settings | None = None) -> None:

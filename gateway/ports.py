@@ -9,13 +9,14 @@ Units: `*_tokens` tokens, `*_minor` the currency's minor unit, `*_s` seconds. Ti
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Literal, Protocol
 
 from ledger.audit import TrialBalanceRow
 from ledger.balances import Balance
 from ledger.keys import ApiKey, Caller, NewApiKey
 from ledger.spends import Allowance, Check, Spend, Spent
+from ledger.statements import Cost, Statement, Usage
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase
 from payments.webhooks import ProviderEvent
 
@@ -105,6 +106,20 @@ class JobQuery:
 
 
 @dataclass(frozen=True, slots=True)
+class StatementQuery:
+    """A page of one's statement, newest first; `before` is the last page's `next_before`.
+
+    `since` (included) and `until` (not included) bound the time of writing.
+    """
+
+    credential: Credential
+    limit: int
+    before: int | None
+    since: datetime | None
+    until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class CreateKey:
     """A further key for the caller's account."""
 
@@ -139,6 +154,21 @@ class Ledger(Protocol):
 
     async def balance(self, credential: Credential) -> Balance:
         """Raises: AuthRequired, Forbidden."""
+
+    async def balance_at(self, credential: Credential, at: datetime) -> int:
+        """Return the balance in tokens after the last entry written by that time."""
+
+    async def statement(self, query: StatementQuery) -> Statement:
+        """Return a page of entries, newest first. Raises: InvalidRequest for a limit out of bounds."""
+
+    async def usage(self, credential: Credential, since: date, until: date) -> list[Usage]:
+        """Return what was used by UTC day (both ends included), tool and key.
+
+        Raises: InvalidRequest for no days or more than a year's.
+        """
+
+    async def cost(self, credential: Credential, reference: str, tool: str | None) -> Cost:
+        """Return what a reference or a job (by its id) cost. Raises: NotFound, also for another account's."""
 
     async def submit_job(self, command: SubmitJob) -> JobReceipt:
         """Write the job and its hold, or neither.

@@ -1,0 +1,70 @@
+"""What a caller may ask of the past: balances, statements, usage, costs. Part of the Ledger deployment; reads alone.
+
+The key is checked first, in a statement of its own; each answer is the account's behind it and nobody else's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from datetime import date, datetime
+from typing import Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.ports import StatementQuery
+from kit.db import Database
+from kit.telemetry import ledger_seconds
+from ledger import keys, statements
+from ledger.statements import Cost, Statement, Usage
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class LedgerReads:
+    """The reading use cases of `LedgerServer`: no transaction, since what is written of the past never changes."""
+
+    _db: Database
+
+    async def balance_at(self, credential: bytes, at: datetime) -> int:
+        """Return the caller's balance at a time."""
+        return await self._read("balance_at", credential, statements.balance_at, at)
+
+    async def statement(self, query: StatementQuery) -> Statement:
+        """Return a page of the caller's statement."""
+        return await self._read(
+            "statement",
+            query.credential,
+            statements.statement,
+            limit=query.limit,
+            before=query.before,
+            since=query.since,
+            until=query.until,
+        )
+
+    async def usage(self, credential: bytes, since: date, until: date) -> list[Usage]:
+        """Return the caller's usage by day, tool and key."""
+        return await self._read("usage", credential, statements.usage, since, until)
+
+    async def cost(self, credential: bytes, reference: str, tool: str | None) -> Cost:
+        """Return what one of the caller's references cost."""
+        return await self._read("cost", credential, statements.cost_of, reference, tool)
+
+    async def _read(
+        self,
+        method: str,
+        credential: bytes,
+        work: Callable[Concatenate[AsyncConnection, int, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        async def read(conn: AsyncConnection) -> T:
+            caller = await keys.caller_of(conn, credential)
+            return await work(conn, caller.account_id, *args, **kwargs)
+
+        began = time.perf_counter()
+        try:
+            return await self._db.read(read)
+        finally:
+            ledger_seconds.labels(method).observe(time.perf_counter() - began)

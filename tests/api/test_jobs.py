@@ -64,7 +64,7 @@ async def test_the_published_request_is_accepted_and_its_cost_held(customer, db,
     await assert_sound(db)
 
 
-async def test_a_retry_gets_the_first_answer_and_holds_nothing_again(customer):
+async def test_a_replay_returns_the_same_body_and_holds_nothing_again(customer):
     owner = await customer()
     first = await owner.client.post(JOBS, json=FOX, headers={"x-idempotency-key": "job-001"})
     again = await owner.client.post(JOBS, json={**FOX, "idempotencyKey": "job-001"})

@@ -42,7 +42,7 @@ async def try_one(conn, account_id, amount):
     return (await holds.place(conn, [hold_of(await payer_of(conn, account_id), amount)]))[0]
 
 
-async def test_every_transfer_has_two_sides_that_sum_to_zero(conn, customers):
+async def test_entries_of_a_transfer_sum_to_zero_and_so_do_all_entries(conn, customers):
     customer = await customers(conn, 500)
     rows = (
         await conn.execute(text("SELECT account_id, amount, balance_after FROM entries ORDER BY amount"))
@@ -53,7 +53,9 @@ async def test_every_transfer_has_two_sides_that_sum_to_zero(conn, customers):
     assert [row.amount_tokens for row in await trial_balance(conn)] == [-500, 500]
 
 
-async def test_versions_run_without_a_gap_and_each_balance_follows_from_the_last(conn, customers):
+async def test_versions_run_without_a_gap_from_1_and_each_balance_after_follows_from_the_one_before(
+    conn, customers
+):
     customer = await customers(conn, 100)
     for number in range(1, 4):
         await credit(
@@ -71,6 +73,28 @@ async def test_versions_run_without_a_gap_and_each_balance_follows_from_the_last
         )
     ).all()
     assert [tuple(row) for row in rows] == [(1, 100), (2, 101), (3, 103), (4, 106)]
+
+
+async def test_a_users_balance_is_the_last_balance_after_and_held_is_the_sum_of_pending_holds(
+    conn, customers
+):
+    customer = await customers(conn, 100)
+    pending = [await place_one(conn, customer.account_id, amount) for amount in (1, 2, 3, 4)]
+    await holds.capture(conn, pending[0], 1, datetime.now(UTC))
+    await holds.capture(conn, pending[1], 1, datetime.now(UTC))
+    await holds.release(conn, pending[2], "voided")
+    row = (
+        await conn.execute(
+            text(
+                "SELECT a.balance, a.held, (SELECT sum(h.amount) FROM holds h"
+                " WHERE h.account_id = a.id AND h.state = 'pending') AS pending, (SELECT e.balance_after"
+                " FROM entries e WHERE e.account_id = a.id ORDER BY version DESC LIMIT 1) AS last_after"
+                " FROM accounts a WHERE a.id = :id"
+            ),
+            {"id": customer.account_id},
+        )
+    ).one()
+    assert tuple(row) == (98, 4, 4, 98)
 
 
 async def test_several_transfers_of_one_batch_follow_one_another(conn, customers):
@@ -183,7 +207,7 @@ async def test_only_due_holds_expire(conn, customers):
         "DELETE FROM accounts",
     ],
 )
-async def test_what_was_written_of_a_movement_stays(conn, customers, statement):
+async def test_no_entry_is_ever_updated_or_deleted(conn, customers, statement):
     await customers(conn, 100)
     with pytest.raises(DBAPIError, match="append-only"):
         await conn.execute(text(statement))

@@ -35,7 +35,7 @@ async def tokens_of(conn, email):
     return (await balance(conn, owner.account_id)).available_tokens
 
 
-async def test_a_paid_session_grants_its_credits_once(conn):
+async def test_a_payment_is_fulfilled_at_most_once(conn):
     paid = await opened(conn)
     for _ in range(3):
         assert (await purchases.fulfil(conn, paid)).paid

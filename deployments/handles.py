@@ -31,10 +31,6 @@ CALL_TIMEOUT_S: Final = 20.0
 """Above Postgres's own statement timeout (15 s): whatever takes longer is not coming back."""
 BATCH_ITEMS: Final = 256
 """Past this a larger batch gains nothing more and makes its members wait."""
-SPEND_LANES: Final = 2
-"""While one batch is written the next is decided. By key, so that batches under way seldom wait for each other's
-locks; more than two only do that."""
-
 STATES_KEPT_S: Final = 1.0
 """Health is asked often and Serve's controller answers in 40 ms: once a second is enough."""
 STATES_TIMEOUT_S: Final = 3.0
@@ -90,9 +86,7 @@ class LedgerClient:
             lambda items: call("submit_job_many", items)
         )
         self._job: Coalescer[tuple[bytes, str], Job] = Coalescer(lambda items: call("job_many", items))
-        self._spend: list[Coalescer[Spend, Spent]] = [
-            Coalescer(lambda items: call("spend_many", items)) for _ in range(SPEND_LANES)
-        ]
+        self._spend: Coalescer[Spend, Spent] = Coalescer(lambda items: call("spend_many", items))
         self._check: Coalescer[Check, Allowance] = Coalescer(lambda items: call("check_many", items))
 
     async def balance(self, credential: bytes) -> Balance:
@@ -109,7 +103,7 @@ class LedgerClient:
 
     async def spend(self, spend: Spend) -> Spent:
         """Charge together with everyone else who spends now."""
-        return await self._spend[spend.credential[0] % SPEND_LANES](spend)
+        return await self._spend(spend)
 
     async def check(self, check: Check) -> Allowance:
         """Ask together with everyone else who asks now."""

@@ -44,6 +44,10 @@ KEYS_ROUTE: Final = "keys"
 EXPIRED_HOLDS_A_SWEEP: Final = 200
 """Enough to keep up with abandoned holds without one long transaction."""
 
+COMMITTERS: Final = int(__import__("os").environ.get("CM","2"))
+SPLIT_FROM: Final = 16
+"""Two backends write a large batch at once: by key, so that they seldom want the same account."""
+
 DUE_ACCOUNTS_A_SWEEP: Final = 100
 ACCOUNTS_LOOKED_AT_A_SWEEP: Final = 1_000
 """A slice by id: a look costs microseconds an account, and a refund or an expiry works out the rest itself."""
@@ -108,8 +112,18 @@ class LedgerServer(LedgerReads):
         return await self._batch("job", look, lookups, self._db.read)
 
     async def spend_many(self, spends: list[Spend]) -> list[Spent | AppError]:
-        """Charge each spend, or refuse it, in one transaction."""
-        return await self._batch("spend", spend_many, spends, self._db.run)
+        """Charge each spend, or refuse it, in one transaction, or in one for each committer when there are many."""
+        parts: list[list[int]] = [[] for _ in range(COMMITTERS if len(spends) >= SPLIT_FROM else 1)]
+        for at, spend in enumerate(spends):
+            parts[spend.credential[0] % len(parts)].append(at)
+        outcomes: dict[int, Spent | AppError] = {}
+
+        async def commit(part: list[int]) -> None:
+            decided = await self._batch("spend", spend_many, [spends[at] for at in part], self._db.run)
+            outcomes.update(zip(part, decided, strict=True))
+
+        await asyncio.gather(*(commit(part) for part in parts if part))
+        return [outcomes[at] for at in range(len(spends))]
 
     async def check_many(self, checks: list[Check]) -> list[Allowance | AppError]:
         """Answer what could be spent now, in two statements."""

@@ -112,7 +112,7 @@ async def seal(conn: AsyncConnection, *, pause_s: float = 0) -> int:
         return 0
     if not mark.ripe:
         return 0
-    await conn.execute(text("SET LOCAL timezone = 'UTC'"))  # times are written into the digest
+    await conn.execute(queries["read_alike"])
     last, sealed = await last_block(conn), 0
     while sealed < BLOCKS_AT_ONCE:
         block = await _next_block(conn, last, mark.up_to, timedelta(seconds=pause_s))
@@ -172,7 +172,7 @@ async def verify(
     """
     await conn.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
     await conn.execute(text(f"SET LOCAL statement_timeout = {VERIFY_TIMEOUT_MS}"))
-    await conn.execute(text("SET LOCAL timezone = 'UTC'"))
+    await conn.execute(queries["read_alike"])
     newest = await last_block(conn)
     last: Block | None = None
     transfers, head_seen = 0, head is None

@@ -4,6 +4,11 @@
 -- One chainer at a time, whoever runs it: the other one returns at once.
 SELECT pg_try_advisory_xact_lock(hashtextextended('ledger.chain', 0))
 
+-- name: read_alike
+-- For this transaction: times are written into a digest as UTC, whatever the session says; and a range is read by its
+-- index, since the planner, which does not see how narrow it is, may prefer to read all of a large table.
+SELECT set_config('timezone', 'UTC', true), set_config('enable_seqscan', 'off', true)
+
 -- name: issued
 -- The last number that the sequence gave out. `early`: this transaction has no id yet, so the one that it will get is
 -- later than that of every transaction which holds one of these numbers.

@@ -30,7 +30,8 @@ from load import Measured, measure
 from rich.console import Console
 from rich.table import Table
 
-from deployments.cli import Steps, in_books
+from deployments.books import in_books
+from deployments.cli import Steps
 from deployments.launcher import Launcher
 from deployments.ray_session import HeadRecord
 from kit.settings import load_settings

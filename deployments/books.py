@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import psycopg
 from sqlalchemy.engine import make_url
 
 from kit import migrate
+from kit.db import Database
 from kit.postgres import EmbeddedPostgres
 from kit.settings import Settings
+
+T = TypeVar("T")
 
 ANNOUNCED: Final = "running.json"
 """Names the database while a platform of this data directory runs; its owner alone may read it."""
@@ -46,6 +50,19 @@ def books(settings: Settings) -> Iterator[str]:
         yield url
     finally:
         server.stop()
+
+
+def in_books(url: str, work: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """Run one transaction on the books."""
+
+    async def run() -> T:
+        database = Database(url, pool_size=1)
+        try:
+            return await database.run(work, *args)
+        finally:
+            await database.close()
+
+    return asyncio.run(run())
 
 
 def _running_books(data_dir: Path) -> str | None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
+import re
 import signal
 import tempfile
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -18,25 +16,21 @@ from rich.table import Table
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deployments.books import books
+from deployments.audit_report import report_audit, report_chain
+from deployments.books import books, in_books
 from deployments.launcher import Launcher, LaunchError
 from deployments.serve_api import dashboard_hint
-from gateway.audit import JOB_CHECKS
 from kit import migrate as migrations
-from kit.db import Database
 from kit.errors import AppError, NotFound
 from kit.ids import new_id
 from kit.postgres import PostgresStartError
 from kit.settings import Settings, SettingsError, load_settings
 from ledger import keys as api_keys
-from ledger.audit import LEDGER_CHECKS, run_checks, trial_balance
 from ledger.balances import balance
 from ledger.credits import credit
 from ledger.tables import users
 from ledger.users import account_of_email
-from payments.audit import PAYMENT_CHECKS
 
-T = TypeVar("T")
 TOKENS_A_CREDIT = 100
 
 app = typer.Typer(
@@ -179,7 +173,7 @@ def demo(
             with Launcher(settings, steps) as platform:
                 steps.end()
                 play(console, f"http://{settings.host}:{port}", keep.absolute())
-                _audit_table(platform.settings.database_url)
+                report_audit(console, platform.settings.database_url)
         except KeyboardInterrupt:
             raise SystemExit(130) from None
         finally:
@@ -195,39 +189,27 @@ def migrate() -> None:
 
 
 @app.command()
-def audit(as_json: AsJson = False) -> None:
-    """Check every invariant of the books; exit with 1 and the first offending rows when one is broken."""
+def audit(
+    as_json: AsJson = False,
+    chain: Annotated[bool, typer.Option("--chain", help="Verify the hash chain instead.")] = False,
+    head: Annotated[
+        str,
+        typer.Option(metavar="HEX", help="With --chain: a head that was kept; the chain must contain it."),
+    ] = "",
+) -> None:
+    """Check every invariant of the books; exit with 1 and the first offending rows when one is broken.
+
+    With --chain: verify every sealed block, name the first broken one, and print the head to be kept elsewhere.
+    """
+    if head and not (chain and re.fullmatch(r"[0-9a-fA-F]{64}", head)):
+        fail("--head goes with --chain and is the 64 hex digits that an earlier run printed")
     with books(load_settings()) as url:
-        if not _audit_table(url, as_json=as_json):
-            raise SystemExit(1)
-
-
-def _audit_table(url: str, *, as_json: bool = False) -> bool:
-    checks = (*LEDGER_CHECKS, *PAYMENT_CHECKS, *JOB_CHECKS)
-    findings = in_books(url, run_checks, checks)
-    sums = in_books(url, trial_balance)
-    sound = all(finding.ok for finding in findings) and sum(row.amount_tokens for row in sums) == 0
-    if as_json:
-        report = {
-            "ok": sound,
-            "checks": [{"name": f.name, "ok": f.ok, "offending": f.offending} for f in findings],
-            "trialBalance": [{"kind": row.kind, "tokens": row.amount_tokens} for row in sums],
-        }
-        console.print_json(json.dumps(report, default=str))
-        return sound
-    table = Table("invariant", "holds", title="Audit")
-    for finding in findings:
-        table.add_row(finding.name, "[green]yes[/]" if finding.ok else "[red]NO[/]")
-    console.print(table)
-    for finding in findings:
-        for row in finding.offending:
-            console.print(f"[red]{escape(finding.name)}[/]: {escape(str(row))}", soft_wrap=True)
-    table = Table("accounts", "entries", "tokens", title="Trial balance")
-    for line in sums:
-        table.add_row(line.kind, str(line.entries), f"{line.amount_tokens:,}")
-    table.add_row("sum", "", f"{sum(line.amount_tokens for line in sums):,}")
-    console.print(table)
-    return sound
+        if chain:
+            sound = report_chain(console, url, bytes.fromhex(head) if head else None, as_json=as_json)
+        else:
+            sound = report_audit(console, url, as_json=as_json)
+    if not sound:
+        raise SystemExit(1)
 
 
 @app.command()
@@ -359,19 +341,6 @@ def verify_model(application: Annotated[str, typer.Argument(help="As in `farebox
     if problems := verify(application, settings.profile, settings.weights_dir):
         fail("\n".join(problems))
     console.print(f"{application}: every file is as it was written")
-
-
-def in_books(url: str, work: Callable[..., Awaitable[T]], *args: Any) -> T:
-    """Run one transaction on the books."""
-
-    async def run() -> T:
-        database = Database(url, pool_size=1)
-        try:
-            return await database.run(work, *args)
-        finally:
-            await database.close()
-
-    return asyncio.run(run())
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.books import announce_books, forget_books
 from deployments.ledger_reads import LedgerReads
+from deployments.sweeps import Sweeps
 from gateway import files, idempotency, jobs, leases
 from gateway.ports import CreateKey, Job, JobQuery, JobReceipt, NewFile, StoredFile, SubmitJob
 from kit import migrate
@@ -26,8 +27,8 @@ from kit.errors import AppError, Internal, Unavailable
 from kit.postgres import EmbeddedPostgres
 from kit.settings import Settings, load_settings
 from kit.telemetry import configure_logging, errors_total, ledger_batch_items, ledger_seconds
-from ledger import accounts, audit, grants, holds, keys
-from ledger.audit import TrialBalanceRow
+from ledger import accounts, audit, keys
+from ledger.audit import TrialBalance
 from ledger.balances import Balance, balances_by_key
 from ledger.keys import ApiKey, Caller, NewApiKey
 from ledger.spends import Allowance, Check, Spend, Spent, check_many, spend_many
@@ -41,16 +42,9 @@ I = TypeVar("I")  # noqa: E741  # an item of a batch
 log = structlog.get_logger(__name__)
 
 KEYS_ROUTE: Final = "keys"
-EXPIRED_HOLDS_A_SWEEP: Final = 200
-"""Enough to keep up with abandoned holds without one long transaction."""
-
-COMMITTERS: Final = int(__import__("os").environ.get("CM","2"))
+COMMITTERS: Final = 2
 SPLIT_FROM: Final = 16
 """Two backends write a large batch at once: by key, so that they seldom want the same account."""
-
-DUE_ACCOUNTS_A_SWEEP: Final = 100
-ACCOUNTS_LOOKED_AT_A_SWEEP: Final = 1_000
-"""A slice by id: a look costs microseconds an account, and a refund or an expiry works out the rest itself."""
 
 
 class LedgerServer(LedgerReads):
@@ -71,8 +65,7 @@ class LedgerServer(LedgerReads):
         self._lease = timedelta(seconds=self._settings.lease_s)
         self._queue_ttl = timedelta(seconds=self._settings.job_queue_ttl_s)
         self._submitted = asyncio.Event()
-        self._looked_at = 0
-        """Where the next look for accounts with draws to work out begins; only a hint."""
+        self._sweeps = Sweeps(self._run, self._settings.job_attempts)
 
     def __del__(self) -> None:
         """End the database that this replica brought along."""
@@ -219,8 +212,8 @@ class LedgerServer(LedgerReads):
 
         return await self._run("delete_file", delete)
 
-    async def trial_balance(self) -> list[TrialBalanceRow]:
-        """Return the sums by account kind."""
+    async def trial_balance(self) -> TrialBalance:
+        """Return the sums by account kind, and the last sealed block."""
         return await self._run("trial_balance", audit.trial_balance)
 
     # -- money in ----------------------------------------------------------------------------------------------
@@ -302,19 +295,11 @@ class LedgerServer(LedgerReads):
         return ended
 
     async def sweep(self) -> dict[str, leases.Ended]:
-        """End what waited too long, take back what a dead runner held, forget old answers, work out grants."""
-        outcome = await self._run("sweep_jobs", leases.sweep, self._settings.job_attempts)
+        """Do what is due by itself, in jobs and in the books; returns the jobs that this ended or queued again."""
+        outcome = await self._sweeps.jobs()
         if "queued" in outcome.values():
             self._submitted.set()
-        await self._run("sweep_holds", holds.expire_due, EXPIRED_HOLDS_A_SWEEP)
-        await self._run("sweep_idempotency", idempotency.forget_old)
-        for account_id in await self._run("sweep_due", grants.accounts_due, DUE_ACCOUNTS_A_SWEEP):
-            await self._run("settle_due", grants.settle_due, account_id)
-        behind, self._looked_at = await self._run(
-            "sweep_behind", grants.accounts_behind, self._looked_at, ACCOUNTS_LOOKED_AT_A_SWEEP
-        )
-        for account_id in behind:
-            await self._run("allocate", grants.allocate_behind, account_id)
+        await self._sweeps.books()
         return outcome
 
     # -- inside ------------------------------------------------------------------------------------------------

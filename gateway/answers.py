@@ -327,9 +327,22 @@ class TrialBalanceLine(Answer):
     tokens: Tokens
 
 
+class SealedBlock(Answer):
+    """A block of the hash chain over all transfers and entries."""
+
+    number: Annotated[int, Field(description="Counts the blocks, from 1.")]
+    up_to_transfer: Annotated[int, Field(description="The last transfer that it seals.")]
+    hash: Annotated[
+        str,
+        Field(description="SHA-256 in hex; vouches for this block and all before.", pattern="^[0-9a-f]{64}$"),
+    ]
+    sealed_at: datetime
+
+
 class TrialBalance(Ok):
     """The sum of all entries by kind of account. In sound books the total is zero."""
 
     rows: list[TrialBalanceLine]
     total_tokens: int
     balanced: bool
+    last_block: Annotated[SealedBlock | None, Field(description="Null until the first block is sealed.")]

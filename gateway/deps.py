@@ -18,7 +18,7 @@ from gateway.ports import Credential, Ledger
 from kit.errors import AuthRequired, InvalidRequest, NotFound
 from kit.settings import Settings
 from kit.storage import ObjectStore, UrlSigner
-from ledger.audit import TrialBalanceRow
+from ledger.audit import TrialBalance
 from ledger.keys import hash_key
 from payments.checkout import Checkout
 
@@ -42,7 +42,7 @@ class Parts:
     signer: UrlSigner
     key_pattern: re.Pattern[str]
     health: Kept[tuple[int, bytes]]
-    trial_balance: Kept[list[TrialBalanceRow]]
+    trial_balance: Kept[TrialBalance]
     in_sandbox: bool
     """Whether payments are play money, which every page then says."""
 

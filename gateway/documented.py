@@ -88,6 +88,22 @@ ANSWERS: Final[Mapping[str, Any]] = {
         "createdAt": _MADE,
         "urls": {"get": _JOB_URL, "cancel": f"{_JOB_URL}/cancel"},
     },
+    "getTrialBalance": {
+        "ok": True,
+        "rows": [
+            {"kind": "clearing", "accounts": 1, "entries": 1, "credits": -600.0, "tokens": -60000},
+            {"kind": "revenue", "accounts": 1, "entries": 1, "credits": 1.0, "tokens": 100},
+            {"kind": "user", "accounts": 1, "entries": 2, "credits": 599.0, "tokens": 59900},
+        ],
+        "totalTokens": 0,
+        "balanced": True,
+        "lastBlock": {
+            "number": 1,
+            "upToTransfer": 2,
+            "hash": "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae",
+            "sealedAt": "2026-11-22T12:00:10Z",
+        },
+    },
     "getJob": {
         "ok": True,
         "jobId": _JOB_ID,

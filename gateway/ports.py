@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, Literal, Protocol
 
-from ledger.audit import TrialBalanceRow
+from ledger.audit import TrialBalance
 from ledger.balances import Balance
 from ledger.keys import ApiKey, Caller, NewApiKey
 from ledger.spends import Allowance, Check, Spend, Spent
@@ -242,8 +242,8 @@ class Ledger(Protocol):
     async def finish_event(self, provider: str, event_id: str, problem: str | None) -> None:
         """Mark an event applied, or keep it for another try with the problem noted."""
 
-    async def trial_balance(self) -> list[TrialBalanceRow]:
-        """Return the sum of entries by account kind; the sums add up to zero."""
+    async def trial_balance(self) -> TrialBalance:
+        """Return the sums of entries by account kind, which add up to zero, and the last sealed block."""
 
 
 @dataclass(frozen=True, slots=True)

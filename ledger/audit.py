@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.accounts import queries
+from ledger.chain import Block, last_block
 
 SHOWN_ROWS: Final = 5
 """Enough to see a pattern; the query itself finds the rest."""
@@ -46,6 +47,19 @@ class TrialBalanceRow:
     accounts: int
     entries: int
     amount_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrialBalance:
+    """The sums by account kind, and the last sealed block of the hash chain, if there is one."""
+
+    rows: list[TrialBalanceRow]
+    last_block: Block | None
+
+    @property
+    def total_tokens(self) -> int:
+        """What all sums add up to: zero, in sound books."""
+        return sum(row.amount_tokens for row in self.rows)
 
 
 LEDGER_CHECKS: Final = (
@@ -179,7 +193,8 @@ async def run_checks(conn: AsyncConnection, checks: Sequence[Check]) -> list[Fin
     return findings
 
 
-async def trial_balance(conn: AsyncConnection) -> list[TrialBalanceRow]:
-    """Return the sums by account kind; in sound books they add up to zero."""
-    rows = await conn.execute(queries["trial_balance"])
-    return [TrialBalanceRow(row.kind, row.accounts, row.entries, row.amount) for row in rows]
+async def trial_balance(conn: AsyncConnection) -> TrialBalance:
+    """Return the sums by account kind, and how far they are sealed."""
+    found = await conn.execute(queries["trial_balance"])
+    rows = [TrialBalanceRow(row.kind, row.accounts, row.entries, row.amount) for row in found]
+    return TrialBalance(rows, await last_block(conn))

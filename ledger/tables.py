@@ -206,7 +206,7 @@ chain_blocks = Table(
     Column("prev_hash", LargeBinary, nullable=False),
     Column("hash", LargeBinary, nullable=False),
     Column("sealed_at", DateTime(timezone=True), nullable=False),
-    CheckConstraint("number >= 1 AND after_id < to_id AND transfers > 0 AND entries > 0", name="range"),
+    CheckConstraint("number >= 1 AND after_id < to_id AND transfers > 0 AND entries >= 0", name="range"),
     CheckConstraint(
         "octet_length(content) = 32 AND octet_length(prev_hash) = 32 AND octet_length(hash) = 32",
         name="digests",

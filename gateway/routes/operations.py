@@ -42,9 +42,12 @@ async def get_health(request: Request) -> Response:
     responses=problems("unavailable"),
 )
 async def get_trial_balance(request: Request) -> Response:
-    """The sums of all entries by kind of account: every movement has two sides, so together they are zero."""
-    rows = await parts_of(request).trial_balance()
-    total_tokens = sum(row.amount_tokens for row in rows)
+    """The sums of all entries by kind of account: every movement has two sides, so together they are zero.
+
+    `lastBlock` is the newest block of the hash chain: what it and the blocks before it hold cannot change unseen.
+    """
+    books = await parts_of(request).trial_balance()
+    block = books.last_block
     return json_response(
         {
             "ok": True,
@@ -56,10 +59,18 @@ async def get_trial_balance(request: Request) -> Response:
                     "credits": in_credits(row.amount_tokens),
                     "tokens": row.amount_tokens,
                 }
-                for row in rows
+                for row in books.rows
             ],
-            "totalTokens": total_tokens,
-            "balanced": total_tokens == 0,
+            "totalTokens": books.total_tokens,
+            "balanced": books.total_tokens == 0,
+            "lastBlock": {
+                "number": block.number,
+                "upToTransfer": block.to_id,
+                "hash": block.hash.hex(),
+                "sealedAt": block.sealed_at,
+            }
+            if block
+            else None,
         }
     )
 

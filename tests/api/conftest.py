@@ -31,8 +31,9 @@ from kit.db import Database
 from kit.errors import AuthRequired, NotFound
 from kit.settings import Settings
 from kit.storage import ObjectStore
-from ledger.audit import TrialBalanceRow
+from ledger.audit import TrialBalance, TrialBalanceRow
 from ledger.balances import Balance
+from ledger.chain import Block
 from ledger.keys import Caller, hash_key
 
 STUB_KEY = "amai_live_" + "K" * 43
@@ -59,6 +60,7 @@ class StubLedger:
     submitted: list[SubmitJob] = field(default_factory=list)
     stored: dict[str, StoredFile] = field(default_factory=dict)
     broken: BaseException | None = None
+    last_block: Block | None = None
 
     def _caller(self, method: str, credential: bytes) -> None:
         self.calls.append(method)
@@ -118,9 +120,10 @@ class StubLedger:
             raise NotFound("file")
         return self.stored[file_id]
 
-    async def trial_balance(self) -> list[TrialBalanceRow]:
+    async def trial_balance(self) -> TrialBalance:
         self.calls.append("trial_balance")
-        return [TrialBalanceRow("clearing", 1, 1, -60_000), TrialBalanceRow("user", 1, 1, 60_000)]
+        rows = [TrialBalanceRow("clearing", 1, 1, -60_000), TrialBalanceRow("user", 1, 1, 60_000)]
+        return TrialBalance(rows, self.last_block)
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ from prometheus_client import REGISTRY
 
 from gateway.app import create_app
 from kit.errors import Unavailable
+from ledger.chain import Block
 
 JOB = b'{"task": "image.generate", "input": {"prompt": "x"}}'
 JSON = {"content-type": "application/json"}
@@ -192,7 +194,19 @@ async def test_the_trial_balance_is_public_and_asked_once_for_many(web, stub_led
         "credits": -600.0,
         "tokens": -60000,
     }
+    assert answers[0].json()["lastBlock"] is None, "nothing is sealed yet"
     assert stub_ledger.calls == ["trial_balance"]
+
+
+async def test_the_trial_balance_shows_the_last_sealed_block(web, stub_ledger):
+    sealed_at = datetime(2026, 11, 22, 12, tzinfo=UTC)
+    stub_ledger.last_block = Block(3, 20, 31, 10, 20, bytes(32), bytes(32), b"\xab" * 32, sealed_at)
+    assert (await web.get("/api/v1/ledger/trial-balance")).json()["lastBlock"] == {
+        "number": 3,
+        "upToTransfer": 31,
+        "hash": "ab" * 32,
+        "sealedAt": "2026-11-22T12:00:00Z",
+    }
 
 
 async def test_without_a_provider_payments_are_unavailable_and_webhooks_do_not_exist(web):

@@ -131,6 +131,7 @@ def test_two_platforms_live_side_by_side_end_whole_and_come_back_with_their_data
     assert "has 5.00 credits" in first.run("grant", "dev@company.com", "5", "--reference", "gift"), "once"
     assert first.get("/api/v1/credits/balance", key).json()["tokens"] == 500
     assert json.loads(first.run("audit", "--json"))["ok"]
+    assert json.loads(first.run("audit", "--chain", "--json"))["ok"]
     second.wait_until_ready()
     assert second.get("/api/v1/credits/balance", key).status_code == 401, "the books are its own"
     instances = {up.get("/api/v1/health").json()["instance"] for up in ups}

@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 from sqlalchemy.engine import make_url
 
-from deployments.cli import in_books
+from deployments.books import in_books
 from deployments.launcher import ROOT, SERVE_CONFIG, Launcher
 from deployments.ray_session import HeadRecord, living_members
 from gateway.audit import JOB_CHECKS

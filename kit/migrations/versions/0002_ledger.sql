@@ -127,7 +127,7 @@ CREATE TABLE chain_blocks (
     hash BYTEA NOT NULL,
     sealed_at TIMESTAMP WITH TIME ZONE NOT NULL,
     CONSTRAINT chain_blocks_pkey PRIMARY KEY (number),
-    CONSTRAINT chain_blocks_range_check CHECK (number >= 1 AND after_id < to_id AND transfers > 0 AND entries > 0),
+    CONSTRAINT chain_blocks_range_check CHECK (number >= 1 AND after_id < to_id AND transfers > 0 AND entries >= 0),
     CONSTRAINT chain_blocks_digests_check CHECK (octet_length(content) = 32 AND octet_length(prev_hash) = 32 AND octet_length(hash) = 32)
 );
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON chain_blocks

@@ -42,9 +42,6 @@ I = TypeVar("I")  # noqa: E741  # an item of a batch
 log = structlog.get_logger(__name__)
 
 KEYS_ROUTE: Final = "keys"
-COMMITTERS: Final = 2
-SPLIT_FROM: Final = 16
-"""Two backends write a large batch at once: by key, so that they seldom want the same account."""
 
 
 class LedgerServer(LedgerReads):
@@ -105,18 +102,8 @@ class LedgerServer(LedgerReads):
         return await self._batch("job", look, lookups, self._db.read)
 
     async def spend_many(self, spends: list[Spend]) -> list[Spent | AppError]:
-        """Charge each spend, or refuse it, in one transaction, or in one for each committer when there are many."""
-        parts: list[list[int]] = [[] for _ in range(COMMITTERS if len(spends) >= SPLIT_FROM else 1)]
-        for at, spend in enumerate(spends):
-            parts[spend.credential[0] % len(parts)].append(at)
-        outcomes: dict[int, Spent | AppError] = {}
-
-        async def commit(part: list[int]) -> None:
-            decided = await self._batch("spend", spend_many, [spends[at] for at in part], self._db.run)
-            outcomes.update(zip(part, decided, strict=True))
-
-        await asyncio.gather(*(commit(part) for part in parts if part))
-        return [outcomes[at] for at in range(len(spends))]
+        """Charge each spend, or refuse it, in one transaction."""
+        return await self._batch("spend", spend_many, spends, self._db.run)
 
     async def check_many(self, checks: list[Check]) -> list[Allowance | AppError]:
         """Answer what could be spent now, in two statements."""

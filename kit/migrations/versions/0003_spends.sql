@@ -159,7 +159,8 @@ BEGIN
     RETURN QUERY
     WITH given AS MATERIALIZED (
         SELECT
-            nextval(pg_get_serial_sequence('transfers', 'id')) AS id,
+            -- The row locks gave this transaction its id already, which the chain wants to be older than its numbers.
+            nextval('transfers_id_seq') AS id,
             (SELECT h.id FROM accounts h WHERE h.code = 'revenue:' || g.tool) AS house_id,
             g.*
         FROM unnest(

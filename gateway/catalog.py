@@ -152,7 +152,9 @@ def load_catalog(path: Path = CATALOG_FILE) -> Catalog:
         if task.tool not in tools:
             raise CatalogError(f"{path}: tasks.{name}.tool: no tool is called {task.tool}")
         if tools[task.tool].unit not in UNITS_MILLI:
-            raise CatalogError(f"{path}: tasks.{name}.tool: jobs are not counted by the {tools[task.tool].unit}")
+            raise CatalogError(
+                f"{path}: tasks.{name}.tool: jobs are not counted by the {tools[task.tool].unit}"
+            )
     return Catalog(
         price_version=file.price_version,
         since=file.since,

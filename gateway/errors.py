@@ -50,7 +50,9 @@ class CostExceedsHold(AppError):
 
     @property
     def message(self) -> str:
-        return f"This costs {self.cost_tokens} tokens and the hold has {self.held_tokens}; nothing was charged."
+        return (
+            f"This costs {self.cost_tokens} tokens and the hold has {self.held_tokens}; nothing was charged."
+        )
 
     @property
     def extra(self) -> dict[str, Any]:

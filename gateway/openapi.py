@@ -157,11 +157,14 @@ charged when it succeeds; a failed or canceled job costs nothing. A tool's price
 """
 
 
-def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
-    """Describe a route's refusals by their codes, grouped by status, and say that others look the same."""
+def problems(*refusals: str | AppError) -> dict[int | str, dict[str, Any]]:
+    """Describe a route's refusals, by their codes or as it words them, grouped by status.
+
+    Says that others look the same.
+    """
     described: dict[int | str, dict[str, Any]] = {}
-    for code in codes:
-        sample = _SAMPLES[code]
+    for refusal in refusals:
+        sample = _SAMPLES[refusal] if isinstance(refusal, str) else refusal
         response = described.setdefault(
             sample.status,
             {
@@ -170,7 +173,7 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
                 "content": {"application/json": {"examples": {}}},
             },
         )
-        response["content"]["application/json"]["examples"][code] = {"value": problem_body(sample)}
+        response["content"]["application/json"]["examples"][sample.code] = {"value": problem_body(sample)}
         if sample.retry_after_s is not None:
             response["headers"] = _RETRY_AFTER
     described["default"] = {"model": Problem, "description": "Any other refusal has the same shape."}
@@ -191,8 +194,7 @@ def document(app: FastAPI, catalog: Catalog, base_url: str, version: str) -> Cal
 
 def _document(app: FastAPI, catalog: Catalog, base_url: str, version: str) -> dict[str, Any]:
     offers = "\n".join(
-        f"- `{task.name}`: {task.summary} {task.tool.price_text}, by {task.tool.model}"
-        f" ({task.tool.licence})."
+        f"- `{task.name}`: {task.summary} {task.tool.price_text}, by {task.tool.model} ({task.tool.licence})."
         for task in catalog.tasks.values()
     )
     made = get_openapi(

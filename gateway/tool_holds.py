@@ -75,7 +75,9 @@ async def place_many(
     when the cost may not be spent now, with nothing held.
     """
     payers = await authorise(conn, [command.credential for command in commands])
-    return [await _caught(_place(conn, command, _payer(payers, command.credential), ttl)) for command in commands]
+    return [
+        await _caught(_place(conn, command, _payer(payers, command.credential), ttl)) for command in commands
+    ]
 
 
 async def spend_many(conn: AsyncConnection, commands: Sequence[SpendHeld]) -> list[Spent | AppError]:
@@ -153,7 +155,9 @@ async def _hold(conn: AsyncConnection, account_id: int, hold_id: str) -> Row[Any
     """Return a tool's hold of this account, which is locked. Raises: NotFound, also for the hold of a job."""
     found = (
         await conn.execute(
-            select(holds_table, tool_holds, (holds_table.c.expires_at <= func.clock_timestamp()).label("over"))
+            select(
+                holds_table, tool_holds, (holds_table.c.expires_at <= func.clock_timestamp()).label("over")
+            )
             .join(tool_holds, tool_holds.c.hold_id == holds_table.c.id)
             .where(holds_table.c.id == hold_id, holds_table.c.account_id == account_id)
         )

@@ -37,7 +37,9 @@ class _ToolUse(BaseModel):
     ]
     units: Annotated[
         Units,
-        Field(description="Amount of work in the tool's unit; at most three decimals. The cost is rounded up."),
+        Field(
+            description="Amount of work in the tool's unit; at most three decimals. The cost is rounded up."
+        ),
     ]
 
     @property
@@ -51,7 +53,9 @@ class CheckTool(_ToolUse):
 
     hold: Annotated[
         bool,
-        Field(description="Set the cost aside until `expires_at`; a spend that names the `hold_id` cannot fail."),
+        Field(
+            description="Set the cost aside until `expires_at`; a spend that names the `hold_id` cannot fail."
+        ),
     ] = False
 
 
@@ -85,7 +89,9 @@ class ConsumeCredits(Request):
     credits: Annotated[Credits, Field(description="At most two decimals.", examples=[1.5])]
     reason: Annotated[
         str,
-        Field(min_length=1, max_length=200, description="One line for the statement.", examples=["rendering"]),
+        Field(
+            min_length=1, max_length=200, description="One line for the statement.", examples=["rendering"]
+        ),
         AfterValidator(one_line),
     ]
     idempotency_key: IdempotencyKey = None

@@ -13,6 +13,7 @@ from gateway.responses import REPLAY, in_credits, json_response
 from gateway.tool_answers import CreditsConsumed
 from gateway.tool_schemas import ConsumeCredits
 from kit.errors import InvalidRequest
+from ledger.errors import ReferenceConflict
 from ledger.spends import Spend
 
 router = APIRouter(prefix="/api/v1", tags=["Credits"], route_class=StrictRoute)
@@ -26,7 +27,11 @@ router = APIRouter(prefix="/api/v1", tags=["Credits"], route_class=StrictRoute)
     responses={
         200: {"headers": REPLAYED},
         **problems(
-            *WRITE, "insufficient_credits", "account_frozen", "key_limit_reached", "idempotency_key_reused"
+            *WRITE,
+            "insufficient_credits",
+            "account_frozen",
+            "key_limit_reached",
+            ReferenceConflict("render-001"),
         ),
     },
     openapi_extra=SECURED,

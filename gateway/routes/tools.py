@@ -9,16 +9,18 @@ from starlette.responses import Response
 
 from gateway.bodies import LeanRoute
 from gateway.deps import SECURED, CallerKey, PartsOf, RetryKey
+from gateway.errors import CostExceedsHold
 from gateway.fingerprints import fingerprint
 from gateway.openapi import REPLAYED, WRITE, problems
 from gateway.responses import REPLAY, json_response
 from gateway.tool_answers import ToolChecked, ToolSpent
 from gateway.tool_holds import Held, PlaceHold, SpendHeld
 from gateway.tool_schemas import CheckTool, SpendTool
+from kit.errors import NotFound
+from ledger.errors import InsufficientCredits, ReferenceConflict
 from ledger.spends import Allowance, Check, Spend
 
 router = APIRouter(prefix="/api/v1/tools", tags=["Tools"], route_class=LeanRoute)
-SPEND_REFUSALS = ("insufficient_credits", "account_frozen", "key_limit_reached", "idempotency_key_reused")
 
 
 @router.post(
@@ -26,7 +28,6 @@ SPEND_REFUSALS = ("insufficient_credits", "account_frozen", "key_limit_reached",
     operation_id="checkTool",
     summary="Quote the cost of work",
     response_model=ToolChecked,
-    response_model_exclude_none=True,
     responses={200: {"headers": REPLAYED}, **problems(*WRITE, "idempotency_key_reused")},
     openapi_extra=SECURED,
 )
@@ -57,7 +58,16 @@ async def check_tool(
     response_model=ToolSpent,
     responses={
         200: {"headers": REPLAYED},
-        **problems(*WRITE, *SPEND_REFUSALS, "not_found", "hold_resolved", "cost_exceeds_limit"),
+        **problems(
+            *WRITE,
+            InsufficientCredits(5, 2),
+            "account_frozen",
+            "key_limit_reached",
+            ReferenceConflict("req_2026-07-03_abc123"),
+            NotFound("hold"),
+            "hold_resolved",
+            CostExceedsHold(10, 5),
+        ),
     },
     openapi_extra=SECURED,
 )

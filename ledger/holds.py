@@ -85,7 +85,8 @@ async def capture(
 ) -> int:
     """Charge the actual cost of a pending hold and free the rest; returns the transfer's id.
 
-    Without a `use` the charge is booked under the hold's reference. Raises: HoldResolved when it was resolved before; ValueError for more than was held, or nothing (void it).
+    Without a `use` the charge is booked under the hold's reference.
+    Raises: HoldResolved when it was resolved before; ValueError for more than was held, or nothing (void it).
     """
     hold = await _lock_pending(conn, hold_id)
     if not 0 < amount_tokens <= hold.amount:

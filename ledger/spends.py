@@ -15,7 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from kit.errors import AppError, AuthRequired, Forbidden
+from kit.errors import AppError, AuthRequired
 from ledger import grants
 from ledger.accounts import queries
 from ledger.errors import AccountFrozen, InsufficientCredits, KeyCapReached, ReferenceConflict
@@ -58,8 +58,8 @@ async def spend_many(conn: AsyncConnection, spends: Sequence[Spend]) -> list[Spe
     """Decide each spend in the order given and write the accepted ones, all in the caller's transaction.
 
     Outcomes, in this order: AuthRequired or Forbidden for the key; what the reference's first use was answered, or
-    ReferenceConflict if that was for other units, another reason, a hold or a job; AccountFrozen, InsufficientCredits, KeyCapReached;
-    else Spent. Keys, caps and freezes are read under the accounts' locks, so that no race overruns them.
+    ReferenceConflict if that was for other units, another reason, a hold or a job; AccountFrozen,
+    InsufficientCredits, KeyCapReached; else Spent. Keys, caps and freezes are read under the accounts' locks, so that no race overruns them.
     """
     asked = [
         {

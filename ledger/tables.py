@@ -147,7 +147,8 @@ transfers = Table(
     Index("transfers_reversal_idx", "reverses_id", unique=True, postgresql_where=text("kind = 'reversal'")),
 )
 """`key_id`: who asked. `units_milli`: thousandths of the tool's unit. `free_after`: what a spend left free to spend,
-kept so that a repeat is answered alike; a captured hold has both if a spend named it. `event_at`: when it happened; `created_at`: when it was written."""
+kept so that a repeat is answered alike; a captured hold has both if a spend named it. `event_at`: when it happened;
+`created_at`: when it was written."""
 
 grants = Table(
     "grants",

@@ -36,10 +36,10 @@ async def test_200_charges_and_answers_in_both_units(customer, db, assert_sound)
     await assert_sound(db)
 
 
-@pytest.mark.parametrize(("credits", "tokens"), [("0.01", 1), ("1", 100), ("1.00", 100), ("599.99", 59_999)])
-async def test_credits_are_exact(customer, credits: str, tokens: int):
+@pytest.mark.parametrize(("written", "tokens"), [("0.01", 1), ("1", 100), ("1.00", 100), ("599.99", 59_999)])
+async def test_credits_are_exact(customer, written: str, tokens: int):
     owner = await customer()
-    raw = f'{{"credits": {credits}, "reason": "x"}}'
+    raw = f'{{"credits": {written}, "reason": "x"}}'
     answer = await owner.client.post(
         CONSUME, content=raw, headers={**KEY, "content-type": "application/json"}
     )

@@ -59,7 +59,8 @@ async def spend_many(conn: AsyncConnection, spends: Sequence[Spend]) -> list[Spe
 
     Outcomes, in this order: AuthRequired or Forbidden for the key; what the reference's first use was answered, or
     ReferenceConflict if that was for other units, another reason, a hold or a job; AccountFrozen,
-    InsufficientCredits, KeyCapReached; else Spent. Keys, caps and freezes are read under the accounts' locks, so that no race overruns them.
+    InsufficientCredits, KeyCapReached; else Spent. Keys, caps and freezes are read under the accounts' locks, so that
+    no race overruns them.
     """
     asked = [
         {

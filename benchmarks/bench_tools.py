@@ -58,7 +58,7 @@ def main() -> None:
 
 def run(*, quick: bool) -> dict[str, Any]:
     """Return all figures of one run."""
-    seconds, rounds = (1.5, 1) if quick else (1.5, 15)
+    seconds, rounds = (1.0, 1) if quick else (1.5, 15)
     with _platform() as running, bare_server() as bare_url:
         base = running.settings.base_url
         keys = in_books(running.settings.database_url, _funded_keys)
@@ -66,6 +66,7 @@ def run(*, quick: bool) -> dict[str, Any]:
         targets = {
             "bare": _target(f"{bare_url}/echo", [""], references),
             "empty": _target(f"{base}/empty", keys, references),
+            "empty, unlogged": _target(f"{base}/empty/unlogged", keys, references),
             "check": _target(f"{base}/api/v1/tools/check", keys, references),
             "spend": _target(f"{base}/api/v1/tools/spend", keys, references),
             "spend, one account": _target(f"{base}/api/v1/tools/spend", keys[:1], references),

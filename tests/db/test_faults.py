@@ -214,5 +214,199 @@ async def test_wherever_the_line_is_cut_a_repeat_takes_effect_once(  # noqa: PLR
         if line.cuts == cuts:
             break  # the use case has fewer messages than that
     assert len(refusals) > 3
-    assert sum(refusals) > 0, "a COMMIT without an answer is never repeated unasked"
+    assert sum(refusals) == 1, "a COMMIT without an answer is never repeated unasked, the rest always"
+    await assert_sound(db)
+
+
+@pytest.mark.parametrize("delivered", [True, False], ids=["answer lost", "message lost"])
+async def test_a_batch_whose_commit_got_lost_is_answered_alike_when_it_comes_again(
+    line, shaky, db, customer, assert_sound, delivered
+):
+    ledger = local_ledger(shaky)
+    line.cut_at(b"COMMIT", delivered=delivered)
+    asked = [spend_of(customer, f"{n}") for n in range(20)]
+    lost = await asyncio.gather(*(ledger.spend(s) for s in asked), return_exceptions=True)
+    unheard = [s for s, outcome in zip(asked, lost, strict=True) if isinstance(outcome, Unavailable)]
+    assert unheard
+    charged = await one(db, "SELECT count(*) FROM transfers WHERE kind = 'spend'")
+    assert charged == (20 if delivered else 20 - len(unheard))
+    again = await asyncio.gather(*(ledger.spend(s) for s in asked))
+    assert [o.replayed for o in again] == [delivered or s not in unheard for s in asked]
+    assert await stands(db, customer) == (100_000 - 60, 0)
+    await assert_sound(db)
+
+
+async def test_a_server_that_takes_the_connection_and_says_nothing_is_unavailable(line):
+    line.mute = True
+    server = serve(line.url)
+    async with asyncio.timeout(PATIENCE_S):
+        with pytest.raises(Unavailable):
+            await server.ping()
+    line.mute = False
+    await server.ping()
+    await server.close()
+
+
+async def test_a_connection_tells_when_the_other_host_vanished(line):
+    database = kit_db.Database(line.url)
+    async with database.engine.connect() as conn:
+        driver = (await conn.get_raw_connection()).driver_connection
+        with socket.socket(fileno=socket.dup(driver.pgconn.socket)) as wire:
+            assert wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == kit_db.UNREACHABLE_MS
+            probes = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT]
+            assert [wire.getsockopt(socket.IPPROTO_TCP, probe) for probe in probes] == [4, 2, 3]
+    await database.close()
+
+
+async def test_after_a_failover_the_other_address_is_used(line, second_line, db, customer, assert_sound):
+    url = make_url(line.url)
+    hosts = [f"127.0.0.1:{line.port}", f"127.0.0.1:{second_line.port}"]
+    both = url.set(host=None, port=None, query={"host": hosts}).render_as_string(hide_password=False)
+    server = serve(both)
+    ledger = local_ledger(server)
+    first = await ledger.spend(spend_of(customer, "a"))
+    await line.close()
+    assert told(await ledger.spend(spend_of(customer, "a"))) == told(first)
+    assert (await ledger.spend(spend_of(customer, "b"))).balance_after_tokens == 100_000 - 6
+    await server.close()
+    await assert_sound(db)
+
+
+# -- what Postgres itself refuses ---------------------------------------------------------------------------------
+
+
+async def waiting(db):
+    """Return the backend that waits for a lock, once there is one."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            found = await rows(
+                db,
+                "SELECT pid FROM pg_stat_activity"
+                " WHERE wait_event_type = 'Lock' AND datname = current_database()",
+            )
+            if found:
+                return found[0].pid
+
+
+async def lock_row(conn, customer):
+    await conn.execute(text("SELECT 1 FROM accounts WHERE id = :id FOR UPDATE"), {"id": customer.account_id})
+
+
+async def test_a_spend_whose_backend_is_terminated_is_charged_once(servers, db, customer, assert_sound):
+    ledger = local_ledger(servers[0])
+    async with db.transaction() as holder:
+        await lock_row(holder, customer)
+        spending = asyncio.create_task(ledger.spend(spend_of(customer, "a")))
+        for _ in range(2):
+            pid = await waiting(db)
+            assert await one(db, "SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
+    first = await spending
+    assert not first.replayed
+    assert told(await ledger.spend(spend_of(customer, "a"))) == told(first)
+    assert await stands(db, customer) == (100_000 - 3, 0)
+    await assert_sound(db)
+
+
+async def test_a_lock_that_is_not_had_in_time_is_a_503_and_the_repeat_charges_once(
+    fresh_url, db, customer, customers, assert_sound, monkeypatch
+):
+    monkeypatch.setattr(kit_db, "LOCK_TIMEOUT_MS", 100)
+    server = serve(fresh_url)
+    ledger = local_ledger(server)
+    async with db.transaction() as conn:
+        other = await customers(conn, 10)
+    async with db.transaction() as holder:
+        await lock_row(holder, customer)
+        for _ in range(2):
+            with pytest.raises(Unavailable) as away:
+                await ledger.spend(spend_of(customer, "a"))
+            assert away.value.retry_after_s
+        with pytest.raises(Unavailable):
+            await ledger.submit_job(submit_of(customer, "job"))
+        assert (await ledger.spend(spend_of(other, "a"))).balance_after_tokens == 7
+    first, _ = await until_answered(ledger.spend, spend_of(customer, "a"))
+    assert (first.replayed, first.balance_after_tokens) == (False, 100_000 - 3)
+    assert await stands(db, customer) == (100_000 - 3, 0)
+    await server.close()
+    await assert_sound(db)
+
+
+async def test_a_deadlock_is_resolved_and_each_spend_of_the_batch_is_charged_once(
+    servers, db, superuser, customers, assert_sound
+):
+    async with db.transaction() as conn:
+        low, high = await customers(conn, 100), await customers(conn, 100)
+    batch = [spend_of(low, "a"), spend_of(high, "a")]
+    async with superuser.connect() as rival:
+        await rival.execute(text("SET deadlock_timeout = '60s'"))  # the other side is the one that gives way
+        await rival.execute(text("BEGIN"))
+        await lock_row(rival, high)
+        spending = asyncio.create_task(servers[0].spend_many(batch))
+        await waiting(db)  # it holds the low account and wants the high one
+        await lock_row(rival, low)
+        assert not spending.done()
+        await rival.execute(text("COMMIT"))
+    outcomes = await spending
+    assert [(o.charged_tokens, o.replayed) for o in outcomes] == [(3, False)] * 2
+    assert await servers[1].spend_many(batch) == [
+        Spent(o.transfer_id, 3, o.balance_after_tokens, replayed=True) for o in outcomes
+    ]
+    assert [await stands(db, c) for c in (low, high)] == [(97, 0)] * 2
+    await assert_sound(db)
+
+
+async def test_a_writer_that_froze_in_its_transaction_does_not_keep_the_account(
+    fresh_url, servers, db, customer, monkeypatch, assert_sound
+):
+    monkeypatch.setattr(kit_db, "IDLE_TIMEOUT_MS", 100)
+    frozen = kit_db.Database(fresh_url)
+    async with frozen.engine.connect() as conn:
+        await lock_row(conn, customer)
+        # The lock is had before its own time-out: Postgres ended the transaction that sits on it.
+        spent = await local_ledger(servers[0]).spend(spend_of(customer, "a"))
+        assert spent.balance_after_tokens == 100_000 - 3
+        await conn.invalidate()
+    await frozen.close()
+    await assert_sound(db)
+
+
+async def test_a_migration_under_prepared_statements_is_not_noticed(servers, superuser, customer):
+    server = servers[0]
+    for _ in range(8):  # psycopg prepares what it met five times
+        before = await server.keys(customer.credential)
+    async with superuser.connect() as conn:
+        await conn.execute(text("ALTER TABLE api_keys ALTER COLUMN label TYPE varchar(300)"))
+    for _ in range(8):
+        assert await server.keys(customer.credential) == before
+
+
+# -- two replicas -------------------------------------------------------------------------------------------------
+
+
+async def test_two_replicas_with_the_same_references_at_once_charge_once(
+    servers, db, customers, assert_sound
+):
+    async with db.transaction() as conn:
+        few = [await customers(conn, 10_000) for _ in range(4)]
+    spends = [spend_of(customer, f"{n}") for customer in few for n in range(60)]
+    submits = [(customer, f"job-{n}") for customer in few for n in range(10)]
+
+    async def replica(server, seed):
+        ledger, order = local_ledger(server), random.Random(seed)
+        asked = order.sample(range(len(spends)), len(spends))
+        charged = await asyncio.gather(*(ledger.spend(spends[n]) for n in asked))
+        wanted = order.sample(range(len(submits)), len(submits))
+        queued = await asyncio.gather(*(ledger.submit_job(submit_of(*submits[n])) for n in wanted))
+        return dict(zip(asked, charged, strict=True)), dict(zip(wanted, queued, strict=True))
+
+    (one_spent, one_queued), (other_spent, other_queued) = await asyncio.gather(
+        replica(servers[0], 1), replica(servers[1], 2)
+    )
+    for n in range(len(spends)):
+        assert told(one_spent[n]) == told(other_spent[n])
+        assert sorted([one_spent[n].replayed, other_spent[n].replayed]) == [False, True]
+    for n in range(len(submits)):
+        assert one_queued[n].job_id == other_queued[n].job_id
+        assert sorted([one_queued[n].replayed, other_queued[n].replayed]) == [False, True]
+    assert [await stands(db, customer) for customer in few] == [(10_000 - 60 * 3, 10 * 5)] * 4
     await assert_sound(db)

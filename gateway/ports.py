@@ -144,7 +144,11 @@ class NewFile:
 
 
 class Ledger(Protocol):
-    """The books. Every method raises `kit.errors.Unavailable` while Postgres is away, having written nothing."""
+    """The books. Every method raises `kit.errors.Unavailable` while Postgres is away.
+
+    Then nothing was written, but for one case: the connection was lost while it committed, and nobody knows. The same
+    call with the same reference or idempotency key answers what became of it and takes effect once.
+    """
 
     async def ping(self) -> None:
         """Return when money can move."""

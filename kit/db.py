@@ -150,7 +150,7 @@ class Database:
                     await asyncio.sleep(random.uniform(0, 0.02 * attempt))  # noqa: S311  # jitter, not a secret
                     continue
                 if state in RETRYABLE_STATES:
-                    log.error("retries used up", state=state, work=getattr(work, "__name__", ""))
+                    log.exception("retries used up", state=state, work=getattr(work, "__name__", ""))
                 if state in RETRYABLE_STATES or is_away(error):
                     raise Unavailable("The ledger", 2) from error
                 raise

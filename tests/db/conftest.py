@@ -52,7 +52,9 @@ class Line:
     def url(self) -> str:
         """The address of the database through this line."""
         behind = self._behind
-        through = URL.create(behind.drivername, behind.username, None, "127.0.0.1", self.port, behind.database)
+        through = URL.create(
+            behind.drivername, behind.username, None, "127.0.0.1", self.port, behind.database
+        )
         return through.render_as_string(hide_password=False)
 
     def cut(self, message: int, *, delivered: bool) -> None:

@@ -154,9 +154,7 @@ async def test_a_stop_amid_calls_answers_each_of_them(standing, server, own_db, 
             text("SELECT 1 FROM accounts WHERE id = :id FOR UPDATE"), {"id": customer.account_id}
         )
         spending = asyncio.create_task(ledger.spend(spend_of(customer, "held up")))
-        while not (
-            await holder.execute(text("SELECT 1 FROM pg_locks WHERE NOT granted"))
-        ).all():
+        while not (await holder.execute(text("SELECT 1 FROM pg_locks WHERE NOT granted"))).all():
             await asyncio.sleep(0)
         await stop(standing)
         with pytest.raises(Unavailable):

@@ -224,6 +224,8 @@ async def test_a_standby_takes_no_money_until_it_is_promoted(
         for _ in range(3):
             with pytest.raises(Unavailable):
                 await ledger.spend(spend_of(customer, "after"))
+            with pytest.raises(Unavailable):  # what a standby knows may be old
+                await ledger.balance(customer.credential)
         async with superuser.connect() as conn:
             await conn.execute(text("SELECT pg_promote()"))
     finally:

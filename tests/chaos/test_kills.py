@@ -43,7 +43,7 @@ ACKS_BETWEEN: Final = (10, 150)  # so many answers, from nothing to some batches
 RICH_TOKENS, POOR_TOKENS = 10**9, 200
 RICH, POOR = 16, 4
 SPENDERS, SUBMITTERS, RUNNERS, PAYERS = 20, 4, 2, 2
-PACKAGE: Final = Package("small", "Small", 150, 500, "usd")  # a poor account's next few spends
+PACKAGE: Final = Package("small", "Small", 30, 500, "usd")  # keeps a poor account poor
 PAYMENTS: Final = 400  # more than a storm gets through
 PLACES: Final = {"image": 8}
 

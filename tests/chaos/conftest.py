@@ -42,11 +42,8 @@ class LedgerProcess:
 
     async def start(self) -> None:
         """Start it; calls find it away until it answers."""
-        with (self._socket.parent / f"{self._socket.name}.log").open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tests.chaos.ledger_process", str(self._socket), self._url,
-                cwd=ROOT, stdin=PIPE, stdout=log, stderr=log,
-            )  # fmt: skip
+        command = [sys.executable, "-m", "tests.chaos.ledger_process", str(self._socket), self._url]
+        self._process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdin=PIPE)
 
     async def kill(self) -> None:
         """`kill -9`; returns when it is dead."""

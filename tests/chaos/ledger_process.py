@@ -17,6 +17,7 @@ from typing import Any
 from deployments.ledger import LedgerServer
 from kit.errors import AppError
 from kit.settings import Settings
+from kit.telemetry import configure_logging
 from ledger.spends import Spent
 
 LEASE_S = 1.0  # what a killed process claimed, and told nobody, is free again soon
@@ -58,6 +59,7 @@ def charged(outcomes: list[Any]) -> bool:
 
 
 async def main(socket: str, url: str) -> None:
+    configure_logging("warning")
     ledger = LedgerServer(Settings(database_url=url, secret="of this test alone", lease_s=LEASE_S))
     await asyncio.start_unix_server(Door(ledger).answer, socket)
     await asyncio.to_thread(sys.stdin.read)

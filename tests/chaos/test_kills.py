@@ -40,13 +40,14 @@ SEED: Final = 9
 PLAN: Final = (
     ["ledger"] * 15 + ["ledger before its answer"] * 6 + ["postmaster"] * 9 + ["backend"] * 3 + ["both"]
 )
-ACKS_BETWEEN: Final = (10, 150)  # so many answers, from nothing to some batches, lie between two kills
+ACKS_BETWEEN: Final = (10, 100)  # so many answers, from nothing to some batches, lie between two kills
 RICH_TOKENS, POOR_TOKENS = 10**9, 200
 RICH, POOR = 16, 4
-SPENDERS, SUBMITTERS, RUNNERS, PAYERS = 20, 4, 2, 2
+SPENDERS, SUBMITTERS, RUNNERS, PAYERS = 16, 4, 2, 2
 PACKAGE: Final = Package("small", "Small", 30, 500, "usd")  # keeps a poor account poor
 PAYMENTS: Final = 400  # more than a storm gets through
 PLACES: Final = {"image": 8}
+SWEEPS: Final = 0.1  # to a claim: a sweep takes ten times as long
 START_S: Final = 120.0  # a recovery takes a second; a machine may be slow
 
 T = TypeVar("T")
@@ -147,7 +148,8 @@ class Storm:
                 done = Settlement(job.id, job.fence, [output_of(job)], charge, {})
                 if await self._until_answered(rng, lambda b, d=done: b.settle_job(d)) == "succeeded":
                     self.receipts.settled[job.id] = charge
-            await self._until_answered(rng, lambda b: b.sweep())
+            if rng.random() < SWEEPS:
+                await self._until_answered(rng, lambda b: b.sweep())
 
     async def _jobs_left(self) -> bool:
         with psycopg.connect(self._server.dsn) as conn:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import pickle
+import runpy
 import shutil
-import sys
+import signal
 import tempfile
-from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +23,9 @@ from kit import migrate
 from kit.errors import Unavailable
 from kit.postgres import EmbeddedPostgres
 
-ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("ledger_process.py")
+WARM = multiprocessing.get_context("forkserver")
+WARM.set_forkserver_preload(["deployments.ledger"])  # a second of imports, at each of some twenty starts
 
 
 class LedgerProcess:
@@ -29,7 +33,7 @@ class LedgerProcess:
 
     def __init__(self, socket: Path, url: str) -> None:
         self._socket, self._url = socket, url
-        self._process: Process | None = None
+        self._process: BaseProcess | None = None
 
     @property
     def books(self) -> Ledger:
@@ -38,12 +42,15 @@ class LedgerProcess:
 
     @property
     def alive(self) -> bool:
-        return self._process is not None and self._process.returncode is None
+        return self._process is not None and self._process.is_alive()
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Start it; calls find it away until it answers."""
-        command = [sys.executable, "-m", "tests.chaos.ledger_process", str(self._socket), self._url]
-        self._process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdin=PIPE)
+        asked = {"SOCKET": str(self._socket), "DATABASE_URL": self._url}
+        self._process = WARM.Process(
+            target=runpy.run_path, args=(str(SCRIPT), asked, "__main__"), daemon=True
+        )
+        self._process.start()
 
     async def kill(self) -> None:
         """`kill -9`; returns when it is dead."""
@@ -55,9 +62,10 @@ class LedgerProcess:
     async def died(self) -> None:
         """Return when it was killed, by whomever."""
         assert self._process
-        assert self._process.stdin
-        assert await self._process.wait() == -9
-        self._process.stdin.close()
+        await asyncio.to_thread(self._process.join)
+        assert self._process.exitcode == -signal.SIGKILL
+        self._process.close()
+        self._process = None
 
     async def call(self, method: str, *args: Any) -> Any:
         """Call a method of its LedgerServer. Raises: Unavailable when no whole answer comes."""
@@ -103,7 +111,7 @@ def replicas(durable: EmbeddedPostgres) -> Iterator[Replicas]:
         processes = [LedgerProcess(folder / f"ledger-{n}", durable.url) for n in range(count)]
         try:
             for process in processes:
-                await process.start()
+                process.start()
             yield processes
         finally:
             for process in processes:

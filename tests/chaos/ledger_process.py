@@ -1,16 +1,16 @@
-"""A replica of the Ledger in a process of its own: `python -m tests.chaos.ledger_process SOCKET DATABASE_URL`.
+"""A replica of the Ledger in a process of its own, run as a script with the globals SOCKET and DATABASE_URL.
 
 Answers one call a connection, pickled both ways as Ray would; told by "doom", it kills itself at a certain call. It
-ends with its standard input, so that a test that dies leaves nothing behind.
+ends with the process that started it, so that a test that dies leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import pickle
 import signal
-import sys
 import traceback
 from typing import Any
 
@@ -62,8 +62,10 @@ async def main(socket: str, url: str) -> None:
     configure_logging("warning")
     ledger = LedgerServer(Settings(database_url=url, secret="of this test alone", lease_s=LEASE_S))
     await asyncio.start_unix_server(Door(ledger).answer, socket)
-    await asyncio.to_thread(sys.stdin.read)
+    starter = multiprocessing.parent_process()
+    assert starter
+    await asyncio.to_thread(starter.join)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    asyncio.run(main(globals()["SOCKET"], globals()["DATABASE_URL"]))

@@ -197,14 +197,14 @@ class Storm:
     async def _kill_ledger(self, place: int) -> None:
         await self._ledgers[place].kill()
         self.receipts.kills["ledger"] += 1
-        await self._ledgers[place].start()
+        self._ledgers[place].start()
 
     async def _doom_ledger(self, place: int) -> None:
         """The worst moment: a batch is committed and nobody has heard of it."""
         await self._ledgers[place].call("doom", "spend_many", "after")
         await self._ledgers[place].died()
         self.receipts.kills["ledger"] += 1
-        await self._ledgers[place].start()
+        self._ledgers[place].start()
 
     async def _kill_postmaster(self) -> None:
         pid = recorded_pid(self._server.cluster_dir)

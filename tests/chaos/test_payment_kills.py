@@ -107,7 +107,7 @@ async def test_a_purchase_is_granted_once_whichever_step_its_webhook_dies_at(  #
     with pytest.raises(Unavailable):  # so that Stripe sends it again
         await deliver()
     await process.died()
-    await process.start()
+    process.start()
 
     async def claim() -> Claim | AlreadyClaimed:
         try:

@@ -16,7 +16,7 @@ import orjson
 from gateway.ports import FinishedJob, StoredFile
 from gateway.responses import credits_text, dump, units_text
 from kit.settings import Settings
-from kit.signing import BadSignature, SigningKeys, verify
+from kit.signing import BadSignature, SigningKeys, unverified_payload, verify
 
 TYPE: Final = "farebox-receipt"
 """Stands in the signature's header: no other document that these keys sign is taken for a receipt."""
@@ -77,6 +77,17 @@ def read_receipt(text: str) -> dict[str, Any]:
     return dict(found)
 
 
+def signed_issuer(shown: Mapping[str, Any]) -> str:
+    """Return who a receipt says it is from, before anything was verified. Raises: BadSignature."""
+    try:
+        issuer = json.loads(unverified_payload(str(shown.get("jws"))))["issuer"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadSignature("is not a receipt: it names no issuer") from error
+    if not isinstance(issuer, str):
+        raise BadSignature("is not a receipt: it names no issuer")
+    return issuer
+
+
 def verify_receipt(shown: Mapping[str, Any], jwks: Any) -> dict[str, Any]:
     """Return the fields that were signed, if one of the keys signed them and what is shown beside is the same.
 
@@ -88,12 +99,16 @@ def verify_receipt(shown: Mapping[str, Any], jwks: Any) -> dict[str, Any]:
     payload = verify(jws, jwks, TYPE)
     fields: dict[str, Any] = orjson.loads(payload)
     beside = {name: value for name, value in shown.items() if name not in ("ok", "jws")}
-    if beside and beside != fields:
-        wrong = sorted(
-            name for name in fields.keys() | beside.keys() if fields.get(name, ...) != beside.get(name, ...)
-        )
+    if beside and (wrong := sorted(name for name in {*fields, *beside} if not _same(name, fields, beside))):
         raise BadSignature(f"differs from what was signed: {', '.join(wrong)}")
     return fields
+
+
+def _same(name: str, signed: Mapping[str, Any], shown: Mapping[str, Any]) -> bool:
+    """Compare texts of JSON, to which `true`, `1` and `1.0` are three things."""
+    if name not in signed or name not in shown:
+        return False
+    return json.dumps(signed[name], sort_keys=True) == json.dumps(shown[name], sort_keys=True)
 
 
 def _canonical(fields: Mapping[str, Any]) -> bytes:

@@ -75,7 +75,9 @@ class SigningKeys:
 
     def sign(self, payload: bytes, typ: str) -> str:
         """Return the payload signed, as compact JWS; equal payloads give equal texts."""
-        return _jws.encode(payload, self._private, ALGORITHM, {"kid": self.kid, "typ": typ}, sort_headers=True)
+        return _jws.encode(
+            payload, self._private, ALGORITHM, {"kid": self.kid, "typ": typ}, sort_headers=True
+        )
 
     @property
     def jwks(self) -> dict[str, Any]:
@@ -113,7 +115,18 @@ def verify(jws: str, jwks: Any, typ: str) -> bytes:
     try:
         payload: bytes = _jws.decode_complete(jws, key, algorithms=[ALGORITHM])["payload"]
     except (PyJWTError, ValueError) as error:
-        raise BadSignature("does not match its signature: it was changed, or never signed by that key") from error
+        raise BadSignature(
+            "does not match its signature: it was changed, or never signed by that key"
+        ) from error
+    return payload
+
+
+def unverified_payload(jws: str) -> bytes:
+    """Return what a signature claims to sign: good for finding keys, never to be believed. Raises: BadSignature."""
+    try:
+        payload: bytes = _jws.decode_complete(jws, options={"verify_signature": False})["payload"]
+    except (PyJWTError, ValueError) as error:
+        raise BadSignature("is not a signature in compact form (three parts with dots between)") from error
     return payload
 
 

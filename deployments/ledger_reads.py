@@ -1,6 +1,7 @@
 """What a caller may ask of the past: balances, statements, usage, costs, ended jobs.
 
-Part of the Ledger deployment; reads alone. The key is checked first, in a statement of its own; each answer is the account's behind it and nobody else's.
+Part of the Ledger deployment; reads alone. The key is checked first, in a statement of its own;
+each answer is the account's behind it and nobody else's.
 """
 
 from __future__ import annotations

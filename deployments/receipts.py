@@ -52,9 +52,11 @@ def verify(
         shown = read_receipt(_read(file))
         source = jwks or _issuers_keys(signed_issuer(shown))
         fields = verify_receipt(shown, _keys(source))
-    except (BadSignature, BadKeys) as refusal:
+    except BadSignature as refusal:
         errors.print(f"[red]not valid:[/] the receipt {escape(str(refusal))}", soft_wrap=True)
         raise typer.Exit(1) from None
+    except BadKeys as refusal:
+        raise RuntimeError(f"{source} {refusal}") from refusal
     _print(fields, source)
 
 
@@ -79,7 +81,7 @@ def _issuers_keys(issuer: str) -> str:
     """Return where an issuer publishes its keys. Plain HTTP is for this machine: elsewhere anyone could answer."""
     place = urlsplit(issuer)
     if place.scheme != "https" and not (place.scheme == "http" and _is_loopback(place.hostname or "")):
-        raise BadSignature(f"names an issuer without HTTPS ({issuer}); get its keys yourself and give --jwks")
+        raise BadSignature(f"names an issuer without HTTPS ({issuer!r}); get its keys yourself and give --jwks")
     return issuer.rstrip("/") + JWKS_PATH
 
 

@@ -9,7 +9,11 @@
 
   const bytesOf = (text) => {
     if (!/^[A-Za-z0-9_-]*$/.test(text)) throw new Refusal("It is not a signature in compact form.");
-    return Uint8Array.from(atob(text.replaceAll("-", "+").replaceAll("_", "/")), (char) => char.charCodeAt(0));
+    try {
+      return Uint8Array.from(atob(text.replaceAll("-", "+").replaceAll("_", "/")), (char) => char.charCodeAt(0));
+    } catch {
+      throw new Refusal("It is not a signature in compact form.");
+    }
   };
   const jsonOf = (part) => JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytesOf(part)));
   const base64url = (bytes) =>

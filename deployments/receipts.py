@@ -81,7 +81,9 @@ def _issuers_keys(issuer: str) -> str:
     """Return where an issuer publishes its keys. Plain HTTP is for this machine: elsewhere anyone could answer."""
     place = urlsplit(issuer)
     if place.scheme != "https" and not (place.scheme == "http" and _is_loopback(place.hostname or "")):
-        raise BadSignature(f"names an issuer without HTTPS ({issuer!r}); get its keys yourself and give --jwks")
+        raise BadSignature(
+            f"names an issuer without HTTPS ({issuer!r}); get its keys yourself and give --jwks"
+        )
     return issuer.rstrip("/") + JWKS_PATH
 
 
@@ -117,9 +119,9 @@ def _print(fields: dict[str, Any], source: str) -> None:
         else:
             rows.append((name, "-" if value is None else str(value)))
     if not console.is_terminal:
-        console.print("valid")
+        typer.echo("valid")
         for name, value in rows:
-            console.print(f"{name}\t{value}", soft_wrap=True, markup=False)
+            typer.echo(f"{name}\t{value}")
         return
     table = Table(title="[green]This receipt is valid[/]", show_header=False)
     table.add_column(style="bold", no_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, date, datetime
 from typing import Annotated
 
@@ -31,7 +32,7 @@ def _instant(sent: object) -> datetime:
 
 def _day(sent: object) -> date:
     try:
-        if isinstance(sent, str) and len(sent) == len("2027-01-31"):
+        if isinstance(sent, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", sent, re.ASCII):  # no ISO weeks
             return date.fromisoformat(sent)
     except ValueError:
         pass

@@ -185,13 +185,9 @@ async def test_keys_of_files_sign_and_the_old_one_goes_on_to_verify(
 ):
     receipt, old = paid
     key = Ed25519PrivateKey.generate()
-    (tmp_path / "new.pem").write_bytes(
-        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    )
+    (tmp_path / "new.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     (tmp_path / "old.json").write_text(json.dumps(old))
-    told = Settings(
-        **{**settings.model_dump(), "receipt_keys": f"{tmp_path}/new.pem, {tmp_path}/old.json"}
-    )
+    told = Settings(**{**settings.model_dump(), "receipt_keys": f"{tmp_path}/new.pem, {tmp_path}/old.json"})
     app = create_app(told, stub_ledger, models, None, objects)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://t") as web:
         jwks = (await web.get(JWKS)).json()

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from deployments.ledger import LedgerServer
 from gateway import usage as usage_module
 from gateway.leases import Settlement
-from gateway.ports import SubmitJob
+from gateway.ports import StoredFile, SubmitJob
 from gateway.usage import DIMENSIONS, EVERY_DIMENSION, usage
 from kit.errors import InvalidRequest
 from kit.ids import new_id
@@ -47,8 +47,11 @@ async def run_job(server, customer, task, tool, cost):
     )
     (receipt,) = await server.submit_job_many([command])
     assert receipt.job_id == job_id
+    output = StoredFile(
+        new_id("file"), "0.png", f"outputs/{job_id}", "image/png", 1, "0" * 64, datetime.now(UTC), job_id
+    )
     (claimed,) = await server.claim_jobs("runner", {"image": 1}, 0.0)
-    await server.settle_job(Settlement(job_id, claimed.fence, [], cost, {}))
+    await server.settle_job(Settlement(job_id, claimed.fence, [output], cost, {}))
     return job_id
 
 

@@ -180,7 +180,7 @@ def test_what_is_no_receipt_is_refused(text):
         verify_receipt(read_receipt(text), {"keys": []})
 
 
-async def test_keys_of_files_sign_and_the_old_one_goes_on_to_verify(
+async def test_keys_of_files_sign_and_the_old_one_goes_on_to_verify(  # noqa: PLR0917
     paid, settings, stub_ledger, models, objects, tmp_path
 ):
     receipt, old = paid
@@ -198,7 +198,7 @@ async def test_keys_of_files_sign_and_the_old_one_goes_on_to_verify(
 def test_a_key_file_that_is_none_is_refused_by_the_settings(monkeypatch, tmp_path):
     monkeypatch.setenv("FAREBOX_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("FAREBOX_RECEIPT_KEYS", str(tmp_path / "missing.pem"))
-    with pytest.raises(SettingsError, match="FAREBOX_RECEIPT_KEYS.*missing.pem"):
+    with pytest.raises(SettingsError, match=r"FAREBOX_RECEIPT_KEYS.*missing\.pem"):
         load_settings()
 
 

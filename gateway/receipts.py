@@ -101,7 +101,7 @@ def verify_receipt(shown: Mapping[str, Any], jwks: Any) -> dict[str, Any]:
     beside = {name: value for name, value in shown.items() if name not in ("ok", "jws")}
     if beside and (wrong := sorted(name for name in {*fields, *beside} if not _same(name, fields, beside))):
         raise BadSignature(f"differs from what was signed: {', '.join(wrong)}")
-    return fields
+    return {"issuer": fields["issuer"], **fields}  # whom it is from comes first where it is shown
 
 
 def _same(name: str, signed: Mapping[str, Any], shown: Mapping[str, Any]) -> bool:

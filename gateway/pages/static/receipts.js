@@ -79,7 +79,7 @@
     const names = Object.keys(beside).length ? [...new Set([...Object.keys(fields), ...Object.keys(beside)])] : [];
     const wrong = names.filter((name) => !same(fields[name], beside[name]));
     if (wrong.length) throw new Refusal(`It differs from what was signed: ${wrong.sort().join(", ")}.`);
-    return fields;
+    return { issuer: fields.issuer, ...fields }; // whom it is from comes first
   };
 
   const say = (text, kind) => {

@@ -16,7 +16,8 @@ from gateway.middleware import Edge
 from gateway.openapi import document
 from gateway.ports import Ledger, Models
 from gateway.problems import add_problem_handlers
-from gateway.routes import balance, files, keys, media, operations, pages, purchases
+from gateway.receipts import receipt_keys
+from gateway.routes import balance, files, keys, media, operations, pages, purchases, receipts, usage
 from gateway.schemas import INPUTS
 from kit.settings import Settings
 from kit.storage import ObjectStore, UrlSigner
@@ -37,7 +38,7 @@ NO_TELEMETRY: Final = {
 }
 """FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
 
-ROUTERS: Final = (balance, media, operations, keys, files, purchases, pages)
+ROUTERS: Final = (balance, media, operations, keys, usage, receipts, files, purchases, pages)
 """Matched in this order, one after the other: what is polled comes first."""
 
 
@@ -86,6 +87,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
         objects=objects,
         catalog=catalog,
         signer=UrlSigner(settings.secret.get_secret_value().encode()),
+        receipt_keys=receipt_keys(settings),
         key_pattern=key_pattern(settings.key_brand),
         health=Kept(health.probe, HEALTH_KEPT_S),
         trial_balance=Kept(ledger.trial_balance, TRIAL_BALANCE_KEPT_S),

@@ -34,8 +34,14 @@ ROUTES = {
     "GET /api/v1/files/{file_id}/content",
     "POST /api/v1/webhooks/stripe",
     "GET /api/v1/ledger/trial-balance",
+    "GET /api/v1/usage",
+    "GET /api/v1/statement",
+    "GET /api/v1/cost",
+    "GET /api/v1/media/jobs/{job_id}/receipt",
+    "GET /api/v1/jobs/{job_id}/receipt",
+    "GET /.well-known/jwks.json",
 }
-PUBLIC = {"getHealth", "listPackages", "claimStripeKey", "receiveStripeWebhook", "getTrialBalance"}
+PUBLIC = {"getHealth", "listPackages", "claimStripeKey", "receiveStripeWebhook", "getTrialBalance", "getJwks"}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Jobs and files. A job carries its lease and fencing token; it ends once, by trigger."""
+"""Jobs, files and the holds of tools. A job carries its lease and fencing token; it ends once, by trigger."""
 
 from __future__ import annotations
 
@@ -85,6 +85,16 @@ files = Table(
     Index("files_account_idx", "account_id", "id", postgresql_where=text("deleted_at IS NULL")),
 )
 """`job_id` is set for a model's output and empty for a caller's upload. `facts`: width, height, seed, ..."""
+
+tool_holds = Table(
+    "tool_holds",
+    metadata,
+    Column("hold_id", Text, ForeignKey("holds.id"), primary_key=True),
+    Column("tokens", BigInteger, nullable=False),
+    Column("per_units", BigInteger, nullable=False),
+    CheckConstraint("tokens > 0 AND per_units > 0", name="price"),
+)
+"""The price that a tool's hold was quoted at: `tokens` for each `per_units` units. Append-only, by trigger."""
 
 idempotency = Table(
     "idempotency",

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
-from bare import bare_server, front_port
-from load import Measured, measure
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.bare import bare_server, front_port
+from benchmarks.load import Measured, measure
 from deployments.books import in_books
 from deployments.cli import Steps
 from deployments.launcher import Launcher

@@ -23,11 +23,11 @@ from typing import Any, Final
 
 import httpx
 import yaml
-from bare import bare_server, front_port
-from load import Measured, Request, exchange, head
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.bare import bare_server, front_port
+from benchmarks.load import Measured, Request, exchange, head
 from deployments.books import in_books
 from deployments.cli import Steps
 from deployments.launcher import ROOT, SERVE_CONFIG, Launcher
@@ -109,7 +109,7 @@ def _row(name: str, found: list[Measured], seen: dict[str, list[Measured]]) -> d
 
     def by(other: str, figure: str) -> float:
         pairs = zip(found, seen[other], strict=True)
-        return round(statistics.median(getattr(m, figure) / getattr(o, figure) for m, o in pairs), 2)
+        return float(round(statistics.median(getattr(m, figure) / getattr(o, figure) for m, o in pairs), 2))
 
     return {
         "target": name,

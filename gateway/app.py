@@ -16,6 +16,7 @@ from gateway.middleware import Edge
 from gateway.openapi import document
 from gateway.ports import Ledger, Models
 from gateway.problems import add_problem_handlers
+from gateway.receipts import receipt_keys
 from gateway.routes import (
     balance,
     consumption,
@@ -26,7 +27,9 @@ from gateway.routes import (
     pages,
     pricing,
     purchases,
+    receipts,
     tools,
+    usage,
 )
 from gateway.schemas import INPUTS
 from kit.settings import Settings
@@ -48,7 +51,9 @@ NO_TELEMETRY: Final = {
 }
 """FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
 
-ROUTERS: Final = (tools, balance, media, operations, keys, files, consumption, purchases, pricing, pages)
+ROUTERS: Final = (
+    tools, balance, media, operations, keys, usage, receipts, files, consumption, purchases, pricing, pages,
+)  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 
 
@@ -97,6 +102,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
         objects=objects,
         catalog=catalog,
         signer=UrlSigner(settings.secret.get_secret_value().encode()),
+        receipt_keys=receipt_keys(settings),
         key_pattern=key_pattern(settings.key_brand),
         health=Kept(health.probe, HEALTH_KEPT_S),
         trial_balance=Kept(ledger.trial_balance, TRIAL_BALANCE_KEPT_S),

@@ -17,6 +17,7 @@ from gateway.kept import Kept
 from gateway.ports import Credential, Ledger
 from kit.errors import AuthRequired, InvalidRequest, NotFound
 from kit.settings import Settings
+from kit.signing import SigningKeys
 from kit.storage import ObjectStore, UrlSigner
 from ledger.audit import TrialBalance
 from ledger.keys import hash_key
@@ -40,6 +41,7 @@ class Parts:
     objects: ObjectStore
     catalog: Catalog
     signer: UrlSigner
+    receipt_keys: SigningKeys
     key_pattern: re.Pattern[str]
     health: Kept[tuple[int, bytes]]
     trial_balance: Kept[TrialBalance]

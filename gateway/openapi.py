@@ -16,7 +16,7 @@ from pydantic.json_schema import models_json_schema
 from gateway.answers import Problem
 from gateway.catalog import Catalog
 from gateway.documented import ANSWERS, REQUESTS
-from gateway.errors import CostExceedsLimit, IdempotencyKeyReused, TooManyFiles
+from gateway.errors import CostExceedsLimit, IdempotencyKeyReused, JobNotFinished, TooManyFiles
 from gateway.problems import problem_body
 from gateway.schemas import INPUTS
 from kit.errors import (
@@ -55,6 +55,7 @@ _SAMPLES: Final[dict[str, AppError]] = {
         NotFound("job"),
         IdempotencyKeyReused("job-001"),
         CostExceedsLimit(100, 50),
+        JobNotFinished("running"),
         HoldResolved("expired"),
         AmbiguousPrefix(["abcde0F3kq", "abcdeZ81mm"]),
         TooManyFiles(1000),
@@ -120,6 +121,9 @@ WEBHOOK: Final[dict[str, Any]] = {
     ],
     "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
 }
+CSV: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": {"text/csv": {"schema": {"type": "string"}}}},
+}
 CONTENT: Final[dict[int | str, dict[str, Any]]] = {
     200: {
         "description": "The bytes, under the file's own type.",
@@ -136,6 +140,10 @@ _TAGS: Final = [
     {
         "name": "Media jobs",
         "description": "Submit, poll, cancel. A job is paid when it succeeds, and only then.",
+    },
+    {
+        "name": "Usage",
+        "description": "What was spent, on what and when; statements, and signed receipts.",
     },
     {"name": "Files", "description": "Uploads and outputs."},
     {"name": "Webhooks", "description": "For the payment provider."},

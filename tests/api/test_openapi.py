@@ -34,6 +34,12 @@ ROUTES = {
     "GET /api/v1/files/{file_id}/content",
     "POST /api/v1/webhooks/stripe",
     "GET /api/v1/ledger/trial-balance",
+    "GET /api/v1/usage",
+    "GET /api/v1/statement",
+    "GET /api/v1/cost",
+    "GET /api/v1/media/jobs/{job_id}/receipt",
+    "GET /api/v1/jobs/{job_id}/receipt",
+    "GET /.well-known/jwks.json",
     "POST /api/v1/tools/check",
     "POST /api/v1/tools/spend",
     "GET /api/v1/pricing",
@@ -46,6 +52,7 @@ PUBLIC = {
     "receiveStripeWebhook",
     "getTrialBalance",
     "getPricing",
+    "getJwks",
 }
 NEVER_REFUSED = {"listPackages", "getPricing"}
 

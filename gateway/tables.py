@@ -1,4 +1,4 @@
-"""Jobs and files. A job carries its lease and fencing token; it ends once, by trigger."""
+"""Jobs, files and the counters of requests. A job carries its lease and fencing token; it ends once, by trigger."""
 
 from __future__ import annotations
 
@@ -96,3 +96,15 @@ idempotency = Table(
     CheckConstraint("length(key) BETWEEN 1 AND 255", name="key"),
 )
 """The first answer of a write, stored in the write's own transaction."""
+
+rate_counters = Table(
+    "rate_counters",
+    metadata,
+    Column("bucket", Text, primary_key=True),
+    Column("identity", Text, primary_key=True),
+    Column("taken", BigInteger, nullable=False),
+    Column("resets_at", DateTime(timezone=True), nullable=False),
+    CheckConstraint("taken > 0", name="taken"),
+    prefixes=["UNLOGGED"],
+)
+"""How many requests an identity made in the window that ends at `resets_at`."""

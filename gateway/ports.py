@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, Literal, Protocol
 
+from gateway.quotas import Quota, Take
 from ledger.audit import TrialBalance
 from ledger.balances import Balance
 from ledger.keys import ApiKey, Caller, NewApiKey
@@ -144,10 +145,16 @@ class NewFile:
 
 
 class Ledger(Protocol):
-    """The books. Every method raises `kit.errors.Unavailable` while Postgres is away, having written nothing."""
+    """The books. Every method raises `kit.errors.Unavailable` while Postgres is away, having written nothing.
+
+    The first call that a limited request makes counts it, and raises `RateLimited` in place of doing anything.
+    """
 
     async def ping(self) -> None:
         """Return when money can move."""
+
+    async def take(self, take: Take) -> Quota:
+        """Count a request, by one count for all replicas. Raises: RateLimited."""
 
     async def whoami(self, credential: Credential) -> Caller:
         """Raises: AuthRequired, Forbidden (suspended)."""

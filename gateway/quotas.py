@@ -59,10 +59,15 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """The outcome of a call that carried a take, with what is left. A refused take is the outcome itself."""
+    """The outcome of a call that carried a take, with what is left. `outcome` may be the call's own error."""
 
     quota: Quota
     outcome: object
+
+
+def used_up(refusal: RateLimited) -> Quota:
+    """Return the quota of a refused request."""
+    return Quota(refusal.bucket, refusal.limit, refusal.window_s, 0, refusal.wait_s)
 
 
 async def take_many(conn: AsyncConnection, takes: Sequence[Take]) -> list[Quota | AppError]:

@@ -84,6 +84,18 @@ class Settings(BaseSettings):
     url_ttl_s: int = Field(default=3600, ge=1)
     """A download URL lives an hour: long enough for a person, short enough for a leaked log line."""
 
+    limit_key: int = Field(default=60_000, ge=0)
+    """Requests a minute of one key on tool, job and other routes: as many as a laptop's front door carries from all
+    callers together, so that it stops a loop gone wild and no honest load. Here and below: 0 is no limit."""
+    limit_sensitive_auth: int = Field(default=20, ge=0)
+    """Requests a minute of one user, e-mail or checkout session for claims, codes and keys, as published."""
+    limit_referral_read: int = Field(default=60, ge=0)
+    limit_referral_apply: int = Field(default=10, ge=0)
+    limit_purchase: int = Field(default=60, ge=0)
+    """Checkouts a minute of one user or e-mail: each opens a session at the provider."""
+    trusted_proxies: int = Field(default=0, ge=0, le=10)
+    """Your proxies in front that append to `X-Forwarded-For`. With 0 callers' addresses are unknown and not counted."""
+
     lease_s: float = Field(default=15.0, gt=0)
     """A runner renews every third of it; a dead runner's job is taken over after it."""
     job_attempts: int = Field(default=3, ge=1)

@@ -27,6 +27,7 @@ from gateway.ports import (
     StoredFile,
     SubmitJob,
 )
+from gateway.quotas import Quota, Take
 from kit.db import Database
 from kit.errors import AuthRequired, NotFound
 from kit.settings import Settings
@@ -74,6 +75,11 @@ class StubLedger:
         self.calls.append("ping")
         if self.broken is not None:
             raise self.broken
+
+    async def take(self, take: Take) -> Quota:
+        if self.broken is not None:
+            raise self.broken
+        return Quota(take.bucket, take.limit, take.window_s, take.limit - 1, take.window_s)
 
     async def whoami(self, credential: bytes) -> Caller:
         self._caller("whoami", credential)

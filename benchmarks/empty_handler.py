@@ -1,6 +1,6 @@
 """The platform with routes that do nothing: what an answer costs before any work is done for it.
 
-Replicas import this file by its name: its directory is on their path.
+Replicas import it by its name.
 """
 
 from fastapi import FastAPI

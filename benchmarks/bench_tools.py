@@ -46,7 +46,9 @@ TARGETS: Final = {"share": 0.6, "p99": 3.0}
 def main() -> None:
     """Run, print the table, keep the figures."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--quick", action="store_true", help="under 50 s: one short round of the first routes")
+    options.add_argument(
+        "--quick", action="store_true", help="under 50 s: one short round of the first routes"
+    )
     options.add_argument("--json", type=Path, help="write the figures here")
     chosen = options.parse_args()
     report = run(quick=chosen.quick)

@@ -20,6 +20,7 @@ from deployments.models.contract import GenerateRequest, Output, Progress
 from gateway.ports import Job, JobReceipt, Ledger, ModelState, SubmitJob
 from kit.errors import AppError, Unavailable
 from ledger.balances import Balance
+from ledger.keys import Credential
 from ledger.spends import Allowance, Check, Spend, Spent
 
 log = structlog.get_logger(__name__)
@@ -81,15 +82,15 @@ class LedgerClient:
 
     def __init__(self, call: Call) -> None:
         self._call = call
-        self._balance: Coalescer[bytes, Balance] = Coalescer(lambda items: call("balance_many", items))
+        self._balance: Coalescer[Credential, Balance] = Coalescer(lambda items: call("balance_many", items))
         self._submit: Coalescer[SubmitJob, JobReceipt] = Coalescer(
             lambda items: call("submit_job_many", items)
         )
-        self._job: Coalescer[tuple[bytes, str], Job] = Coalescer(lambda items: call("job_many", items))
+        self._job: Coalescer[tuple[Credential, str], Job] = Coalescer(lambda items: call("job_many", items))
         self._spend: Coalescer[Spend, Spent] = Coalescer(lambda items: call("spend_many", items))
         self._check: Coalescer[Check, Allowance] = Coalescer(lambda items: call("check_many", items))
 
-    async def balance(self, credential: bytes) -> Balance:
+    async def balance(self, credential: Credential) -> Balance:
         """Read a balance together with everyone else who asks now."""
         return await self._balance(credential)
 
@@ -97,7 +98,7 @@ class LedgerClient:
         """Submit a job together with everyone else who submits now."""
         return await self._submit(command)
 
-    async def job(self, credential: bytes, job_id: str) -> Job:
+    async def job(self, credential: Credential, job_id: str) -> Job:
         """Look at a job together with everyone else who polls now."""
         return await self._job((credential, job_id))
 

@@ -15,7 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.ports import StatementQuery
 from kit.db import Database
 from kit.telemetry import ledger_seconds
-from ledger import keys, statements
+from ledger import keys, scopes, statements
+from ledger.keys import Credential
 from ledger.statements import Cost, Statement, Usage
 
 P = ParamSpec("P")
@@ -27,7 +28,7 @@ class LedgerReads:
 
     _db: Database
 
-    async def balance_at(self, credential: bytes, at: datetime) -> int:
+    async def balance_at(self, credential: Credential, at: datetime) -> int:
         """Return the caller's balance at a time."""
         return await self._read("balance_at", credential, statements.balance_at, at)
 
@@ -43,24 +44,24 @@ class LedgerReads:
             until=query.until,
         )
 
-    async def usage(self, credential: bytes, since: date, until: date) -> list[Usage]:
+    async def usage(self, credential: Credential, since: date, until: date) -> list[Usage]:
         """Return the caller's usage by day, tool and key."""
         return await self._read("usage", credential, statements.usage, since, until)
 
-    async def cost(self, credential: bytes, reference: str, tool: str | None) -> Cost:
+    async def cost(self, credential: Credential, reference: str, tool: str | None) -> Cost:
         """Return what one of the caller's references cost."""
         return await self._read("cost", credential, statements.cost_of, reference, tool)
 
     async def _read(
         self,
         method: str,
-        credential: bytes,
+        credential: Credential,
         work: Callable[Concatenate[AsyncConnection, int, P], Awaitable[T]],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
         async def read(conn: AsyncConnection) -> T:
-            caller = await keys.caller_of(conn, credential)
+            caller = await keys.caller_of(conn, credential, scopes.READ)
             return await work(conn, caller.account_id, *args, **kwargs)
 
         began = time.perf_counter()

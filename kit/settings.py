@@ -15,6 +15,8 @@ from typing import Literal
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from kit.addresses import Network, network
+
 Profile = Literal["tiny", "small", "gpu"]
 
 
@@ -44,6 +46,8 @@ class Settings(BaseSettings):
     profile: Profile = "tiny"
     public_url: str = ""
     """What callers reach us by; empty means `http://host:port`."""
+    trusted_proxies: str = ""
+    """Addresses and networks, with commas between, whose `X-Forwarded-For` is believed; the launcher adds its own."""
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     instance: str = ""
@@ -105,6 +109,13 @@ class Settings(BaseSettings):
             )
         return url
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        """Refuse a misspelt network at the start: a proxy that is not trusted stands for all its callers."""
+        _listed(value)
+        return value
+
     @field_validator("data_dir", "models_dir")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
@@ -135,6 +146,11 @@ class Settings(BaseSettings):
         if self.sandbox is None:
             return not self.stripe_secret_key.get_secret_value()
         return self.sandbox
+
+    @property
+    def proxies(self) -> tuple[Network, ...]:
+        """The networks of `trusted_proxies`."""
+        return _listed(self.trusted_proxies)
 
     @property
     def base_url(self) -> str:
@@ -185,6 +201,10 @@ def environment_for(settings: Settings, base: Mapping[str, str] | None = None) -
         else:
             variables[key] = str(value)
     return variables
+
+
+def _listed(value: str) -> tuple[Network, ...]:
+    return tuple(network(part.strip()) for part in value.split(",") if part.strip())
 
 
 def _kept_secret(path: Path) -> str:

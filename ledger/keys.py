@@ -49,7 +49,10 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whom a valid key speaks for. `limited`: the key has a limit of any kind, and so may make only its children."""
+    """Whom a valid key speaks for.
+
+    `limited`: the key has a limit of any kind, and so makes only children. `capped`: it or an ancestor may have a cap.
+    """
 
     user_id: str
     account_id: int
@@ -57,15 +60,20 @@ class Caller:
     email: str
     scopes: tuple[str, ...] | None = None
     limited: bool = False
+    capped: bool = False
 
     @property
     def within(self) -> str | None:
         """The key whose descendants are all that this caller may see of the account's keys; None: all of them."""
         return self.key_id if self.limited else None
 
+    def may(self, need: str) -> bool:
+        """Tell whether the key's scopes cover a use."""
+        return scopes.allow(self.scopes, need)
+
     def require(self, need: str) -> None:
         """Raises: Forbidden, naming the scope that the key lacks."""
-        if not scopes.allow(self.scopes, need):
+        if not self.may(need):
             raise out_of_scope(need)
 
 
@@ -181,7 +189,7 @@ def _speaks_for(row: Row[Any]) -> Caller | Forbidden:
     if not row.admitted:
         return out_of_place()
     granted = None if row.scopes is None else tuple(row.scopes)
-    return Caller(row.user_id, row.account_id, row.key_id, row.email, granted, row.limited)
+    return Caller(row.user_id, row.account_id, row.key_id, row.email, granted, row.limited, row.capped)
 
 
 async def caller_of(conn: AsyncConnection, credential: Credential, need: str) -> Caller:

@@ -16,9 +16,9 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kit.errors import AppError, AuthRequired, Forbidden
-from ledger import grants
+from ledger import grants, scopes
 from ledger.errors import AccountFrozen, InsufficientCredits, KeyCapReached, ReferenceConflict
-from ledger.keys import suspended
+from ledger.keys import Credential, out_of_place, out_of_scope, suspended
 from ledger.payers import Payer, look
 
 _SPEND_MANY: Final = text(
@@ -33,7 +33,7 @@ class Spend:
     Units: `units_milli` thousandths of the tool's unit, `cost_tokens` what they cost at `price_version`; both > 0.
     """
 
-    credential: bytes
+    credential: Credential
     tool: str
     reference: str
     units_milli: int
@@ -54,14 +54,15 @@ class Spent:
 async def spend_many(conn: AsyncConnection, spends: Sequence[Spend]) -> list[Spent | AppError]:
     """Decide each spend in the order given and write the accepted ones, all in the caller's transaction.
 
-    Outcomes, in this order: AuthRequired or Forbidden for the key; what the reference's first use was answered, or
+    Outcomes, in this order: AuthRequired or Forbidden for the key, its address and scopes; what the reference's first use was answered, or
     ReferenceConflict if that was for other units, a hold or a job; AccountFrozen, InsufficientCredits, KeyCapReached;
     else Spent. Keys, caps and freezes are read under the accounts' locks, so that no race overruns them.
     """
     asked = [
         {
             "at": at,
-            "hash": spend.credential.hex(),
+            "hash": spend.credential.hash.hex(),
+            "ip": spend.credential.ip,
             "tool": spend.tool,
             "reference": spend.reference,
             "units": spend.units_milli,
@@ -88,6 +89,8 @@ def _outcome(row: Row[Any], spend: Spend) -> Spent | AppError:
     refusals: dict[str, AppError] = {
         "unknown": AuthRequired(),
         "suspended": suspended(),
+        "elsewhere": out_of_place(),
+        "scope": out_of_scope(scopes.tool(spend.tool)),
         "conflict": ReferenceConflict(spend.reference),
         "frozen": AccountFrozen(row.tokens),
         "poor": InsufficientCredits(spend.cost_tokens, row.free),
@@ -98,10 +101,11 @@ def _outcome(row: Row[Any], spend: Spend) -> Spent | AppError:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A question: could this key spend so much now? Units: tokens."""
+    """A question: could this key spend so much on this tool now? Units: tokens."""
 
-    credential: bytes
+    credential: Credential
     cost_tokens: int
+    tool: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +126,9 @@ async def check_many(conn: AsyncConnection, checks: Sequence[Check]) -> list[All
 
     Outcomes: AuthRequired or Forbidden for the key, else Allowance. Only a spend or a hold decides.
     """
-    payers = await look(conn, [c.credential for c in checks])
-    return [_allowance(check, payers.get(check.credential)) for check in checks]
+    uses = [(check.credential, scopes.tool(check.tool)) for check in checks]
+    payers = await look(conn, uses)
+    return [_allowance(check, payers.get(use)) for check, use in zip(checks, uses, strict=True)]
 
 
 def _allowance(check: Check, payer: Payer | Forbidden | None) -> Allowance | AppError:

@@ -95,7 +95,9 @@ class LedgerServer(LedgerReads, LedgerKeys):
     async def job_many(self, lookups: list[tuple[Credential, str]]) -> list[Job | AppError]:
         """Return each caller's job: polling clients share one transaction."""
 
-        async def look(conn: AsyncConnection, batch: Sequence[tuple[Credential, str]]) -> list[Job | AppError]:
+        async def look(
+            conn: AsyncConnection, batch: Sequence[tuple[Credential, str]]
+        ) -> list[Job | AppError]:
             return [await _caught(self._job(conn, credential, job_id)) for credential, job_id in batch]
 
         return await self._batch("job", look, lookups, self._db.read)

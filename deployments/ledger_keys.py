@@ -6,9 +6,10 @@ A limited key sees and touches itself and its descendants alone, whatever it kno
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
-from datetime import timedelta
-from typing import Final, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any, Final, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -96,17 +97,22 @@ class LedgerKeys:
             if command.idempotency_key is None:
                 return await mint(conn, caller, None)
             place = (caller.account_id, command.idempotency_key)
-            root = self._root(route, caller, command.idempotency_key)
+            root = self._root(caller, command.idempotency_key)
             if answered := (await idempotency.find(conn, route, [place])).get(place):
                 answer = answered.replay(command.idempotency_key, command.fingerprint)
                 # A limited key must not be shown what others made: it would shed its limits.
                 if caller.limited and answer.get("made_by") != caller.key_id:
                     raise IdempotencyKeyReused(command.idempotency_key)
-                key = await keys.find(conn, answer["key_id"])
+                key = as_made(await keys.find(conn, answer["key_id"]), answer)
                 secret = f"{self._settings.key_brand}_live_{keys.derive_secret(root, key.id)}"
                 return NewApiKey(key, secret, replayed=True)
             minted = await mint(conn, caller, root)
-            answer = {"key_id": minted.key.id, "made_by": caller.key_id}
+            answer = {
+                "key_id": minted.key.id,
+                "made_by": caller.key_id,
+                "parent_id": minted.key.parent_id,
+                "expires_at": minted.key.expires_at,
+            }
             await idempotency.remember(conn, route, [(*place, command.fingerprint, answer)])
             return minted
 
@@ -124,7 +130,17 @@ class LedgerKeys:
         finally:
             ledger_seconds.labels(method).observe(time.perf_counter() - began)
 
-    def _root(self, route: str, caller: Caller, idempotency_key: str) -> bytes:
+    def _root(self, caller: Caller, idempotency_key: str) -> bytes:
         """Return what a secret is derived from: a replay then shows it although only its hash is kept."""
         secret = self._settings.secret.get_secret_value()
-        return b"|".join(part.encode() for part in (secret, route, str(caller.account_id), idempotency_key))
+        return b"|".join(part.encode() for part in (secret, str(caller.account_id), idempotency_key))
+
+
+def as_made(key: ApiKey, answer: Mapping[str, Any]) -> ApiKey:
+    """Return a key as the first answer showed it: a rotation since may have given it a parent and an end."""
+    if "parent_id" not in answer:
+        return key
+    ends = answer["expires_at"]
+    return replace(
+        key, parent_id=answer["parent_id"], expires_at=None if ends is None else datetime.fromisoformat(ends)
+    )

@@ -24,7 +24,6 @@ JobStatus = Literal["queued", "running", "succeeded", "failed", "canceled", "exp
 FINAL_STATUSES: frozenset[JobStatus] = frozenset({"succeeded", "failed", "canceled", "expired"})
 
 
-
 @dataclass(frozen=True, slots=True)
 class SubmitJob:
     """A quoted job to be written together with its hold."""

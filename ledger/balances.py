@@ -54,4 +54,6 @@ def _balance(row: Row[Any]) -> Balance | AppError:
         return suspended()
     if not row.admitted:
         return out_of_place()
-    return Balance(row.balance, row.held) if scopes.allow(row.scopes, scopes.READ) else out_of_scope(scopes.READ)
+    return (
+        Balance(row.balance, row.held) if scopes.allow(row.scopes, scopes.READ) else out_of_scope(scopes.READ)
+    )

@@ -102,9 +102,7 @@ async def rotate(  # noqa: PLR0913  # the rotation's facts
             update(api_keys).where(api_keys.c.id == new.key.id).values(**spent).returning(api_keys)
         )
     ).one()
-    await conn.execute(
-        update(api_keys).where(api_keys.c.parent_id == old.id).values(parent_id=new.key.id)
-    )
+    await conn.execute(update(api_keys).where(api_keys.c.parent_id == old.id).values(parent_id=new.key.id))
     ends = func.least(api_keys.c.expires_at, func.now() + overlap)
     await conn.execute(
         update(api_keys).where(api_keys.c.id == old.id).values(parent_id=new.key.id, expires_at=ends)
@@ -119,7 +117,7 @@ async def _live(conn: AsyncConnection, key_id: str) -> Row[Any]:
             select(api_keys).where(
                 api_keys.c.id == key_id,
                 api_keys.c.revoked_at.is_(None),
-                func.coalesce(api_keys.c.expires_at > func.clock_timestamp(), True),  # noqa: FBT003  # SQL's true
+                func.coalesce(api_keys.c.expires_at > func.clock_timestamp(), True),  # SQL's true
             )
         )
     ).one_or_none()

@@ -88,7 +88,7 @@ def loopback_haproxy(haproxy: Path, paths: HeadPaths, ports: HeadPorts) -> Path:
     return script if os.access(script, os.X_OK) else haproxy
 
 
-def head_environment(
+def head_environment(  # noqa: PLR0913  # what makes one head differ from another
     base_environment: Mapping[str, str],
     paths: HeadPaths,
     ports: HeadPorts,

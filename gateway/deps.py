@@ -14,13 +14,13 @@ from fastapi import Depends, Header, Request
 
 from gateway.catalog import Catalog
 from gateway.kept import Kept
-from gateway.ports import Credential, Ledger
+from gateway.ports import Ledger
 from kit.addresses import Network, caller_address
 from kit.errors import AuthRequired, InvalidRequest, NotFound
 from kit.settings import Settings
 from kit.storage import ObjectStore, UrlSigner
 from ledger.audit import TrialBalance
-from ledger.keys import hash_key
+from ledger.keys import Credential, hash_key
 from payments.checkout import Checkout
 
 KEY_BODY: Final = r"[0-9A-Za-z]{16,128}"

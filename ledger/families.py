@@ -24,7 +24,7 @@ DEPTH: Final = 5
 """Generations under a full key: a team, a service, an agent, its helper, and one to spare. A spend walks them all."""
 
 
-async def make(
+async def make(  # noqa: PLR0913  # the key's facts
     conn: AsyncConnection,
     caller: Caller,
     label: str,

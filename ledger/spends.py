@@ -54,9 +54,10 @@ class Spent:
 async def spend_many(conn: AsyncConnection, spends: Sequence[Spend]) -> list[Spent | AppError]:
     """Decide each spend in the order given and write the accepted ones, all in the caller's transaction.
 
-    Outcomes, in this order: AuthRequired or Forbidden for the key, its address and scopes; what the reference's first use was answered, or
-    ReferenceConflict if that was for other units, a hold or a job; AccountFrozen, InsufficientCredits, KeyCapReached;
-    else Spent. Keys, caps and freezes are read under the accounts' locks, so that no race overruns them.
+    Outcomes, in this order: AuthRequired or Forbidden for the key, its address and its scopes; what the reference's
+    first use was answered, or ReferenceConflict if that was for other units, a hold or a job; AccountFrozen,
+    InsufficientCredits, KeyCapReached; else Spent. Keys, caps and freezes are read under the accounts' locks, so that
+    no race overruns them.
     """
     asked = [
         {

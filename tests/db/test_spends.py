@@ -261,8 +261,9 @@ async def test_a_check_charges_nothing_and_says_what_a_spend_would_meet(conn, cu
     await accounts.freeze(conn, frozen.account_id)
     await cap(conn, capped, 3)
     asked = [
-        Check(rich.credential, 40, "image"), Check(rich.credential, 100, "image"), Check(rich.credential, 101, "image"),
-        Check(frozen.credential, 1, "image"), Check(capped.credential, 4, "image"), Check(keys.Credential(b"\0" * 32), 1, "image"),
+        Check(rich.credential, 40, "image"), Check(rich.credential, 100, "image"),
+        Check(rich.credential, 101, "image"), Check(frozen.credential, 1, "image"),
+        Check(capped.credential, 4, "image"), Check(keys.Credential(b"\0" * 32), 1, "image"),
     ]  # fmt: skip
     *answers, unknown = await check_many(conn, asked)
     assert [(a.allowed, a.balance_after_tokens, a.reason) for a in answers] == [

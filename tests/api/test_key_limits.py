@@ -68,21 +68,22 @@ async def test_403_key_limit_reached(customer, calls):
 
 
 @pytest.mark.parametrize(
-    ("scopes", "method", "path", "body", "named"),
+    ("scopes", "request_", "named"),
     [
-        (["tools:*"], "GET", BALANCE, None, "`read`"),
-        (["read"], "POST", JOBS, PICTURE, "`tasks:image.generate`"),
-        (["tasks:image.edit"], "POST", JOBS, PICTURE, "`tasks:image.generate`"),
-        (["tools:*"], "GET", JOBS, None, "`read` or `tasks:*`"),
-        (["read"], "POST", KEYS, {"label": "x"}, "`keys`"),
-        (["tools:*"], "GET", KEYS, None, "`keys` or `read`"),
-        (["read"], "POST", f"{KEYS}/revoke", {"keyPrefix": "abcde"}, "`keys`"),
-        (["read"], "POST", f"{KEYS}/rotate", {"keyPrefix": "abcde", "overlapSeconds": 0}, "`keys`"),
-        (["tools:*"], "GET", "/api/v1/files", None, "`files`"),
+        (["tools:*"], ("GET", BALANCE, None), "`read`"),
+        (["read"], ("POST", JOBS, PICTURE), "`tasks:image.generate`"),
+        (["tasks:image.edit"], ("POST", JOBS, PICTURE), "`tasks:image.generate`"),
+        (["tools:*"], ("GET", JOBS, None), "`read` or `tasks:*`"),
+        (["read"], ("POST", KEYS, {"label": "x"}), "`keys`"),
+        (["tools:*"], ("GET", KEYS, None), "`keys` or `read`"),
+        (["read"], ("POST", f"{KEYS}/revoke", {"keyPrefix": "abcde"}), "`keys`"),
+        (["read"], ("POST", f"{KEYS}/rotate", {"keyPrefix": "abcde", "overlapSeconds": 0}), "`keys`"),
+        (["tools:*"], ("GET", "/api/v1/files", None), "`files`"),
     ],
 )
-async def test_403_forbidden_out_of_scope(customer, calls, scopes, method, path, body, named):
+async def test_403_forbidden_out_of_scope(customer, calls, scopes, request_, named):
     key = (await make(await customer(), scopes=scopes))["apiKey"]
+    method, path, body = request_
     answer = await calls(key, method, path, json=body)
     assert refusal(answer) == (403, "forbidden")
     assert named in answer.json()["message"]

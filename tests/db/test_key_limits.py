@@ -130,13 +130,15 @@ async def test_holds_count_against_every_ancestor_and_give_back_what_they_did_no
     customer = await customers(conn, 100)
     top = await key_of(conn, customer, cap(20, "month"))
     bottom = await child_of(conn, await child_of(conn, top), cap(15, "day"))
+    other = await key_of(conn, customer, cap(20, "month"))
+    await spend_many(conn, [spend(other, 9)])
     (voided, _), (captured, _) = await hold(conn, bottom, 7), await hold(conn, bottom, 8)
     assert await used(conn, top, bottom) == [15, 15]
     assert (await hold(conn, bottom, 1))[1] == KeyCapReached(1, 0, "day")
     await holds.release(conn, voided, "voided")
     assert await used(conn, top, bottom) == [8, 8]
     await holds.capture(conn, captured, 5, datetime.now(UTC))
-    assert await used(conn, top, bottom) == [5, 5]
+    assert await used(conn, top, bottom, other) == [5, 5, 9]
 
 
 async def test_a_hold_gives_back_within_its_own_windows_alone(conn, customers):

@@ -776,5 +776,5 @@ async def test_each_key_reads_the_past_of_its_own_account(db, fresh_url, tmp_pat
 
     total, page, used, cost = await read(other.credential)
     assert (total, len(page.lines), used, cost) == (7, 1, [], NotFound("reference"))
-    assert [type(outcome) for outcome in await read(b"unknown")] == [AuthRequired] * 4
+    assert [type(outcome) for outcome in await read(keys.Credential(b"unknown"))] == [AuthRequired] * 4
     await server.close()

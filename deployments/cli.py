@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from deployments.audit_report import report_audit, report_chain
 from deployments.books import books, in_books
 from deployments.launcher import Launcher, LaunchError
+from deployments.receipts import receipt_app
 from deployments.serve_api import dashboard_hint
 from kit import migrate as migrations
 from kit.errors import AppError, NotFound
@@ -51,6 +52,7 @@ keys_app = typer.Typer(no_args_is_help=True, help="API keys of a user: list, cre
 models_app = typer.Typer(no_args_is_help=True, help="Model weights: list, build tiny, pull, verify.")
 app.add_typer(keys_app, name="keys")
 app.add_typer(models_app, name="models")
+app.add_typer(receipt_app, name="receipt")
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 

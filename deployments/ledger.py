@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from deployments.books import announce_books, forget_books
 from deployments.ledger_keys import LedgerKeys
 from deployments.ledger_reads import LedgerReads
+from deployments.ledger_tools import LedgerTools
 from deployments.sweeps import Sweeps
 from gateway import files, jobs, leases
 from gateway.ports import Job, JobQuery, JobReceipt, NewFile, StoredFile, SubmitJob
@@ -43,7 +44,7 @@ I = TypeVar("I")  # noqa: E741  # an item of a batch
 log = structlog.get_logger(__name__)
 
 
-class LedgerServer(LedgerReads, LedgerKeys):
+class LedgerServer(LedgerReads, LedgerTools, LedgerKeys):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
 
     def __init__(self, settings: Settings | None = None) -> None:

@@ -16,7 +16,21 @@ from gateway.middleware import Edge
 from gateway.openapi import document
 from gateway.ports import Ledger, Models
 from gateway.problems import add_problem_handlers
-from gateway.routes import balance, files, keys, media, operations, pages, purchases
+from gateway.receipts import receipt_keys
+from gateway.routes import (
+    balance,
+    consumption,
+    files,
+    keys,
+    media,
+    operations,
+    pages,
+    pricing,
+    purchases,
+    receipts,
+    tools,
+    usage,
+)
 from gateway.schemas import INPUTS
 from kit.settings import Settings
 from kit.storage import ObjectStore, UrlSigner
@@ -37,8 +51,10 @@ NO_TELEMETRY: Final = {
 }
 """FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
 
-ROUTERS: Final = (balance, media, operations, keys, files, purchases, pages)
-"""Matched in this order, one after the other: what is polled comes first."""
+ROUTERS: Final = (
+    tools, balance, media, operations, keys, usage, receipts, files, consumption, purchases, pricing, pages,
+)  # fmt: skip
+"""Matched in this order, one after the other: what is called most comes first."""
 
 
 def create_app(  # noqa: PLR0913  # the parts of the house
@@ -86,6 +102,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
         objects=objects,
         catalog=catalog,
         signer=UrlSigner(settings.secret.get_secret_value().encode()),
+        receipt_keys=receipt_keys(settings),
         key_pattern=key_pattern(settings.key_brand),
         proxies=settings.proxies,
         health=Kept(health.probe, HEALTH_KEPT_S),

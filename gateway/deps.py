@@ -18,6 +18,7 @@ from gateway.ports import Ledger
 from kit.addresses import Network, caller_address
 from kit.errors import AuthRequired, InvalidRequest, NotFound
 from kit.settings import Settings
+from kit.signing import SigningKeys
 from kit.storage import ObjectStore, UrlSigner
 from ledger.audit import TrialBalance
 from ledger.keys import Credential, hash_key
@@ -41,6 +42,7 @@ class Parts:
     objects: ObjectStore
     catalog: Catalog
     signer: UrlSigner
+    receipt_keys: SigningKeys
     key_pattern: re.Pattern[str]
     proxies: tuple[Network, ...]
     health: Kept[tuple[int, bytes]]
@@ -115,6 +117,11 @@ async def retry_key(
 ) -> str | None:
     """Give a route the idempotency key of its headers. Raises: InvalidRequest."""
     del x_idempotency_key, idempotency_key  # declared for the OpenAPI document; a header may come twice
+    return retry_key_of(request)
+
+
+def retry_key_of(request: Request) -> str | None:
+    """Return the idempotency key of a request's headers. Raises: InvalidRequest."""
     return agreed_key(
         [
             _unquoted(value)

@@ -1,4 +1,4 @@
-"""Jobs and files. A job carries its lease and fencing token; it ends once, by trigger."""
+"""Jobs, files and the holds of tools. A job carries its lease and fencing token; it ends once, by trigger."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ jobs = Table(
     Column("expires_at", DateTime(timezone=True), nullable=False),
     Column("started_at", DateTime(timezone=True)),
     Column("finished_at", DateTime(timezone=True)),
+    Column("units_milli", BigInteger),
     CheckConstraint(
         "status IN ('queued', 'running', 'succeeded', 'failed', 'canceled', 'expired')", name="status"
     ),
@@ -60,6 +61,7 @@ jobs = Table(
         name="charged_only_for_success",
     ),
     CheckConstraint("progress_percent BETWEEN 0 AND 100", name="progress"),
+    CheckConstraint("units_milli > 0", name="units"),
     Index("jobs_queue_idx", "application", "id", postgresql_where=text("status = 'queued'")),
     Index("jobs_lease_idx", "lease_until", postgresql_where=text("status = 'running'")),
     Index("jobs_account_idx", "account_id", "id"),
@@ -83,6 +85,16 @@ files = Table(
     Index("files_account_idx", "account_id", "id", postgresql_where=text("deleted_at IS NULL")),
 )
 """`job_id` is set for a model's output and empty for a caller's upload. `facts`: width, height, seed, ..."""
+
+tool_holds = Table(
+    "tool_holds",
+    metadata,
+    Column("hold_id", Text, ForeignKey("holds.id"), primary_key=True),
+    Column("tokens", BigInteger, nullable=False),
+    Column("per_units", BigInteger, nullable=False),
+    CheckConstraint("tokens > 0 AND per_units > 0", name="price"),
+)
+"""The price that a tool's hold was quoted at: `tokens` for each `per_units` units. Append-only, by trigger."""
 
 idempotency = Table(
     "idempotency",

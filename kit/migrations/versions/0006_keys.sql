@@ -118,6 +118,7 @@ DECLARE
     -- What was accepted, column by column.
     taken integer[] := '{}'; accounts_of bigint[] := '{}'; tools text[] := '{}'; refs text[] := '{}';
     costs bigint[] := '{}'; units bigint[] := '{}'; prices integer[] := '{}'; key_ids text[] := '{}';
+    reasons text[] := '{}';
     frees bigint[] := '{}'; versions bigint[] := '{}'; balances bigint[] := '{}';
     repeats integer[] := '{}'; repeat_of integer[] := '{}';
 BEGIN
@@ -133,14 +134,16 @@ BEGIN
     today := CAST(clock_timestamp() AT TIME ZONE 'UTC' AS date);
 
     FOR item IN
-        SELECT g.at, g.tool, g.reference, g.units, g.cost, g.price_version, k.id AS key_id, k.suspended,
-            k.admitted, k.unused, k.caps,
-            k.scopes IS NULL OR k.scopes && ARRAY['tools:*', 'tools:' || g.tool] AS in_scope, a.id AS account_id, a.balance, a.held, a.version,
-            a.debt, a.frozen_at IS NOT NULL OR a.debt > 0 AS frozen, a.due_at <= clock_timestamp() AS due,
+        SELECT g.at, g.tool, g.reference, g.units, g.cost, g.price_version, g.reason, k.id AS key_id,
+            k.suspended, k.admitted, k.unused, k.caps,
+            k.scopes IS NULL OR k.scopes && ARRAY['tools:*', 'tools:' || g.tool] AS in_scope,
+            a.id AS account_id, a.balance, a.held, a.version, a.debt, a.frozen_at IS NOT NULL OR a.debt > 0 AS frozen, a.due_at <= clock_timestamp() AS due,
             e.kind AS earlier, e.id AS earlier_id, e.amount AS earlier_amount, e.units_milli AS earlier_units,
-            e.free_after AS earlier_free, count(*) OVER (PARTITION BY a.id, g.tool, g.reference) AS uses
+            e.free_after AS earlier_free, e.reason AS earlier_reason,
+            count(*) OVER (PARTITION BY a.id, g.tool, g.reference) AS uses
         FROM json_to_recordset(asked) AS g (
-            at integer, hash text, ip inet, tool text, reference text, units bigint, cost bigint, price_version integer
+            at integer, hash text, ip inet, tool text, reference text, units bigint, cost bigint, price_version integer,
+            reason text
         )
         LEFT JOIN LATERAL (
             SELECT k.id, k.user_id, u.suspended_at IS NOT NULL AS suspended, k.scopes,
@@ -157,12 +160,12 @@ BEGIN
         ) k ON true
         LEFT JOIN accounts a ON a.user_id = k.user_id
         LEFT JOIN LATERAL (
-            SELECT t.id, t.kind, t.amount, t.units_milli, t.free_after
+            SELECT t.id, t.kind, t.amount, t.units_milli, t.free_after, t.reason
             FROM transfers t
             WHERE t.account_id = a.id AND t.tool = g.tool AND t.reference = g.reference
             UNION ALL
             -- A hold owns its reference from its placing on, because its capture is booked under it.
-            SELECT NULL, 'hold', NULL, NULL, NULL
+            SELECT NULL, 'hold', NULL, NULL, NULL, NULL
             FROM holds h
             WHERE h.account_id = a.id AND h.tool = g.tool AND h.reference = g.reference AND h.state = 'pending'
         ) e ON true
@@ -201,14 +204,15 @@ BEGIN
             outcome := 'scope';
         ELSIF item.earlier IS NOT NULL THEN
             outcome := 'conflict';
-            IF item.earlier = 'spend' AND item.earlier_units = item.units THEN
+            -- Only spends say their units: those that were charged at once, and those that captured a tool's hold.
+            IF item.earlier_units = item.units AND item.earlier_reason IS NOT DISTINCT FROM item.reason THEN
                 outcome := 'replayed';
                 transfer_id := item.earlier_id; tokens := -item.earlier_amount; free := item.earlier_free;
             END IF;
         ELSIF item.due THEN
             outcome := 'due'; tokens := item.account_id;
         ELSIF first_place IS NOT NULL THEN
-            IF units[first_place] = item.units THEN
+            IF units[first_place] = item.units AND reasons[first_place] IS NOT DISTINCT FROM item.reason THEN
                 repeats := repeats || item.at; repeat_of := repeat_of || first_place;
                 CONTINUE;
             END IF;
@@ -228,6 +232,7 @@ BEGIN
             prices := prices || item.price_version; key_ids := key_ids || item.key_id;
             frees := frees || (here_balance - item.held); versions := versions || here_version;
             balances := balances || here_balance;
+            reasons := array_append(reasons, item.reason);
             IF item.uses > 1 THEN
                 first_use := jsonb_set(first_use, ARRAY[use_name], to_jsonb(place));
             END IF;
@@ -271,18 +276,20 @@ BEGIN
             (SELECT h.id FROM accounts h WHERE h.code = 'revenue:' || g.tool) AS house_id,
             g.*
         FROM unnest(
-            taken, accounts_of, tools, refs, costs, units, prices, key_ids, frees, versions, balances
+            taken, accounts_of, tools, refs, costs, units, prices, key_ids, frees, versions, balances, reasons
         ) WITH ORDINALITY AS g (
             at, account_id, tool, reference, cost, units_milli, price_version, key_id, free_after, version,
-            balance_after, place
+            balance_after, reason, place
         )
     ),
     moved AS (
         INSERT INTO transfers (
-            id, kind, account_id, tool, reference, amount, price_version, event_at, key_id, units_milli, free_after
+            id, kind, account_id, tool, reference, amount, price_version, event_at, key_id, units_milli, free_after,
+            reason
         )
         OVERRIDING SYSTEM VALUE
-        SELECT id, 'spend', account_id, tool, reference, -cost, price_version, now(), key_id, units_milli, free_after
+        SELECT id, 'spend', account_id, tool, reference, -cost, price_version, now(), key_id, units_milli, free_after,
+            reason
         FROM given
     ),
     sides AS (

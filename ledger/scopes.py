@@ -1,7 +1,7 @@
 """Scopes: what a key may be used for. A key without any may be used for everything.
 
     read             what is the account's: balance, statements, usage, jobs, files, keys
-    tools:<tool>     check and spend for that tool; `tools:*` for every tool
+    tools:<tool>     check and spend for that tool; `tools:*` for every tool, and for `consume` too
     tasks:<task>     submit and cancel jobs of that task, look at jobs, read and upload files; `tasks:*` for every task
     files            read, upload and delete files
     keys             list, make, rotate and revoke keys

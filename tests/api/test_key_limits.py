@@ -14,6 +14,10 @@ from gateway.app import create_app
 KEYS = "/api/v1/keys"
 JOBS = "/api/v1/media/jobs"
 BALANCE = "/api/v1/credits/balance"
+TOOLS = "/api/v1/tools"
+CONSUME = "/api/v1/credits/consume"
+CHAT = {"tool": "chat", "units": 1}
+HOLD = "hold_01k8z0c6m5n7q2r4t6v8x0y2z4"
 PICTURE = {"task": "image.generate", "input": {"prompt": "fox"}}
 
 
@@ -79,6 +83,20 @@ async def test_403_key_limit_reached(customer, calls):
         (["read"], ("POST", f"{KEYS}/revoke", {"keyPrefix": "abcde"}), "`keys`"),
         (["read"], ("POST", f"{KEYS}/rotate", {"keyPrefix": "abcde", "overlapSeconds": 0}), "`keys`"),
         (["tools:*"], ("GET", "/api/v1/files", None), "`files`"),
+        (["tools:*"], ("GET", "/api/v1/usage", None), "`read`"),
+        (["tools:dub"], ("POST", f"{TOOLS}/check", CHAT), "`tools:chat`"),
+        (["tools:dub"], ("POST", f"{TOOLS}/check", CHAT | {"hold": True}), "`tools:chat`"),
+        (["read"], ("POST", f"{TOOLS}/spend", CHAT | {"reference": "r"}), "`tools:chat`"),
+        (
+            ["tools:dub"],
+            ("POST", f"{TOOLS}/spend", CHAT | {"reference": "r", "hold_id": HOLD}),
+            "`tools:chat`",
+        ),
+        (
+            ["tools:chat"],
+            ("POST", CONSUME, {"credits": 1, "reason": "x", "idempotencyKey": "k"}),
+            "`tools:consume`",
+        ),
     ],
 )
 async def test_403_forbidden_out_of_scope(customer, calls, scopes, request_, named):
@@ -87,6 +105,16 @@ async def test_403_forbidden_out_of_scope(customer, calls, scopes, request_, nam
     answer = await calls(key, method, path, json=body)
     assert refusal(answer) == (403, "forbidden")
     assert named in answer.json()["message"]
+
+
+async def test_200_tools_within_scope(customer, calls):
+    key = (await make(await customer(), scopes=["tools:chat"]))["apiKey"]
+    held = (await calls(key, "POST", f"{TOOLS}/check", json=CHAT | {"hold": True})).json()
+    spent = [
+        await calls(key, "POST", f"{TOOLS}/spend", json=CHAT | body)
+        for body in ({"reference": "a"}, {"reference": "b", "hold_id": held["hold_id"]})
+    ]
+    assert [answer.json()["charged"] for answer in spent] == [5, 5]
 
 
 async def test_403_a_job_is_canceled_by_a_key_of_its_task_alone(customer, calls):

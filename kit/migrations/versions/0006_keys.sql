@@ -137,7 +137,8 @@ BEGIN
         SELECT g.at, g.tool, g.reference, g.units, g.cost, g.price_version, g.reason, k.id AS key_id,
             k.suspended, k.admitted, k.unused, k.caps,
             k.scopes IS NULL OR k.scopes && ARRAY['tools:*', 'tools:' || g.tool] AS in_scope,
-            a.id AS account_id, a.balance, a.held, a.version, a.debt, a.frozen_at IS NOT NULL OR a.debt > 0 AS frozen, a.due_at <= clock_timestamp() AS due,
+            a.id AS account_id, a.balance, a.held, a.version, a.debt,
+            a.frozen_at IS NOT NULL OR a.debt > 0 AS frozen, a.due_at <= clock_timestamp() AS due,
             e.kind AS earlier, e.id AS earlier_id, e.amount AS earlier_amount, e.units_milli AS earlier_units,
             e.free_after AS earlier_free, e.reason AS earlier_reason,
             count(*) OVER (PARTITION BY a.id, g.tool, g.reference) AS uses

@@ -167,9 +167,9 @@ class CreateKey(Request):
         Annotated[list[Scope], Field(min_length=1, max_length=MAX_LISTED), AfterValidator(_each_once)] | None,
         Field(
             description="What the key may be used for; without it, everything. `read`: balance, statements, usage,"
-            " jobs, files, keys. `tools:<tool>` or `tools:*`: check and spend; `tools:consume`: consume credits. `tasks:<task>` or `tasks:*`: submit and"
-            " cancel jobs, look at jobs, read and upload files. `files`: read, upload and delete files. `keys`: list,"
-            " make, rotate and revoke keys. `checkout`: top the account up.",
+            " jobs, files, keys. `tools:<tool>` or `tools:*`: check and spend; `tools:consume`: consume credits."
+            " `tasks:<task>` or `tasks:*`: submit and cancel jobs, look at jobs, read and upload files. `files`: read,"
+            " upload and delete files. `keys`: list, make, rotate and revoke keys. `checkout`: top the account up.",
             examples=[["tasks:image.generate", "read"]],
         ),
     ] = None

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.books import announce_books, forget_books
 from deployments.ledger_keys import LedgerKeys
+from deployments.ledger_quotas import counted
 from deployments.ledger_reads import LedgerReads
 from deployments.ledger_tools import LedgerTools
 from deployments.sweeps import Sweeps
@@ -79,10 +80,12 @@ class LedgerServer(LedgerReads, LedgerTools, LedgerKeys):
 
     # -- hot paths: batches ------------------------------------------------------------------------------------
 
+    @counted
     async def balance_many(self, credentials: list[Credential]) -> list[Balance | AppError]:
         """Read the balance behind each key, in one statement."""
         return await self._batch("balance", balances_by_key, credentials, self._db.read)
 
+    @counted
     async def submit_job_many(self, commands: list[SubmitJob]) -> list[JobReceipt | AppError]:
         """Write each job with its hold, or refuse it, in one transaction."""
 
@@ -93,6 +96,7 @@ class LedgerServer(LedgerReads, LedgerTools, LedgerKeys):
         self._submitted.set()
         return outcomes
 
+    @counted
     async def job_many(self, lookups: list[tuple[Credential, str]]) -> list[Job | AppError]:
         """Return each caller's job: polling clients share one transaction."""
 
@@ -103,10 +107,12 @@ class LedgerServer(LedgerReads, LedgerTools, LedgerKeys):
 
         return await self._batch("job", look, lookups, self._db.read)
 
+    @counted
     async def spend_many(self, spends: list[Spend]) -> list[Spent | AppError]:
         """Charge each spend, or refuse it, in one transaction."""
         return await self._batch("spend", spend_many, spends, self._db.run)
 
+    @counted
     async def check_many(self, checks: list[Check]) -> list[Allowance | AppError]:
         """Answer what could be spent now, in two statements."""
         return await self._batch("check", check_many, checks, self._db.read)

@@ -116,9 +116,7 @@ def head_environment(  # noqa: PLR0913  # what makes one head differ from anothe
         # uvicorn would take any X-Forwarded-For from loopback for the caller's address, before we can judge it.
         "FORWARDED_ALLOW_IPS": "",
     }
-    if names_callers:
-        proxies = [environment.get("FAREBOX_TRUSTED_PROXIES", ""), f"{LOOPBACK}/32"]
-        environment["FAREBOX_TRUSTED_PROXIES"] = ",".join(filter(None, proxies))
+    environment["FAREBOX_FRONT"] = LOOPBACK if names_callers else ""
     if haproxy:
         environment |= _haproxy_places(paths, ports)
         environment["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(haproxy)

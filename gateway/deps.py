@@ -7,6 +7,7 @@ transaction, so that a revocation holds from the next request on.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -80,9 +81,13 @@ def credential_of(request: Request) -> Credential:
     parts = parts_of(request)
     if not parts.key_pattern.fullmatch(key):
         raise AuthRequired
-    forwarded_for = ",".join(headers.getlist("x-forwarded-for"))
+    return Credential(hash_key(key), ip_of(request, parts.proxies))
+
+
+def ip_of(request: Request, proxies: Sequence[Network]) -> str | None:
+    """Return the caller's address, as these proxies of ours have it; None where it cannot be told."""
     peer = request.client.host if request.client else None
-    return Credential(hash_key(key), caller_address(peer, forwarded_for, parts.proxies))
+    return caller_address(peer, ",".join(request.headers.getlist("x-forwarded-for")), proxies)
 
 
 async def parts(request: Request) -> Parts:

@@ -101,3 +101,26 @@ class TooManyFiles(AppError):
     @property
     def message(self) -> str:
         return f"You keep {self.limit} files already; delete some and try again."
+
+
+@dataclass
+class RateLimited(AppError):
+    """The identity used up its requests of this window. Nothing was done."""
+
+    bucket: str
+    limit: int
+    window_s: int
+    wait_s: int
+    code = "rate_limited"
+    status = 429
+
+    @property
+    def message(self) -> str:
+        return (
+            f"You may send {self.limit} of these requests in {self.window_s} s ({self.bucket});"
+            f" try again in {self.wait_s} s."
+        )
+
+    @property
+    def retry_after_s(self) -> int:
+        return self.wait_s

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, Literal, Protocol
 
+from gateway.quotas import Quota, Take
 from gateway.tool_holds import Held, PlaceHold, SpendHeld
 from gateway.usage import EVERY_DIMENSION, Dimension, Usage
 from ledger.audit import TrialBalance
@@ -183,10 +184,15 @@ class Ledger(Protocol):
 
     Then nothing was written, but for one case: the connection was lost while it committed, and nobody knows. The same
     call with the same reference or idempotency key answers what became of it and takes effect once.
+
+    The first call that a limited request makes counts it, and raises `RateLimited` in place of doing anything.
     """
 
     async def ping(self) -> None:
         """Return when money can move."""
+
+    async def take(self, take: Take) -> Quota:
+        """Count a request, by one count for all replicas. Raises: RateLimited."""
 
     async def whoami(self, credential: Credential, need: str) -> Caller:
         """Raises: AuthRequired; Forbidden when suspended, elsewhere, or without the scope (`ledger.scopes`)."""

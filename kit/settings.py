@@ -47,7 +47,10 @@ class Settings(BaseSettings):
     public_url: str = ""
     """What callers reach us by; empty means `http://host:port`."""
     trusted_proxies: str = ""
-    """Addresses and networks, with commas between, whose `X-Forwarded-For` is believed; the launcher adds its own."""
+    """Your proxies in front, addresses and networks with commas between: they append to `X-Forwarded-For` and are
+    believed. Only where they are named are requests counted by address too."""
+    front: str = ""
+    """Where the launcher's own HAProxy calls from, which names its callers in the same way."""
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     instance: str = ""
@@ -88,6 +91,16 @@ class Settings(BaseSettings):
     url_ttl_s: int = Field(default=3600, ge=1)
     """A download URL lives an hour: long enough for a person, short enough for a leaked log line."""
 
+    limit_key: int = Field(default=60_000, ge=0)
+    """Requests a minute of one key on tool, job and other routes: as many as a laptop's front door carries from all
+    callers together, so that it stops a loop gone wild and no honest load. Here and below: 0 is no limit."""
+    limit_sensitive_auth: int = Field(default=20, ge=0)
+    """Requests a minute of one user, e-mail or checkout session for claims, codes and keys, as published."""
+    limit_referral_read: int = Field(default=60, ge=0)
+    limit_referral_apply: int = Field(default=10, ge=0)
+    limit_purchase: int = Field(default=60, ge=0)
+    """Checkouts a minute of one user or e-mail: each opens a session at the provider."""
+
     lease_s: float = Field(default=15.0, gt=0)
     """A runner renews every third of it; a dead runner's job is taken over after it."""
     job_attempts: int = Field(default=3, ge=1)
@@ -114,7 +127,7 @@ class Settings(BaseSettings):
             )
         return url
 
-    @field_validator("trusted_proxies")
+    @field_validator("trusted_proxies", "front")
     @classmethod
     def _networks(cls, value: str) -> str:
         """Refuse a misspelt network at the start: a proxy that is not trusted stands for all its callers."""
@@ -166,8 +179,8 @@ class Settings(BaseSettings):
 
     @property
     def proxies(self) -> tuple[Network, ...]:
-        """The networks of `trusted_proxies`."""
-        return _listed(self.trusted_proxies)
+        """Whose `X-Forwarded-For` is believed."""
+        return _listed(f"{self.front},{self.trusted_proxies}")
 
     @property
     def base_url(self) -> str:

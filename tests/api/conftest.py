@@ -27,6 +27,7 @@ from gateway.ports import (
     StoredFile,
     SubmitJob,
 )
+from gateway.quotas import Quota, Take
 from kit.db import Database
 from kit.errors import AuthRequired, NotFound
 from kit.settings import Settings
@@ -35,6 +36,7 @@ from ledger.audit import TrialBalance, TrialBalanceRow
 from ledger.balances import Balance
 from ledger.chain import Block
 from ledger.keys import Caller, Credential, hash_key
+from ledger.spends import Allowance, Check
 
 STUB_KEY = "amai_live_" + "K" * 43
 MOMENT = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -74,6 +76,11 @@ class StubLedger:
         if self.broken is not None:
             raise self.broken
 
+    async def take(self, take: Take) -> Quota:
+        if self.broken is not None:
+            raise self.broken
+        return Quota(take.bucket, take.limit, take.window_s, take.limit - 1, take.window_s)
+
     async def whoami(self, credential: Credential, need: str) -> Caller:
         self._caller("whoami", credential)
         return Caller("user_1", 1, "key_1", "dev@company.com")
@@ -81,6 +88,15 @@ class StubLedger:
     async def balance(self, credential: Credential) -> Balance:
         self._caller("balance", credential)
         return Balance(60_000, 100)
+
+    async def check(self, check: Check) -> Allowance:
+        self._caller("check", check.credential)
+        return Allowance(
+            allowed=True,
+            cost_tokens=check.cost_tokens,
+            balance_after_tokens=60_000 - check.cost_tokens,
+            reason=None,
+        )
 
     async def submit_job(self, command: SubmitJob) -> JobReceipt:
         self._caller("submit_job", command.credential)

@@ -335,14 +335,16 @@ async def wallets(db, servers, customers):
     for _ in range(ACCOUNTS):
         async with db.transaction() as conn:
             customer = await customers(conn, 300)
-        capped = await servers[0].create_key(CreateKey(customer.credential, "capped", None, None, ""))
+        capped = await servers[0].create_key(CreateKey(customer.credential, "capped", UNLIMITED, None, ""))
         async with db.transaction() as conn:
             await conn.execute(
                 text("UPDATE api_keys SET cap_tokens = :cap, cap_per = 'total' WHERE id = :id"),
                 {"cap": CAP_TOKENS, "id": capped.key.id},
             )
         wallets.append(
-            Wallet(customer.account_id, customer.email, customer.credential, hash_key(capped.secret))
+            Wallet(
+                customer.account_id, customer.email, customer.credential, Credential(hash_key(capped.secret))
+            )
         )
     return wallets
 

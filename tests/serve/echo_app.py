@@ -27,7 +27,7 @@ def build_app() -> FastAPI:
             "cwd": str(Path.cwd()),
             "peer": request.client.host if request.client else None,
             "forwarded_for": ",".join(request.headers.getlist("x-forwarded-for")),
-            "trusted": os.environ.get("FAREBOX_TRUSTED_PROXIES", ""),
+            "front": os.environ.get("FAREBOX_FRONT", ""),
         }
 
     return app

@@ -116,7 +116,7 @@ def test_the_front_door_is_haproxy_on_loopback(head: RayHead) -> None:
 
 def test_a_forged_address_is_told_from_the_one_that_the_front_wrote(head: RayHead) -> None:
     told = ask(head, {"x-forwarded-for": "203.0.113.7"})
-    proxies = Settings(trusted_proxies=str(told["trusted"])).proxies
+    proxies = Settings(front=str(told["front"])).proxies
     peer, chain = str(told["peer"]), str(told["forwarded_for"])
     assert peer == LOOPBACK, "uvicorn must leave the judgement to us"
     if haproxy_binary(os.environ) is None:

@@ -107,13 +107,12 @@ def test_an_operator_may_tune_the_rest(tmp_path: Path) -> None:
 
 
 def test_only_a_front_that_names_its_callers_is_trusted_with_it(tmp_path: Path) -> None:
-    base = {"FAREBOX_TRUSTED_PROXIES": "10.0.0.0/8", "FORWARDED_ALLOW_IPS": "*"}
+    base = {"FAREBOX_FRONT": "0.0.0.0/0", "FORWARDED_ALLOW_IPS": "*"}
     plain = head_environment(base, head_paths(tmp_path), PORTS, haproxy=Path("/usr/sbin/haproxy"))
     naming = head_environment(
         base, head_paths(tmp_path), PORTS, haproxy=Path("/usr/sbin/haproxy"), names_callers=True
     )
-    assert plain["FAREBOX_TRUSTED_PROXIES"] == "10.0.0.0/8"
-    assert naming["FAREBOX_TRUSTED_PROXIES"] == "10.0.0.0/8,127.0.0.1/32"
+    assert (plain["FAREBOX_FRONT"], naming["FAREBOX_FRONT"]) == ("", "127.0.0.1")
     assert {plain["FORWARDED_ALLOW_IPS"], naming["FORWARDED_ALLOW_IPS"]} == {""}
 
 

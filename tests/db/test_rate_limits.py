@@ -116,7 +116,7 @@ async def test_a_key_that_is_not_valid_counts_against_no_one_who_is(conn, custom
     owner = await customers(conn, 0)
     revoked = await second_key(conn, owner)
     await keys.revoke(conn, owner.user_id, revoked.secret.split("_")[-1][:8])
-    unknown = Take("sensitive_auth", "user", b"\7" * 32, "stranger:1", 3, 60)
+    unknown = Take("sensitive_auth", "user", Credential(b"\7" * 32), "stranger:1", 3, 60)
     outcomes = await take_many(conn, [by_user(revoked), unknown, unknown, by_user(revoked), by_user(owner)])
     assert summary(outcomes) == [2, 1, 0, "refused", 2]
 

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from kit.errors import AuthRequired, Forbidden, NotFound
 from kit.ids import new_id
 from ledger import scopes
-from ledger.accounts import lock_by_user, queries
+from ledger.accounts import World, lock_by_user, queries
 from ledger.errors import AmbiguousPrefix
 from ledger.tables import api_keys
 
@@ -40,11 +40,13 @@ Per = Literal["day", "month", "total"]
 class Credential:
     """What a caller presents with each call: the SHA-256 of their key, and the address that they come from.
 
-    Without an address a key that is bound to addresses is refused.
+    Without an address a key that is bound to addresses is refused. `world` is what the key's own text says: its hash
+    covers that, so a valid key is of no other.
     """
 
     hash: bytes
     ip: str | None = None
+    world: World = "live"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +63,17 @@ class Caller:
     scopes: tuple[str, ...] | None = None
     limited: bool = False
     capped: bool = False
+    world: World = "live"
 
     @property
     def within(self) -> str | None:
         """The key whose descendants are all that this caller may see of the account's keys; None: all of them."""
         return self.key_id if self.limited else None
+
+    @property
+    def only(self) -> World | None:
+        """The world whose keys are all that this caller may see; None: both. A test key is no way to live ones."""
+        return None if self.world == "live" else self.world
 
     def may(self, need: str) -> bool:
         """Tell whether the key's scopes cover a use."""
@@ -119,6 +127,7 @@ class ApiKey:
     scopes: tuple[str, ...] | None
     allowed_ips: tuple[str, ...] | None
     spend_limit: SpendLimit | None
+    world: World
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +198,9 @@ def _speaks_for(row: Row[Any]) -> Caller | Forbidden:
     if not row.admitted:
         return out_of_place()
     granted = None if row.scopes is None else tuple(row.scopes)
-    return Caller(row.user_id, row.account_id, row.key_id, row.email, granted, row.limited, row.capped)
+    return Caller(
+        row.user_id, row.account_id, row.key_id, row.email, granted, row.limited, row.capped, row.world
+    )
 
 
 async def caller_of(conn: AsyncConnection, credential: Credential, need: str) -> Caller:
@@ -209,11 +220,12 @@ async def mint(  # noqa: PLR0913  # the key's facts
     label: str,
     *,
     brand: str,
+    world: World = "live",
     limits: Limits = UNLIMITED,
     parent_id: str | None = None,
     derive_from: bytes | None = None,
 ) -> NewApiKey:
-    """Make a key for a user and store its hash. The secret exists in the answer alone.
+    """Make a key to a user's account in a world and store its hash. The secret exists in the answer alone.
 
     With a parent, its limits must be narrower already (`families.narrowed`); the database refuses wider ones.
     `derive_from` makes the secret a function of it and of the key's id: a replayed creation can then show it
@@ -221,7 +233,7 @@ async def mint(  # noqa: PLR0913  # the key's facts
     """
     key_id = new_id("key")
     body = derive_secret(derive_from, key_id) if derive_from else _base62(secrets.token_bytes(SECRET_BYTES))
-    secret = f"{brand}_live_{body}"
+    secret = spelled(brand, world, body)
     row = (
         await conn.execute(
             insert(api_keys)
@@ -232,12 +244,18 @@ async def mint(  # noqa: PLR0913  # the key's facts
                 prefix=body[:PREFIX_CHARS],
                 secret_hash=hash_key(secret),
                 parent_id=parent_id,
+                world=world,
                 **asdict(limits),
             )
             .returning(api_keys)
         )
     ).one()
     return NewApiKey(shown(row), secret, replayed=False)
+
+
+def spelled(brand: str, world: World, body: str) -> str:
+    """Return a key as its holder sends it: what it is and of which world stands in front of its secret."""
+    return f"{brand}_{world}_{body}"
 
 
 def derive_secret(root: bytes, key_id: str) -> str:
@@ -253,22 +271,29 @@ async def find(conn: AsyncConnection, key_id: str) -> ApiKey:
     return shown(row)
 
 
-async def list_keys(conn: AsyncConnection, user_id: str, within: str | None = None) -> list[ApiKey]:
-    """Return a user's keys, newest first, revoked ones too; `within`: that key and its descendants alone."""
+async def list_keys(
+    conn: AsyncConnection, user_id: str, within: str | None = None, only: World | None = None
+) -> list[ApiKey]:
+    """Return a user's keys, newest first, revoked ones too.
+
+    `within`: that key and its descendants alone; `only`: those of one world.
+    """
     rows = await conn.execute(
-        select(api_keys).where(*_theirs(user_id, within)).order_by(api_keys.c.id.desc())
+        select(api_keys).where(*_theirs(user_id, within, only)).order_by(api_keys.c.id.desc())
     )
     return [shown(row) for row in rows]
 
 
-async def revoke(conn: AsyncConnection, user_id: str, prefix: str, within: str | None = None) -> ApiKey:
+async def revoke(
+    conn: AsyncConnection, user_id: str, prefix: str, within: str | None = None, only: World | None = None
+) -> ApiKey:
     """Revoke the user's one key that begins so, with its descendants; a revoked key stays as it is.
 
-    The account's lock orders this among its spends: none that begins after the commit is accepted.
+    The accounts' locks order this among their spends: none that begins after the commit is accepted.
     Raises: NotFound; AmbiguousPrefix, with nothing revoked.
     """
     await lock_by_user(conn, user_id)
-    key = await match(conn, user_id, prefix, within)
+    key = await match(conn, user_id, prefix, within, only)
     row = (
         await conn.execute(
             update(api_keys)
@@ -280,13 +305,15 @@ async def revoke(conn: AsyncConnection, user_id: str, prefix: str, within: str |
     return shown(row)
 
 
-async def match(conn: AsyncConnection, user_id: str, prefix: str, within: str | None) -> Row[Any]:
+async def match(
+    conn: AsyncConnection, user_id: str, prefix: str, within: str | None, only: World | None = None
+) -> Row[Any]:
     """Return the row of the user's one key that begins so. Raises: NotFound, AmbiguousPrefix."""
     begins = func.left(api_keys.c.prefix, len(prefix)) == prefix
     rows = (
         await conn.execute(
             select(api_keys)
-            .where(*_theirs(user_id, within), begins)
+            .where(*_theirs(user_id, within, only), begins)
             .order_by(api_keys.c.id)
             .with_for_update(of=api_keys)
         )
@@ -300,8 +327,10 @@ async def match(conn: AsyncConnection, user_id: str, prefix: str, within: str | 
     return matches[0]
 
 
-def _theirs(user_id: str, within: str | None) -> list[ColumnElement[bool]]:
+def _theirs(user_id: str, within: str | None, only: World | None) -> list[ColumnElement[bool]]:
     terms = [api_keys.c.user_id == user_id]
+    if only is not None:
+        terms.append(api_keys.c.world == only)
     if within is not None:
         family = select(api_keys.c.id).where(api_keys.c.id == within).cte("family", recursive=True)
         child = api_keys.alias()
@@ -322,6 +351,7 @@ def shown(row: Row[Any]) -> ApiKey:
         None if row.scopes is None else tuple(row.scopes),
         None if row.allowed_ips is None else tuple(map(str, row.allowed_ips)),
         limit,
+        row.world,
     )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """The tables of the books. The database is the last guard: CHECKs, unique keys and triggers hold without this code.
 
-`accounts`   a user's purse, or a house account. A house account (revenue by tool, clearing by provider, promotion,
-             mint, and `debt` for what a user owes) keeps entries and no running balance: a row that every spend
-             updates would be the hot spot.
+`accounts`   a user's purse, or a house account, in one of two worlds (`ledger.accounts.World`): a user has at most one in
+             each, and the two sides of a transfer are of one world, by trigger. A house account (revenue by tool,
+             clearing by provider, promotion, mint, and `debt` for what a user owes) keeps entries and no running
+             balance: a row that every spend updates would be the hot spot.
 `transfers`  one movement; unique by `(account_id, tool, reference)`, for ever.
 `grants`     credits by source, with the order in which they burn; `draws` says which debit took from which grant.
 `chain_blocks`, `chain_mark`  the SHA-256 chain over transfers and entries, and how far the next block may reach.
@@ -25,6 +26,7 @@ from sqlalchemy import (
     Date,
     DateTime,
     ForeignKey,
+    ForeignKeyConstraint,
     Identity,
     Index,
     Integer,
@@ -57,8 +59,8 @@ accounts = Table(
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     Column("kind", Text, nullable=False),
-    Column("user_id", Text, ForeignKey("users.id"), unique=True),
-    Column("code", Text, unique=True),
+    Column("user_id", Text, ForeignKey("users.id")),
+    Column("code", Text),
     Column("balance", BigInteger, nullable=False, server_default=text("0")),
     Column("held", BigInteger, nullable=False, server_default=text("0")),
     Column("version", BigInteger, nullable=False, server_default=text("0")),
@@ -67,6 +69,10 @@ accounts = Table(
     Column("frozen_at", DateTime(timezone=True)),
     Column("allocated_version", BigInteger, nullable=False, server_default=text("0")),
     Column("due_at", DateTime(timezone=True)),
+    Column("world", Text, nullable=False, server_default=text("'live'")),
+    UniqueConstraint("user_id", "world"),
+    UniqueConstraint("code", "world"),
+    CheckConstraint("world IN ('live', 'test')", name="world"),
     CheckConstraint("kind IN ('user', 'revenue', 'clearing', 'promotion', 'mint', 'debt')", name="kind"),
     CheckConstraint(
         "(kind = 'user') = (user_id IS NOT NULL) AND (kind = 'user') = (code IS NULL)", name="owner"
@@ -245,7 +251,7 @@ api_keys = Table(
     "api_keys",
     metadata,
     Column("id", Text, primary_key=True),
-    Column("user_id", Text, ForeignKey("users.id"), nullable=False, index=True),
+    Column("user_id", Text, nullable=False, index=True),
     Column("label", Text, nullable=False),
     Column("prefix", Text, nullable=False, unique=True),
     Column("secret_hash", LargeBinary, nullable=False, unique=True),
@@ -260,6 +266,8 @@ api_keys = Table(
     Column("scopes", ARRAY(Text)),
     Column("allowed_ips", ARRAY(CIDR)),
     Column("last_used_at", DateTime(timezone=True)),
+    Column("world", Text, nullable=False, server_default=text("'live'")),
+    ForeignKeyConstraint(["user_id", "world"], ["accounts.user_id", "accounts.world"]),
     CheckConstraint("octet_length(secret_hash) = 32", name="hash_only"),
     CheckConstraint("length(label) BETWEEN 1 AND 100", name="label"),
     CheckConstraint(
@@ -272,4 +280,5 @@ api_keys = Table(
     Index("api_keys_parent_id_idx", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
 )
 """`parent_id`: the limited key that made it. A child is never wider than its parent and ends with it, by trigger;
-what it spends counts against every ancestor's cap. `last_used_at` is written at most once a minute."""
+what it spends counts against every ancestor's cap. `last_used_at` is written at most once a minute.
+It spends from its user's account in its `world`."""

@@ -40,6 +40,7 @@ purchases = Table(
     Column("fulfilled_at", DateTime(timezone=True)),
     Column("key_id", Text, ForeignKey("api_keys.id"), unique=True),
     Column("claimed_at", DateTime(timezone=True)),
+    Column("world", Text, nullable=False, server_default=text("'live'")),
     UniqueConstraint("provider", "session_id"),
     CheckConstraint("credits_tokens > 0 AND amount_minor > 0", name="amounts"),
     CheckConstraint(
@@ -49,8 +50,10 @@ purchases = Table(
     ),
     CheckConstraint("(claimed_at IS NULL) = (key_id IS NULL)", name="claimed_whole"),
     CheckConstraint("claimed_at IS NULL OR opened_account", name="claim_needs_new_account"),
+    CheckConstraint("world = 'live' OR world = 'test' AND topup_user_id IS NOT NULL", name="world"),
 )
-"""`opened_account`: this very payment created the account, so its payer may claim the first key."""
+"""`opened_account`: this very payment created the account, so its payer may claim the first key. `world`: whose account
+it fills; only a key to top up says the test world's."""
 
 provider_events = Table(
     "provider_events",

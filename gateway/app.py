@@ -29,6 +29,7 @@ from gateway.routes import (
     pricing,
     purchases,
     receipts,
+    refills,
     tools,
     usage,
 )
@@ -53,7 +54,8 @@ NO_TELEMETRY: Final = {
 """FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
 
 ROUTERS: Final = (
-    tools, balance, media, operations, keys, usage, receipts, files, consumption, purchases, pricing, pages,
+    tools, balance, media, operations, keys, usage, receipts, files, consumption, purchases, refills,
+    pricing, pages,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 
@@ -100,6 +102,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
     app.state.parts = Parts(
         settings=settings,
         ledger=ledger,
+        models=models,
         checkout=checkout,
         objects=objects,
         catalog=catalog,

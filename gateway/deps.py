@@ -9,18 +9,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
 from fastapi import Depends, Header, Request
 
 from gateway.catalog import Catalog
 from gateway.kept import Kept
-from gateway.ports import Ledger
+from gateway.ports import Ledger, Models
 from kit.addresses import Network, caller_address
 from kit.errors import AuthRequired, InvalidRequest, NotFound
 from kit.settings import Settings
 from kit.signing import SigningKeys
 from kit.storage import ObjectStore, UrlSigner
+from ledger.accounts import World
 from ledger.audit import TrialBalance
 from ledger.keys import Credential, hash_key
 from payments.checkout import Checkout
@@ -39,6 +40,7 @@ class Parts:
 
     settings: Settings
     ledger: Ledger
+    models: Models
     checkout: Checkout | None
     objects: ObjectStore
     catalog: Catalog
@@ -53,8 +55,8 @@ class Parts:
 
 
 def key_pattern(brand: str) -> re.Pattern[str]:
-    """Return what a key of this server looks like."""
-    return re.compile(rf"{brand}_live_{KEY_BODY}")
+    """Return what a key of this server looks like; its first group is the key's world."""
+    return re.compile(rf"{brand}_(live|test)_{KEY_BODY}")
 
 
 def parts_of(request: Request) -> Parts:
@@ -79,9 +81,9 @@ def credential_of(request: Request) -> Credential:
         raise InvalidRequest("x-api-key", "differs from the key in Authorization; send one of them")
     key = presented.pop() if presented else ""
     parts = parts_of(request)
-    if not parts.key_pattern.fullmatch(key):
+    if (written := parts.key_pattern.fullmatch(key)) is None:
         raise AuthRequired
-    return Credential(hash_key(key), ip_of(request, parts.proxies))
+    return Credential(hash_key(key), ip_of(request, parts.proxies), cast("World", written[1]))
 
 
 def ip_of(request: Request, proxies: Sequence[Network]) -> str | None:

@@ -38,6 +38,7 @@ class Purse:
     debt: int
     stopped: bool
     due: bool
+    world: World
 
     @property
     def free(self) -> int:
@@ -94,10 +95,13 @@ async def lock_by_user(conn: AsyncConnection, user_id: str) -> None:
     await lock(conn, await conn.scalars(select(accounts.c.id).where(accounts.c.user_id == user_id)))
 
 
-async def ensure_house(conn: AsyncConnection, code: str, for_account: int) -> int:
-    """Return the id of a house account (`kind:name`) in the world of an account, opening it the first time."""
-    await conn.execute(queries["ensure_house_accounts"], {"codes": [code], "account_ids": [for_account]})
-    world = select(accounts.c.world).where(accounts.c.id == for_account).scalar_subquery()
+async def ensure_house(conn: AsyncConnection, code: str, world: World = "live") -> int:
+    """Return the id of a house account (`kind:name`) of a world, opening it the first time."""
+    await conn.execute(
+        insert(accounts)
+        .values(kind=code.partition(":")[0], code=code, world=world)
+        .on_conflict_do_nothing(index_elements=[accounts.c.code, accounts.c.world])
+    )
     found = select(accounts.c.id).where(accounts.c.code == code, accounts.c.world == world)
     return int((await conn.execute(found)).scalar_one())
 
@@ -129,6 +133,7 @@ def _purses(rows: Iterable[Row[Any]]) -> dict[int, Purse]:
             row.debt,
             row.stopped,
             bool(row.due),
+            row.world,
         )
         for row in rows
     }

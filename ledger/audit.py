@@ -66,7 +66,8 @@ class TrialBalance:
     def balanced(self) -> bool:
         """Whether the sums of each world add up to zero: what is missing in one may not stand in the other."""
         return all(
-            sum(row.amount_tokens for row in self.rows if row.world == world) == 0 for world in get_args(World)
+            sum(row.amount_tokens for row in self.rows if row.world == world) == 0
+            for world in get_args(World)
         )
 
 

@@ -3,7 +3,7 @@
 
 -- name: lock_accounts
 SELECT id, balance, held, version, allocated_version, debt, frozen_at IS NOT NULL AS stopped,
-    due_at <= clock_timestamp() AS due
+    due_at <= clock_timestamp() AS due, world
 FROM accounts
 WHERE id = ANY(CAST(:ids AS bigint[])) AND kind = 'user'
 ORDER BY id
@@ -11,7 +11,7 @@ FOR NO KEY UPDATE
 
 -- name: lock_accounts_of_keys
 SELECT id, balance, held, version, allocated_version, debt, frozen_at IS NOT NULL AS stopped,
-    due_at <= clock_timestamp() AS due
+    due_at <= clock_timestamp() AS due, world
 FROM accounts
 WHERE id = ANY(ARRAY(
     SELECT a.id
@@ -24,7 +24,7 @@ FOR NO KEY UPDATE
 
 -- name: accounts_of_keys
 SELECT id, balance, held, version, allocated_version, debt, frozen_at IS NOT NULL AS stopped,
-    due_at <= clock_timestamp() AS due
+    due_at <= clock_timestamp() AS due, world
 FROM accounts
 WHERE (user_id, world) IN (
     SELECT user_id, world FROM api_keys WHERE secret_hash = ANY(CAST(:hashes AS bytea[]))

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger import grants
 from ledger.accounts import lock_one
+from ledger.balances import Balance, balance
 from ledger.credits import credit
 
 TEST_CREDITS: Final = "mint:test"
 """Where test credits come from. A house account is of its account's world: real ones cannot come from here."""
 
 
-async def refill(conn: AsyncConnection, account_id: int, up_to_tokens: int) -> int:
-    """Bring what is free on a test account up to an amount; returns the tokens that this took, 0 for none.
+@dataclass(frozen=True, slots=True)
+class Refilled:
+    """What a refill gave, 0 for none, and how the account then stands. Units: tokens."""
 
-    A repeat finds it full. The caller knows that the account is of the test world.
+    granted_tokens: int
+    balance: Balance
+
+
+async def refill(conn: AsyncConnection, account_id: int, up_to_tokens: int) -> Refilled:
+    """Bring what is free on a test account up to an amount; a repeat finds it full.
+
+    The caller knows that the account is of the test world.
     """
     purse = await lock_one(conn, account_id)
     if purse.due:
         await grants.settle(conn, purse)
-    missing = up_to_tokens - purse.free
-    if missing <= 0:
-        return 0
-    # The version rises with each movement, so under the lock no other refill has this reference.
-    await credit(
-        conn, account_id, kind="grant", house=TEST_CREDITS, amount_tokens=missing, reference=f"refill:{purse.version}"
-    )
-    return missing
+    missing = max(0, up_to_tokens - purse.free)
+    if missing:
+        # The version rises with each movement, so under the lock no other refill has this reference.
+        reference = f"refill:{purse.version}"
+        await credit(
+            conn, account_id, kind="grant", house=TEST_CREDITS, amount_tokens=missing, reference=reference
+        )
+    return Refilled(missing, await balance(conn, account_id))

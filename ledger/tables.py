@@ -1,9 +1,9 @@
 """The tables of the books. The database is the last guard: CHECKs, unique keys and triggers hold without this code.
 
-`accounts`   a user's purse, or a house account, in one of two worlds (`ledger.accounts.World`): a user has at most one in
-             each, and the two sides of a transfer are of one world, by trigger. A house account (revenue by tool,
-             clearing by provider, promotion, mint, and `debt` for what a user owes) keeps entries and no running
-             balance: a row that every spend updates would be the hot spot.
+`accounts`   a user's purse, or a house account, in one of two worlds: a user has at most one in each, and both sides of
+             a transfer are of one, by trigger. A house account (revenue by tool, clearing by provider, promotion,
+             mint, and `debt` for what a user owes) keeps entries and no running balance: a row that every spend
+             updates would be the hot spot.
 `transfers`  one movement; unique by `(account_id, tool, reference)`, for ever.
 `grants`     credits by source, with the order in which they burn; `draws` says which debit took from which grant.
 `chain_blocks`, `chain_mark`  the SHA-256 chain over transfers and entries, and how far the next block may reach.

@@ -15,6 +15,7 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kit.errors import NotFound
+from ledger.accounts import World
 from ledger.balances import balance
 from ledger.credits import credit
 from ledger.grants import Terms
@@ -78,7 +79,9 @@ class Claim:
     balance_tokens: int
 
 
-async def open_purchase(conn: AsyncConnection, command: OpenPurchase, topup_user_id: str | None) -> Purchase:
+async def open_purchase(
+    conn: AsyncConnection, command: OpenPurchase, topup_user_id: str | None, world: World = "live"
+) -> Purchase:
     """Write down what is about to be sold, before the provider hears of it."""
     package = command.package
     row = (
@@ -89,6 +92,7 @@ async def open_purchase(conn: AsyncConnection, command: OpenPurchase, topup_user
                 provider=command.provider,
                 email=command.email.strip().lower(),
                 topup_user_id=topup_user_id,
+                world=world,
                 package_code=package.code,
                 credits_tokens=package.credits_tokens,
                 amount_minor=package.price_minor,
@@ -141,10 +145,10 @@ async def fulfil(conn: AsyncConnection, paid: PaidSession) -> Purchase:
         raise PaymentMismatch(row.id, "currency")
     if paid.amount_minor != row.amount_minor:
         raise PaymentMismatch(row.id, "amount")
-    if paid.livemode != paid.expect_livemode:
+    if paid.livemode != paid.expect_livemode or (paid.livemode and row.world == "test"):
         raise PaymentMismatch(row.id, "mode")
     if row.topup_user_id is not None:
-        owner = await account_of_user(conn, row.topup_user_id)
+        owner = await account_of_user(conn, row.topup_user_id, row.world)
     else:
         owner = await account_of_email(conn, row.email)
     transfer_id = await credit(

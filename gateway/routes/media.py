@@ -19,6 +19,7 @@ from gateway.openapi import LOCATION, READ, REPLAYED, WRITE, problems
 from gateway.ports import FINAL_STATUSES, Job, JobStatus, StoredFile
 from gateway.responses import in_credits, json_response
 from gateway.schemas import SubmitJob, task_input
+from gateway.worlds import application_in
 from kit.ids import new_id
 
 router = APIRouter(prefix="/api/v1", tags=["Media jobs"], route_class=StrictRoute)
@@ -41,7 +42,8 @@ async def submit_job(
 ) -> Response:
     """Quotes the job, holds its cost and queues it, all or nothing. You pay when it succeeds, and only then.
 
-    With an idempotency key a retry returns the first answer and holds nothing again.
+    With an idempotency key a retry returns the first answer and holds nothing again. A test key's job runs on the tiny
+    model: a real file of the right kind, and a meaningless picture.
     """
     task = parts.catalog.task(body.task)
     job_input = task_input(task.name, body.input)
@@ -55,7 +57,7 @@ async def submit_job(
             job_id=new_id("job"),
             task=task.name,
             tool=quote.tool,
-            application=quote.application,
+            application=await application_in(parts, credential.world, quote.application),
             input=job_input,
             units_milli=quote.units_milli,
             cost_tokens=quote.cost_tokens,
@@ -64,6 +66,7 @@ async def submit_job(
                 [key for key in (header_key, body.idempotency_key) if key is not None]
             ),
             fingerprint=fingerprint({"task": task.name, "input": job_input, "limit": limit_tokens}),
+            world=credential.world,
         )
     )
     urls = _urls(parts, receipt.job_id)

@@ -27,8 +27,10 @@ from kit.ids import new_id
 from kit.postgres import PostgresStartError
 from kit.settings import Settings, SettingsError, load_settings
 from ledger import keys as api_keys
+from ledger.accounts import open_account
 from ledger.balances import balance
 from ledger.credits import credit
+from ledger.refills import refill
 from ledger.tables import users
 from ledger.users import account_of_email
 
@@ -256,23 +258,30 @@ def list_keys(email: Email) -> None:
 
     with books(load_settings()) as url:
         found = in_books(url, rows)
-    table = Table("prefix", "label", "created", "state")
+    table = Table("prefix", "world", "label", "created", "state")
     for key in found:
-        state = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else "live"
-        table.add_row(key.prefix, escape(key.label), f"{key.created_at:%Y-%m-%d %H:%M}", state)
+        state = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else "works"
+        table.add_row(key.prefix, key.world, escape(key.label), f"{key.created_at:%Y-%m-%d %H:%M}", state)
     console.print(table)
 
 
 @keys_app.command("create")
 def create_key(
-    email: Email, label: Annotated[str, typer.Option(help="What it is for.")] = "made by operator"
+    email: Email,
+    label: Annotated[str, typer.Option(help="What it is for.")] = "made by operator",
+    test: Annotated[bool, typer.Option("--test", help="To the test world, with test credits.")] = False,
 ) -> None:
     """Make a key for a user, opening the account if there is none; prints the secret, once."""
     settings = load_settings()
 
     async def make(conn: AsyncConnection) -> api_keys.NewApiKey:
         owner = await account_of_email(conn, email)
-        return await api_keys.mint(conn, owner.user_id, label, brand=settings.key_brand)
+        if test:
+            account_id = await open_account(conn, owner.user_id, "test")
+            await refill(conn, account_id, settings.test_credits * TOKENS_A_CREDIT)
+        return await api_keys.mint(
+            conn, owner.user_id, label, brand=settings.key_brand, world="test" if test else "live"
+        )
 
     with books(settings) as url:
         made = in_books(url, make)

@@ -183,23 +183,24 @@ async def test_a_test_spend_locks_no_live_account(db, customers):
             assert (await db.run(spend_many, [spend(one.play_key)]))[0].charged_tokens == 5
 
 
-async def test_a_test_jobs_charge_and_its_refund_are_the_test_worlds(conn, customers):
+async def test_a_jobs_charge_and_its_refund_are_its_worlds(conn, customers):
     one = await player(conn, customers, live=1_000, play=1_000)
-    submitted = (await jobs.submit_many(conn, [submit(one.play_key, "test")], timedelta(hours=1)))[0]
-    assert isinstance(submitted, JobReceipt)
-    assert [await tokens(conn, account) for account in (one.live, one.play)] == [1_000, 900]
-    claimed = (await leases.claim(conn, "run_1", "image-tiny", 1, timedelta(seconds=30)))[0]
-    assert (
-        await leases.settle(conn, Settlement(claimed.id, claimed.fence, [picture(claimed.id)], 100, {}))
-        == "succeeded"
-    )
-    assert (await sums(conn))["test", "revenue:image"] == 100
+    wanted = [submit(one.live_key, "live"), submit(one.play_key, "test")]
+    assert {type(each) for each in await jobs.submit_many(conn, wanted, timedelta(hours=1))} == {JobReceipt}
+    assert [await tokens(conn, account) for account in (one.live, one.play)] == [900, 900]
+    for application, charge in (("image", 100), ("image-tiny", 70)):
+        claimed = (await leases.claim(conn, "run_1", application, 1, timedelta(seconds=30)))[0]
+        settled = Settlement(claimed.id, claimed.fence, [picture(claimed.id)], charge, {})
+        assert await leases.settle(conn, settled) == "succeeded"
+    books = await sums(conn)
+    assert (books["live", "revenue:image"], books["test", "revenue:image"]) == (100, 70)
     transfer = (
         await conn.execute(text("SELECT id FROM transfers WHERE reference = :id"), {"id": claimed.id})
     ).scalar_one()
     await refunds.refund(conn, one.play, transfer, amount_tokens=40, reference="r")
-    assert (await sums(conn))["test", "revenue:image"] == 60
-    assert [await tokens(conn, account) for account in (one.live, one.play)] == [1_000, 940]
+    books = await sums(conn)
+    assert (books["live", "revenue:image"], books["test", "revenue:image"]) == (100, 30)
+    assert [await tokens(conn, account) for account in (one.live, one.play)] == [900, 970]
 
 
 def picture(job_id):

@@ -242,6 +242,7 @@ class JobUrls(Answer):
 
     get: str
     cancel: str
+    events: str
 
 
 class JobAccepted(Ok):

@@ -46,6 +46,9 @@ class SubmitJob:
     idempotency_key: str | None
     fingerprint: str
     """SHA-256 of what the caller meant: task, input and ceiling, in canonical form."""
+    priority: int = 0
+    """Among the account's own jobs: 1 goes first, -1 last."""
+    deadline: datetime | None = None
     world: World = "live"
     """Whose jobs `application` does; a key of another world is refused."""
 

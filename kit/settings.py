@@ -111,6 +111,10 @@ class Settings(BaseSettings):
     """A run that is not over after half an hour hangs; it is stopped and tried again."""
     test_credits: int = Field(default=1_000, ge=0, le=10**7)
     """What a refill leaves free on a test account: a thousand pictures, more than a day's test runs make."""
+    account_concurrency: int = Field(default=0, ge=0)
+    """Jobs of one account that run at the same time, over all models; turns alone share them out. 0: no bound."""
+    key_concurrency: int = Field(default=0, ge=0)
+    """The same for one key."""
     tool_hold_s: int = Field(default=600, ge=1)
     """What a check set aside for a tool is free again after ten minutes: most work is charged well before."""
     metrics_dir: Path | None = Field(default=None, validation_alias=_variable("PROMETHEUS_MULTIPROC_DIR"))

@@ -212,7 +212,7 @@ def picture(job_id):
 def submit(credential, world, key=None):
     return SubmitJob(
         credential, new_id("job"), "image.generate", "image", "image-tiny" if world == "test" else "image",
-        {"prompt": "fox"}, 1_000, 100, 1, key, "same", world,
+        {"prompt": "fox"}, 1_000, 100, 1, key, "same", world=world,
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """Families of keys: a limited key makes children narrower than itself, and a rotated key lives on in its successor.
 
-Whoever carries a limit of any kind can only make children, of its own world, so that no limit is shed by making another
-key. A test key makes test keys alone. Their
-spending counts against every ancestor's cap (`spend_many`, `ledger.payers`), and they end with any ancestor.
+Whoever carries a limit of any kind can only make children, so that no limit is shed by making another key. Their
+spending counts against every ancestor's cap (`spend_many`, `ledger.payers`), they end with any ancestor, and they are
+of its world. A test key makes test keys alone.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 from ledger.audit import TrialBalance
 from ledger.balances import Balance
 from ledger.keys import ApiKey, Caller, NewApiKey
+from ledger.sessions import Session
 from ledger.spends import Allowance, Check, Spend, Spent
 from ledger.statements import Cost, Statement, Usage
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase
@@ -24,7 +25,8 @@ JobStatus = Literal["queued", "running", "succeeded", "failed", "canceled", "exp
 FINAL_STATUSES: frozenset[JobStatus] = frozenset({"succeeded", "failed", "canceled", "expired"})
 
 Credential = bytes
-"""The SHA-256 of the key that a caller presented. It rides in each call and is checked in the same transaction."""
+"""The SHA-256 of the key or session token that a caller presented. It rides in each call and is checked in the same
+transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,35 @@ class NewFile:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class VerifySignIn:
+    """A code to redeem for the session whose token hashes to `session`; `replaces` is the browser's older one."""
+
+    email: str
+    code: str
+    session: Credential
+    replaces: Credential | None
+
+
+@dataclass(frozen=True, slots=True)
+class SignedIn:
+    """Whose session was opened; `opened` when the sign-in made the user."""
+
+    user_id: str
+    email: str
+    expires_at: datetime
+    opened: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteAccount:
+    """A wish to be forgotten. `email` was typed again; `forfeit` gives up what is left of the balance."""
+
+    credential: Credential
+    email: str
+    forfeit: bool
+
+
 class Ledger(Protocol):
     """The books. Every method raises `kit.errors.Unavailable` while Postgres is away, having written nothing."""
 
@@ -202,6 +233,30 @@ class Ledger(Protocol):
 
     async def revoke_key(self, credential: Credential, prefix: str) -> ApiKey:
         """Revoke the one key that begins so. Raises: NotFound, AmbiguousPrefix (nothing revoked)."""
+
+    async def start_sign_in(self, email: str, network: str | None) -> None:
+        """Write a sign-in code and its mail; the answer is the same for known and unknown. Raises: TooManyCodes."""
+
+    async def verify_sign_in(self, command: VerifySignIn) -> SignedIn:
+        """Redeem a code for a session, once. Raises: WrongCode, Forbidden (suspended)."""
+
+    async def sign_out(self, credential: Credential) -> None:
+        """End this session; one that is over stays so."""
+
+    async def sign_out_everywhere(self, credential: Credential) -> int:
+        """End every session of the caller; returns how many were open."""
+
+    async def sessions(self, credential: Credential) -> list[Session]:
+        """Return the caller's sessions, newest first, ended ones too."""
+
+    async def purchases(self, credential: Credential) -> list[Purchase]:
+        """Return the caller's purchases, newest first."""
+
+    async def delete_account(self, command: DeleteAccount) -> list[str]:
+        """Forget the caller; the books stay, without a name. Returns the storage keys of the bytes to be deleted.
+
+        Raises: InvalidRequest (another e-mail), AccountInUse, BalanceLeft, AccountFrozen - with nothing written.
+        """
 
     async def add_file(self, command: NewFile) -> StoredFile:
         """Record an upload. Raises: TooManyFiles."""

@@ -19,6 +19,7 @@ from kit.ids import new_id
 from ledger.accounts import lock_by_user, queries
 from ledger.errors import AmbiguousPrefix
 from ledger.tables import api_keys
+from ledger.users import require_user
 
 SECRET_BYTES: Final = 32
 """256 random bits: out of reach of guessing, so that a plain SHA-256 is enough to store."""
@@ -104,9 +105,11 @@ async def mint(  # noqa: PLR0913  # the key's facts
 
     `derive_from` makes the secret a function of it and of the key's id: a replayed creation can then show it
     again although only its hash is stored.
+    Raises: NotFound for a deleted user.
     """
+    await require_user(conn, user_id)
     key_id = new_id("key")
-    body = derive_secret(derive_from, key_id) if derive_from else _base62(secrets.token_bytes(SECRET_BYTES))
+    body = derive_secret(derive_from, key_id) if derive_from else new_secret()
     secret = f"{brand}_live_{body}"
     row = (
         await conn.execute(
@@ -125,6 +128,11 @@ async def mint(  # noqa: PLR0913  # the key's facts
     return NewApiKey(_api_key(row), secret, replayed=False)
 
 
+def new_secret() -> str:
+    """Return 256 random bits in letters and digits."""
+    return _base62(secrets.token_bytes(SECRET_BYTES))
+
+
 def derive_secret(root: bytes, key_id: str) -> str:
     """Return the secret part of a key that was made under an idempotency key."""
     return _base62(hmac.digest(root, key_id.encode(), "sha256"))
@@ -141,7 +149,9 @@ async def find(conn: AsyncConnection, key_id: str) -> ApiKey:
 async def list_keys(conn: AsyncConnection, user_id: str) -> list[ApiKey]:
     """Return a user's keys, newest first, revoked ones too."""
     rows = await conn.execute(
-        select(api_keys).where(api_keys.c.user_id == user_id).order_by(api_keys.c.id.desc())
+        select(api_keys)
+        .where(api_keys.c.user_id == user_id, api_keys.c.kind == "key")
+        .order_by(api_keys.c.id.desc())
     )
     return [_api_key(row) for row in rows]
 
@@ -157,7 +167,7 @@ async def revoke(conn: AsyncConnection, user_id: str, prefix: str) -> ApiKey:
     rows = (
         await conn.execute(
             select(api_keys)
-            .where(api_keys.c.user_id == user_id, begins)
+            .where(api_keys.c.user_id == user_id, api_keys.c.kind == "key", begins)
             .order_by(api_keys.c.id)
             .with_for_update()
         )

@@ -48,7 +48,9 @@ users = Table(
     Column("email", Text, nullable=False, unique=True),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("suspended_at", DateTime(timezone=True)),
+    Column("deleted_at", DateTime(timezone=True)),
     CheckConstraint("email = lower(email) AND length(email) BETWEEN 3 AND 254", name="email"),
+    CheckConstraint("deleted_at IS NULL OR email = 'deleted-' || id || '@invalid'", name="deleted_is_nameless"),
 )
 
 accounts = Table(
@@ -240,7 +242,7 @@ api_keys = Table(
     Column("id", Text, primary_key=True),
     Column("user_id", Text, ForeignKey("users.id"), nullable=False, index=True),
     Column("label", Text, nullable=False),
-    Column("prefix", Text, nullable=False, unique=True),
+    Column("prefix", Text, unique=True),
     Column("secret_hash", LargeBinary, nullable=False, unique=True),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("expires_at", DateTime(timezone=True)),
@@ -249,7 +251,11 @@ api_keys = Table(
     Column("cap_per", Text),
     Column("cap_window", Date),
     Column("cap_used", BigInteger, nullable=False, server_default=text("0")),
+    Column("kind", Text, nullable=False, server_default=text("'key'")),
     CheckConstraint("octet_length(secret_hash) = 32", name="hash_only"),
+    CheckConstraint("kind IN ('key', 'session')", name="kind"),
+    CheckConstraint("(kind = 'key') = (prefix IS NOT NULL)", name="prefix"),
+    CheckConstraint("kind = 'key' OR expires_at IS NOT NULL", name="session_ends"),
     CheckConstraint("length(label) BETWEEN 1 AND 100", name="label"),
     CheckConstraint(
         "(cap_tokens IS NULL) = (cap_per IS NULL) AND cap_tokens >= 0 AND cap_per IN ('day', 'month', 'total')",
@@ -257,3 +263,4 @@ api_keys = Table(
     ),
     CheckConstraint("cap_used BETWEEN 0 AND coalesce(cap_tokens, cap_used)", name="within_cap"),
 )
+"""A session (`ledger.sessions`) is a row of another kind: without a prefix, and with an end."""

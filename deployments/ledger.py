@@ -17,6 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.books import announce_books, forget_books
+from deployments.ledger_people import LedgerPeople
 from deployments.ledger_reads import LedgerReads
 from deployments.sweeps import Sweeps
 from gateway import files, idempotency, jobs, leases
@@ -44,7 +45,7 @@ log = structlog.get_logger(__name__)
 KEYS_ROUTE: Final = "keys"
 
 
-class LedgerServer(LedgerReads):
+class LedgerServer(LedgerReads, LedgerPeople):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
 
     def __init__(self, settings: Settings | None = None) -> None:

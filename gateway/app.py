@@ -16,8 +16,20 @@ from gateway.middleware import Edge
 from gateway.openapi import document
 from gateway.ports import Ledger, Models
 from gateway.problems import add_problem_handlers
-from gateway.routes import balance, files, keys, media, operations, pages, purchases
+from gateway.regions import RegionBlock
+from gateway.routes import (
+    account,
+    balance,
+    files,
+    keys,
+    media,
+    operations,
+    pages,
+    purchases,
+    sign_in,
+)
 from gateway.schemas import INPUTS
+from gateway.session_cookie import SessionCookie
 from kit.settings import Settings
 from kit.storage import ObjectStore, UrlSigner
 from payments.checkout import Checkout
@@ -37,7 +49,7 @@ NO_TELEMETRY: Final = {
 }
 """FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
 
-ROUTERS: Final = (balance, media, operations, keys, files, purchases, pages)
+ROUTERS: Final = (balance, media, operations, keys, files, purchases, sign_in, account, pages)
 """Matched in this order, one after the other: what is polled comes first."""
 
 
@@ -89,9 +101,14 @@ def create_app(  # noqa: PLR0913  # the parts of the house
         key_pattern=key_pattern(settings.key_brand),
         health=Kept(health.probe, HEALTH_KEPT_S),
         trial_balance=Kept(ledger.trial_balance, TRIAL_BALANCE_KEPT_S),
+        session_cookie=SessionCookie(
+            settings.secret.get_secret_value().encode(), secure=settings.base_url.startswith("https://")
+        ),
         in_sandbox=mode == "sandbox",
     )
     add_problem_handlers(app)
+    if settings.blocked_countries:
+        app.add_middleware(RegionBlock, header=settings.country_header, blocked=settings.blocked_countries)
     app.add_middleware(
         Edge,
         max_body_bytes=settings.max_body_bytes,
@@ -102,7 +119,8 @@ def create_app(  # noqa: PLR0913  # the parts of the house
         app.router.routes.extend(module.router.routes)
     app.mount("/static/docs", StaticFiles(directory=pages.DOCS_ASSETS))
     app.mount("/static", StaticFiles(directory=pages.STATIC))
-    app.openapi = document(app, catalog, settings.base_url, release)  # type: ignore[method-assign]  # FastAPI's own way
+    cookie_name = app.state.parts.session_cookie.name
+    app.openapi = document(app, catalog, settings.base_url, release, cookie_name)  # type: ignore[method-assign]  # FastAPI's own way
     return app
 
 

@@ -1,13 +1,15 @@
-"""What routes take from a request first: the parts of the house, the caller's key, the retry key.
+"""What routes take from a request first: the parts of the house, the caller's key or session, the retry key.
 
-A key is not resolved here: its hash rides in the ledger call and is checked in the same transaction, so that
-a revocation holds from the next request on.
+Neither is resolved here: its hash rides in the ledger call and is checked in the same transaction, so that
+a revocation holds from the next request on. A request with both is the key's: a program that sends a key means it,
+whatever a browser adds. A write by cookie must repeat the session's CSRF token in `x-csrf-token`.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Header, Request
@@ -15,7 +17,8 @@ from fastapi import Depends, Header, Request
 from gateway.catalog import Catalog
 from gateway.kept import Kept
 from gateway.ports import Credential, Ledger
-from kit.errors import AuthRequired, InvalidRequest, NotFound
+from gateway.session_cookie import CSRF_HEADER, SessionCookie
+from kit.errors import AuthRequired, Forbidden, InvalidRequest, NotFound
 from kit.settings import Settings
 from kit.storage import ObjectStore, UrlSigner
 from ledger.audit import TrialBalance
@@ -26,8 +29,11 @@ KEY_BODY: Final = r"[0-9A-Za-z]{16,128}"
 """What follows the brand part of a key: ours have 43 characters; the books need not hear of anything else."""
 RETRY_KEY: Final = re.compile(r"[\x20-\x7e]{1,255}")
 """Printable ASCII as the idempotency-key draft has it; 255 is what the books keep."""
-SECURED: Final[dict[str, Any]] = {"security": [{"bearer": []}, {"apiKey": []}]}
-"""For `openapi_extra`: this route wants a key, in either header."""
+SECURED: Final[dict[str, Any]] = {"security": [{"bearer": []}, {"apiKey": []}, {"session": []}]}
+"""For `openapi_extra`: this route wants a key, in either header, or the cookie of a signed-in browser."""
+SESSION_ONLY: Final[dict[str, Any]] = {"security": [{"session": []}]}
+READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+"""What another site may make a browser do does no harm here: it can't see the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,7 @@ class Parts:
     key_pattern: re.Pattern[str]
     health: Kept[tuple[int, bytes]]
     trial_balance: Kept[TrialBalance]
+    session_cookie: SessionCookie
     in_sandbox: bool
     """Whether payments are play money, which every page then says."""
 
@@ -59,9 +66,10 @@ def parts_of(request: Request) -> Parts:
 
 
 def credential_of(request: Request) -> Credential:
-    """Return the hash of the presented key; what cannot be a key of ours never reaches the ledger.
+    """Return the hash of the presented key, or else of the session; what can't be ours never reaches the ledger.
 
-    Raises: AuthRequired; InvalidRequest when two keys are presented.
+    Raises: AuthRequired; InvalidRequest when two keys are presented; Forbidden for a session's write without its
+    CSRF token.
     """
     headers = request.headers
     presented = set(headers.getlist("x-api-key"))
@@ -70,12 +78,62 @@ def credential_of(request: Request) -> Credential:
         if scheme.lower() != "bearer":
             raise AuthRequired
         presented.add(key.strip())
+    if not presented:
+        return session_of(request)
     if len(presented) > 1:
         raise InvalidRequest("x-api-key", "differs from the key in Authorization; send one of them")
-    key = presented.pop() if presented else ""
+    key = presented.pop()
     if not parts_of(request).key_pattern.fullmatch(key):
         raise AuthRequired
     return hash_key(key)
+
+
+def session_of(request: Request) -> Credential:
+    """Return the hash of the session that the cookie names; a forged one never reaches the ledger.
+
+    Raises: AuthRequired; Forbidden for a write without the session's CSRF token.
+    """
+    token = session_token(request)
+    if token is None:
+        raise AuthRequired
+    if request.method not in READS:
+        given = request.headers.get(CSRF_HEADER, "")
+        if not parts_of(request).session_cookie.is_csrf_token(token, given):
+            raise Forbidden(
+                f"Repeat this session's CSRF token (GET /api/v1/auth/session) in '{CSRF_HEADER}'."
+            )
+    return hash_key(token)
+
+
+def session_token(request: Request) -> str | None:
+    """Return the token of a session cookie that we signed, or None."""
+    cookie = parts_of(request).session_cookie
+    return cookie.token_of(request.cookies.get(cookie.name, ""))
+
+
+def has_key(request: Request) -> bool:
+    """Tell whether the request presents a key, which then wins over a cookie."""
+    return "authorization" in request.headers or "x-api-key" in request.headers
+
+
+def network_of(request: Request) -> str | None:
+    """Return the network that a request came from: an IPv4 address, or an IPv6 /64, which is one household's.
+
+    None where that is unknown: behind a proxy that does not tell, every caller would look like one.
+    """
+    header = parts_of(request).settings.client_ip_header
+    told = request.headers.getlist(header) if header else []
+    peer = request.client.host if request.client else ""
+    try:
+        # The trusted proxy appends what it saw; what stands before that is the caller's own word.
+        address = ip_address(told[-1].rpartition(",")[2].strip() if told else peer)
+    except ValueError:
+        return None
+    if not address.is_global:
+        return None
+    if isinstance(address, IPv6Address):
+        return str(ip_network((address, 64), strict=False))
+    return str(address)
 
 
 async def parts(request: Request) -> Parts:
@@ -90,8 +148,18 @@ async def caller_key(request: Request) -> Credential:
 
 async def optional_key(request: Request) -> Credential | None:
     """Give a public route its caller's credential, or None. Raises: as `caller_key`."""
-    presented = "authorization" in request.headers or "x-api-key" in request.headers
+    presented = has_key(request) or parts_of(request).session_cookie.name in request.cookies
     return credential_of(request) if presented else None
+
+
+async def session_caller(request: Request) -> Credential:
+    """Give a route the session of its caller, who must be a person: a key is not enough.
+
+    Raises: AuthRequired; Forbidden for a key, or without the CSRF token.
+    """
+    if has_key(request):
+        raise Forbidden("Only a signed-in browser may do this; a key may not.")
+    return session_of(request)
 
 
 async def retry_key(
@@ -156,5 +224,6 @@ def _unquoted(value: str) -> str:
 
 PartsOf = Annotated[Parts, Depends(parts)]
 CallerKey = Annotated[Credential, Depends(caller_key)]
+CallerSession = Annotated[Credential, Depends(session_caller)]
 OptionalKey = Annotated[Credential | None, Depends(optional_key)]
 RetryKey = Annotated[str | None, Depends(retry_key)]

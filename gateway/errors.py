@@ -109,7 +109,9 @@ class BalanceLeft(AppError):
 
     @property
     def message(self) -> str:
-        return f"{self.balance_tokens} tokens are left; send 'forfeit': true to give them up with the account."
+        return (
+            f"{self.balance_tokens} tokens are left; send 'forfeit': true to give them up with the account."
+        )
 
     @property
     def extra(self) -> dict[str, Any]:

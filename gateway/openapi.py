@@ -16,7 +16,15 @@ from pydantic.json_schema import models_json_schema
 from gateway.answers import Problem
 from gateway.catalog import Catalog
 from gateway.documented import ANSWERS, REQUESTS
-from gateway.errors import CostExceedsLimit, IdempotencyKeyReused, TooManyFiles
+from gateway.errors import (
+    AccountInUse,
+    BalanceLeft,
+    CostExceedsLimit,
+    IdempotencyKeyReused,
+    TooManyCodes,
+    TooManyFiles,
+    WrongCode,
+)
 from gateway.problems import problem_body
 from gateway.schemas import INPUTS
 from kit.errors import (
@@ -55,6 +63,10 @@ _SAMPLES: Final[dict[str, AppError]] = {
         CostExceedsLimit(100, 50),
         AmbiguousPrefix(["abcde0F3kq", "abcdeZ81mm"]),
         TooManyFiles(1000),
+        WrongCode(),
+        TooManyCodes(600),
+        BalanceLeft(5900),
+        AccountInUse(100),
         PaymentPending(),
         AlreadyClaimed(),
         AccountExists(),
@@ -68,13 +80,14 @@ _SAMPLES: Final[dict[str, AppError]] = {
 
 _MEANINGS: Final = {
     400: "The request cannot be understood; `details` names the fields.",
-    401: "No valid API key.",
+    401: "No valid API key or session.",
     402: "Not enough credits; nothing was held. The same idempotency key works after a top-up.",
     403: "Not allowed.",
     404: "Nothing by that name belongs to you.",
     409: "In conflict with what is; `error` says how.",
     413: "The body is too large.",
     415: "The body is of another type.",
+    429: "Too often. Try again after `Retry-After` seconds.",
     503: "A part is away for now; nothing was charged. Try again after `Retry-After` seconds.",
 }
 _RETRY_AFTER: Final = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
@@ -129,6 +142,8 @@ _TAGS: Final = [
     {"name": "Purchases", "description": "From a package to the first API key."},
     {"name": "Keys", "description": "One key per environment or agent; revoked on its next request."},
     {"name": "Credits", "description": "What an account may spend."},
+    {"name": "Sign-in", "description": "One-time codes by e-mail, and the sessions that they open."},
+    {"name": "Account", "description": "Export and deletion of one's data."},
     {
         "name": "Media jobs",
         "description": "Submit, poll, cancel. A job is paid when it succeeds, and only then.",
@@ -141,7 +156,9 @@ _TAGS: Final = [
 _DESCRIPTION: Final = """\
 **Start**: create a checkout, pay, claim the first API key, submit a job, poll it, download its output.
 
-**Auth**: `Authorization: Bearer <key>` or `x-api-key: <key>`. A key is shown once, when it is made.
+**Auth**: `Authorization: Bearer <key>` or `x-api-key: <key>`. A key is shown once, when it is made. A browser that
+signed in by e-mail sends its session cookie instead; writes then repeat its CSRF token in `x-csrf-token`. A request
+with both is the key's.
 
 **Money**: 1 credit is 100 tokens; tokens are whole numbers. A job's cost is held when it is submitted and
 charged when it succeeds; a failed or canceled job costs nothing.
@@ -173,19 +190,23 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
     return described
 
 
-def document(app: FastAPI, catalog: Catalog, base_url: str, version: str) -> Callable[[], dict[str, Any]]:
+def document(
+    app: FastAPI, catalog: Catalog, base_url: str, version: str, cookie_name: str
+) -> Callable[[], dict[str, Any]]:
     """Return a function that makes the document once."""
     made: dict[str, Any] = {}
 
     def openapi() -> dict[str, Any]:
         if not made:
-            made.update(_document(app, catalog, base_url, version))
+            made.update(_document(app, catalog, base_url, version, cookie_name))
         return made
 
     return openapi
 
 
-def _document(app: FastAPI, catalog: Catalog, base_url: str, version: str) -> dict[str, Any]:
+def _document(
+    app: FastAPI, catalog: Catalog, base_url: str, version: str, cookie_name: str
+) -> dict[str, Any]:
     offers = "\n".join(
         f"- `{task.name}`: {task.summary} {task.tokens_per_unit} tokens per {task.unit}, by {task.model}"
         f" ({task.licence})."
@@ -206,6 +227,12 @@ def _document(app: FastAPI, catalog: Catalog, base_url: str, version: str) -> di
     parts["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer <key>`"},
         "apiKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+        "session": {
+            "type": "apiKey",
+            "in": "cookie",
+            "name": cookie_name,
+            "description": "Set by `POST /api/v1/auth/email/verify`. Writes also need `x-csrf-token`.",
+        },
     }
     schemas = parts.setdefault("schemas", {})
     schemas.update(_task_inputs())

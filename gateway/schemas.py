@@ -106,6 +106,13 @@ IdempotencyKey = Annotated[
 ]
 
 
+Email = Annotated[
+    str,
+    Field(min_length=3, max_length=254, json_schema_extra={"format": "email"}),
+    AfterValidator(_email),
+]
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", alias_generator=to_camel)
 
@@ -113,11 +120,7 @@ class _Request(BaseModel):
 class StartCheckout(_Request):
     """Buy a package. With an API key it tops up that key's account; without, it opens one for the e-mail."""
 
-    email: Annotated[
-        str,
-        Field(min_length=3, max_length=254, json_schema_extra={"format": "email"}),
-        AfterValidator(_email),
-    ]
+    email: Email
     package_code: Annotated[str, Field(max_length=64, description="A `code` of `GET /api/v1/packages`.")]
 
 

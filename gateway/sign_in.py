@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import delete, func, insert, select, text, update
+from sqlalchemy import delete, false, func, insert, select, text, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.errors import TooManyCodes, WrongCode
@@ -84,9 +84,7 @@ async def start(conn: AsyncConnection, terms: SignInTerms, email: str, network: 
     )
 
 
-async def verify(
-    conn: AsyncConnection, terms: SignInTerms, command: VerifySignIn
-) -> SignedIn | AppError:
+async def verify(conn: AsyncConnection, terms: SignInTerms, command: VerifySignIn) -> SignedIn | AppError:
     """Redeem a code for a session, once; an address without a user gets one, with an empty account.
 
     A refusal is returned, not raised: the try that it counts must be committed.
@@ -141,19 +139,21 @@ async def forget_old(conn: AsyncConnection) -> int:
     return result.rowcount
 
 
-async def _within_budgets(
-    conn: AsyncConnection, terms: SignInTerms, email: str, network: str | None
-) -> None:
+async def forget_address(conn: AsyncConnection, email: str) -> None:
+    """Delete the codes of a deleted user."""
+    await conn.execute(delete(sign_in_codes).where(sign_in_codes.c.email == email))
+
+
+async def _within_budgets(conn: AsyncConnection, terms: SignInTerms, email: str, network: str | None) -> None:
     """Raises: TooManyCodes, with the seconds until the oldest code that counts is out of the window."""
     created_at = sign_in_codes.c.created_at
-    of_email, of_network = sign_in_codes.c.email == email, sign_in_codes.c.network == network
+    of_email = sign_in_codes.c.email == email
+    of_network = false() if network is None else sign_in_codes.c.network == network
     columns: list[Any] = []
-    for counted in (of_email, of_network, text("true")):
+    for counted in (of_email, of_network, true()):
         columns += [func.count().filter(counted), func.min(created_at).filter(counted)]
     # One look at the window's codes, whose number the overall budget bounds.
-    row = (
-        await conn.execute(select(func.now(), *columns).where(created_at > func.now() - WINDOW))
-    ).one()
+    row = (await conn.execute(select(func.now(), *columns).where(created_at > func.now() - WINDOW))).one()
     now, *counts = row
     limits = (CODES_PER_EMAIL, CODES_PER_NETWORK, terms.codes_per_hour)
     for limit, count, oldest in zip(limits, counts[::2], counts[1::2], strict=True):

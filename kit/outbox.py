@@ -103,3 +103,8 @@ async def forget_old(conn: AsyncConnection) -> int:
     ended = outbox.c.sent_at.is_not(None) | outbox.c.dead_at.is_not(None)
     result = await conn.execute(delete(outbox).where(ended, outbox.c.created_at < func.now() - KEPT))
     return result.rowcount
+
+
+async def forget_recipient(conn: AsyncConnection, recipient: str) -> None:
+    """Delete every mail to an address, sent or not."""
+    await conn.execute(delete(outbox).where(outbox.c.recipient == recipient))

@@ -195,6 +195,16 @@ async def start(conn: AsyncConnection, purse: Purse, grant: Row[tuple[object, ..
     purse.version = posted.version
 
 
+async def drop_scheduled(conn: AsyncConnection, account_id: int) -> None:
+    """Take back every promise of credits that has not begun; the account's lock is held."""
+    await conn.execute(
+        update(grants_table)
+        .where(grants_table.c.account_id == account_id, grants_table.c.transfer_id.is_(None))
+        .values(remaining=0)
+    )
+    await conn.execute(queries["set_due"], {"account_id": account_id, "now": await clock(conn)})
+
+
 async def _expire(conn: AsyncConnection, purse: Purse, now: datetime) -> None:
     await allocate(conn, purse)
     reserved = purse.held

@@ -69,7 +69,9 @@ async def close_session(conn: AsyncConnection, token_hash: bytes) -> None:
     await conn.execute(
         update(api_keys)
         .where(
-            api_keys.c.secret_hash == token_hash, api_keys.c.kind == "session", api_keys.c.revoked_at.is_(None)
+            api_keys.c.secret_hash == token_hash,
+            api_keys.c.kind == "session",
+            api_keys.c.revoked_at.is_(None),
         )
         .values(revoked_at=func.now())
     )

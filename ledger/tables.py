@@ -50,7 +50,9 @@ users = Table(
     Column("suspended_at", DateTime(timezone=True)),
     Column("deleted_at", DateTime(timezone=True)),
     CheckConstraint("email = lower(email) AND length(email) BETWEEN 3 AND 254", name="email"),
-    CheckConstraint("deleted_at IS NULL OR email = 'deleted-' || id || '@invalid'", name="deleted_is_nameless"),
+    CheckConstraint(
+        "deleted_at IS NULL OR email = 'deleted-' || id || '@invalid'", name="deleted_is_nameless"
+    ),
 )
 
 accounts = Table(

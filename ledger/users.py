@@ -91,12 +91,17 @@ async def restore(conn: AsyncConnection, email: str) -> None:
     await _update(conn, email, None)
 
 
+def nameless(user_id: str) -> str:
+    """Return what stands in place of a deleted user's address; no mail reaches it (RFC 2606, `.invalid`)."""
+    return f"deleted-{user_id}@invalid"
+
+
 async def forget(conn: AsyncConnection, user_id: str) -> None:
     """Replace a user's address by their id, for ever: the books stay and name nobody."""
     await conn.execute(
         update(users)
         .where(users.c.id == user_id, users.c.deleted_at.is_(None))
-        .values(email="deleted-" + users.c.id + "@invalid", deleted_at=func.now())
+        .values(email=nameless(user_id), deleted_at=func.now())
     )
 
 

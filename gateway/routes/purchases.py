@@ -61,7 +61,7 @@ async def list_packages(parts: PartsOf) -> Response:
     openapi_extra={"security": [{}, *SECURED["security"]]},
 )
 async def start_checkout(body: StartCheckout, credential: OptionalKey, parts: PartsOf) -> Response:
-    """Opens a payment page for a package. Sent with an API key, the purchase tops up that key's account.
+    """Opens a payment page for a package. Sent with an API key or while signed in, the purchase tops up that account.
 
     Send the payer to `checkoutUrl`; once paid, claim the key with `sessionId`.
     """

@@ -142,7 +142,7 @@ async def lock_of_user(conn: AsyncConnection, user_id: str) -> None:
 
 
 async def forget_payer(conn: AsyncConnection, user_id: str, address: str) -> None:
-    """Write `address` in place of a deleted user's e-mail. An open top-up that is paid after all opens a new account."""
+    """Write `address` in place of a deleted user's e-mail; an open top-up, if paid after all, opens a new account."""
     await conn.execute(
         update(purchases)
         .where(purchases.c.user_id == user_id, purchases.c.fulfilled_at.is_not(None))

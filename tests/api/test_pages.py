@@ -11,7 +11,9 @@ from gateway.app import create_app
 from gateway.routes.pages import DOCS_ASSETS
 from payments.stripe_checkout import checkout_for
 
-PAGES = ["/", "/checkout/success?session_id=cs_test_1", "/checkout/canceled", "/docs"]
+PAGES = ["/", "/pricing", "/credits", "/account", "/sign-in", "/checkout/success?session_id=cs_test_1", "/checkout/canceled", "/docs"]
+
+SCRIPTS = ["session.js", "sign-in.js", "account.js", "credits.js"]
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -32,7 +34,7 @@ async def test_pages_load_nothing_from_elsewhere(web: httpx.AsyncClient, path: s
 
 
 async def test_scripts_and_styles_name_no_other_host(web):
-    for name in ("farebox.css", "docs.css", "claim.js", "copy.js", "docs.js"):
+    for name in ("farebox.css", "docs.css", "claim.js", "copy.js", "docs.js", *SCRIPTS):
         answer = await web.get(f"/static/{name}")
         assert answer.status_code == 200
         assert not re.search(r"https?://|//[a-z]+\.[a-z]", answer.text), name

@@ -22,6 +22,12 @@ def _digits(value: str) -> str:
     return digits
 
 
+def _is_true(value: bool) -> bool:
+    if not value:
+        raise ValueError("must be true")
+    return value
+
+
 def _lower(value: str) -> str:
     return value.lower()
 
@@ -52,7 +58,7 @@ class DeleteAccount(_Request):
     """Delete the account of this session."""
 
     email: Annotated[OwnEmail, Field(description="Typed again, against deletions by mistake.")]
-    confirm: Annotated[Literal[True], Field(description="Must be `true`.")]
+    confirm: Annotated[bool, Field(description="Must be `true`."), AfterValidator(_is_true)]
     forfeit: Annotated[
         bool, Field(description="Give up what is left of the balance; without it, a balance gets 409.")
     ] = False

@@ -39,14 +39,11 @@ async def delete_account(conn: AsyncConnection, caller: Caller, email: str, *, f
     await accounts.lock(conn, [caller.account_id])
     await jobs.cancel_queued(conn, caller.account_id)
     purse = await accounts.lock_one(conn, caller.account_id)
-    if purse.due:
-        await grants.settle(conn, purse)
-        purse = await accounts.lock_one(conn, caller.account_id)
+    await grants.start_early(conn, purse)  # what was promised is given up too, in the books
     if purse.frozen:
         raise AccountFrozen(purse.debt)
     if purse.held:
         raise AccountInUse(purse.held)
-    await grants.drop_scheduled(conn, caller.account_id)
     if purse.balance:
         if not forfeit:
             raise BalanceLeft(purse.balance)

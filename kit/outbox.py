@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import delete, func, insert, or_, select, update
+from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kit.tables import outbox
@@ -23,6 +24,8 @@ FIRST_PAUSE: Final = timedelta(seconds=30)
 KEPT: Final = timedelta(days=30)
 """That a mail was sent, and when, answers a customer's question for a month."""
 PROBLEM_CHARS: Final = 500
+LISTED: Final = 100
+"""An operator looks at the newest problems; older ones have the same cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,14 @@ async def finish(conn: AsyncConnection, mail_id: int, problem: str | None) -> No
         await conn.execute(update(outbox).where(waiting).values(**done))
     else:
         await conn.execute(update(outbox).where(waiting).values(problem=problem[:PROBLEM_CHARS]))
+
+
+async def problems(conn: AsyncConnection) -> list[Row[Any]]:
+    """Return the mails that could not be sent, given up ones too, newest first."""
+    rows = await conn.execute(
+        select(outbox).where(outbox.c.problem.is_not(None)).order_by(outbox.c.id.desc()).limit(LISTED)
+    )
+    return list(rows.all())
 
 
 async def forget_old(conn: AsyncConnection) -> int:

@@ -188,9 +188,7 @@ async def test_a_network_gets_twenty_codes_an_hour(settings, ledger, models, obj
 
 async def test_all_addresses_together_have_a_budget(server, client):
     server._settings = server._settings.model_copy(update={"sign_in_codes_per_hour": 3})
-    statuses = [
-        (await client.post(START, json={"email": f"u{n}@example.com"})).status_code for n in range(4)
-    ]
+    statuses = [(await client.post(START, json={"email": f"u{n}@example.com"})).status_code for n in range(4)]
     assert statuses == [200, 200, 200, 429]
 
 

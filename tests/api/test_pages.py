@@ -11,7 +11,16 @@ from gateway.app import create_app
 from gateway.routes.pages import DOCS_ASSETS
 from payments.stripe_checkout import checkout_for
 
-PAGES = ["/", "/pricing", "/credits", "/account", "/sign-in", "/checkout/success?session_id=cs_test_1", "/checkout/canceled", "/docs"]
+PAGES = [
+    "/",
+    "/pricing",
+    "/credits",
+    "/account",
+    "/sign-in",
+    "/checkout/success?session_id=cs_test_1",
+    "/checkout/canceled",
+    "/docs",
+]
 
 SCRIPTS = ["session.js", "sign-in.js", "account.js", "credits.js"]
 

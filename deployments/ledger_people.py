@@ -65,13 +65,15 @@ class LedgerPeople:
             caller = await keys.caller_of(conn, command.credential)
             return await erasure.delete_account(conn, caller, command.email, forfeit=command.forfeit)
 
-        return await self._run("delete_account", delete)
+        left: list[str] = await self._run("delete_account", delete)
+        return left
 
     # -- the runner's calls ------------------------------------------------------------------------------------
 
     async def take_mails(self, limit: int) -> list[Mail]:
         """Take mails that are due."""
-        return await self._run("take_mails", outbox.take_due, limit)
+        taken: list[Mail] = await self._run("take_mails", outbox.take_due, limit)
+        return taken
 
     async def finish_mail(self, mail_id: int, problem: str | None) -> None:
         """Note that a mail was sent, or what kept it."""
@@ -96,4 +98,5 @@ class LedgerPeople:
             caller = await keys.caller_of(conn, credential)
             return await work(conn, caller.user_id)
 
-        return await self._run(method, as_caller)
+        answer: T = await self._run(method, as_caller)
+        return answer

@@ -1,6 +1,10 @@
 import { byId, call, inCredits, teller, whoAmI } from "/static/session.js";
 
-const say = teller("status");
+const tell = teller("status");
+const say = (text, kind) => {
+  tell(text, kind);
+  if (text) byId("status").scrollIntoView({ block: "nearest" });
+};
 const day = (time) => new Date(time).toLocaleDateString("en-CA"); // 2026-11-22
 
 const stateOf = (key) => {
@@ -12,8 +16,10 @@ const stateOf = (key) => {
 const revoke = async (key) => {
   if (!confirm(`Revoke the key "${key.label}"? Whatever uses it stops working.`)) return;
   const got = await call("/keys/revoke", { keyPrefix: key.keyPrefix });
-  say(got.ok ? `The key "${key.label}" is revoked.` : got.message, got.ok ? "success" : "failure");
+  if (got.ok && byId("secret").textContent.includes(key.keyPrefix)) byId("made").hidden = true;
   await showKeys();
+  byId("keys-title").focus(); // the button that had the focus is gone
+  say(got.ok ? `The key "${key.label}" is revoked.` : got.message, got.ok ? "success" : "failure");
 };
 
 const rowOf = (key) => {
@@ -55,7 +61,6 @@ byId("make").addEventListener("submit", async (event) => {
   const got = await call("/keys", asked);
   if (!got.ok) {
     say(got.message, "failure");
-    byId("status").scrollIntoView({ block: "nearest" });
     return;
   }
   say("");

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from kit.tables import outbox
 
 MAX_ATTEMPTS: Final = 8
-"""With doubling pauses from half a minute: an hour of outage is bridged, a wrong address is not asked for ever."""
+"""With doubling pauses from half a minute: two hours of outage are bridged, a wrong address is not asked for ever."""
 FIRST_PAUSE: Final = timedelta(seconds=30)
 """Also the time that a sender has for one mail before another takes it over."""
 KEPT: Final = timedelta(days=30)

@@ -96,9 +96,10 @@ async def test_after_five_wrong_tries_the_right_code_is_refused_too(client, code
 async def test_concurrent_guesses_get_five_tries_in_all(client, db, code_of):
     code = await code_of("ada@example.com")
     guesses = [f"{(int(code) + 1 + n) % 10**8:08}" for n in range(12)]
-    await asyncio.gather(
+    answers = await asyncio.gather(
         *(client.post(VERIFY, json={"email": "ada@example.com", "code": guess}) for guess in guesses)
     )
+    assert {answer.status_code for answer in answers} == {400}
     assert (await run(db, "SELECT tries FROM sign_in_codes")).scalar_one() == 5
 
 

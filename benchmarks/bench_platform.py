@@ -26,10 +26,10 @@ from typing import Any, Final
 
 import httpx
 from fastapi import FastAPI
-from load import Measured, measure
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.load import Measured, measure
 from deployments.books import in_books
 from deployments.cli import Steps
 from deployments.launcher import Launcher
@@ -193,8 +193,16 @@ def _pss(pid: int) -> int:
 @contextmanager
 def _bare_server() -> Iterator[str]:
     port = _free_port()
-    command = [sys.executable, "-m", "uvicorn", "bench_platform:app", "--port", str(port), "--no-access-log"]
-    server = subprocess.Popen(command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "benchmarks.bench_platform:app",
+        "--port",
+        str(port),
+        "--no-access-log",
+    ]
+    server = subprocess.Popen(command, cwd=Path(__file__).parent.parent, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 30

@@ -1,0 +1,1 @@
+"""What is fast and against whom: scripts, each with a peer or a floor in the same run."""

@@ -1,22 +1,26 @@
-"""What a caller may ask of the past: balances, statements, usage, costs. Part of the Ledger deployment; reads alone.
+"""What a caller may ask of the past: balances, statements, usage, costs, ended jobs.
 
-The key is checked first, in a statement of its own; each answer is the account's behind it and nobody else's.
+Part of the Ledger deployment; reads alone. The key is checked first, in a statement of its own;
+each answer is the account's behind it and nobody else's.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from collections.abc import Set as AbstractSet
 from datetime import date, datetime
 from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.ports import StatementQuery
+from gateway import jobs
+from gateway.ports import FinishedJob, StatementQuery
+from gateway.usage import EVERY_DIMENSION, Dimension, Usage, usage
 from kit.db import Database
 from kit.telemetry import ledger_seconds
 from ledger import keys, statements
-from ledger.statements import Cost, Statement, Usage
+from ledger.statements import Cost, Statement
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,13 +47,19 @@ class LedgerReads:
             until=query.until,
         )
 
-    async def usage(self, credential: bytes, since: date, until: date) -> list[Usage]:
-        """Return the caller's usage by day, tool and key."""
-        return await self._read("usage", credential, statements.usage, since, until)
+    async def usage(
+        self, credential: bytes, since: date, until: date, by: AbstractSet[Dimension] = EVERY_DIMENSION
+    ) -> list[Usage]:
+        """Return the caller's usage, apart by the given dimensions."""
+        return await self._read("usage", credential, usage, since, until, by)
 
     async def cost(self, credential: bytes, reference: str, tool: str | None) -> Cost:
         """Return what one of the caller's references cost."""
         return await self._read("cost", credential, statements.cost_of, reference, tool)
+
+    async def finished_job(self, credential: bytes, job_id: str) -> FinishedJob:
+        """Return what the receipt of one of the caller's jobs states."""
+        return await self._read("finished_job", credential, jobs.finished_job, job_id)
 
     async def _read(
         self,

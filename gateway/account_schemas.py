@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from gateway.account_answers import StatementLine
 from gateway.answers import Answer, Credits, FileFields, JobFields, KeyShown, Ok, Tokens
 from gateway.schemas import Email
 from gateway.sign_in import DIGITS
@@ -126,24 +127,6 @@ class SessionShown(Answer):
     created_at: datetime
     expires_at: datetime
     revoked_at: datetime | None
-
-
-class StatementLine(Answer):
-    """An entry of the account."""
-
-    version: int
-    transfer_id: int
-    kind: str
-    tool: str
-    reference: str
-    reason: str | None
-    key_id: str | None
-    credits: Credits
-    tokens: Tokens
-    balance_after: Credits
-    balance_after_tokens: Tokens
-    happened_at: datetime
-    written_at: datetime
 
 
 class ExportedUser(Answer):

@@ -16,6 +16,7 @@ from gateway.middleware import Edge
 from gateway.openapi import document
 from gateway.ports import Ledger, Models
 from gateway.problems import add_problem_handlers
+from gateway.receipts import receipt_keys
 from gateway.regions import RegionBlock
 from gateway.routes import (
     account,
@@ -26,7 +27,9 @@ from gateway.routes import (
     operations,
     pages,
     purchases,
+    receipts,
     sign_in,
+    usage,
 )
 from gateway.schemas import INPUTS
 from gateway.session_cookie import SessionCookie
@@ -49,7 +52,19 @@ NO_TELEMETRY: Final = {
 }
 """FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
 
-ROUTERS: Final = (balance, media, operations, keys, files, purchases, sign_in, account, pages)
+ROUTERS: Final = (
+    balance,
+    media,
+    operations,
+    keys,
+    usage,
+    receipts,
+    files,
+    purchases,
+    sign_in,
+    account,
+    pages,
+)
 """Matched in this order, one after the other: what is polled comes first."""
 
 
@@ -98,6 +113,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
         objects=objects,
         catalog=catalog,
         signer=UrlSigner(settings.secret.get_secret_value().encode()),
+        receipt_keys=receipt_keys(settings),
         key_pattern=key_pattern(settings.key_brand),
         health=Kept(health.probe, HEALTH_KEPT_S),
         trial_balance=Kept(ledger.trial_balance, TRIAL_BALANCE_KEPT_S),

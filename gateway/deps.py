@@ -20,6 +20,7 @@ from gateway.ports import Credential, Ledger
 from gateway.session_cookie import CSRF_HEADER, SessionCookie
 from kit.errors import AuthRequired, Forbidden, InvalidRequest, NotFound
 from kit.settings import Settings
+from kit.signing import SigningKeys
 from kit.storage import ObjectStore, UrlSigner
 from ledger.audit import TrialBalance
 from ledger.keys import hash_key
@@ -46,6 +47,7 @@ class Parts:
     objects: ObjectStore
     catalog: Catalog
     signer: UrlSigner
+    receipt_keys: SigningKeys
     key_pattern: re.Pattern[str]
     health: Kept[tuple[int, bytes]]
     trial_balance: Kept[TrialBalance]

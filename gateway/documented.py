@@ -20,6 +20,30 @@ _KEY: Final = {
 }
 _COST: Final = {"quoted": 1.0, "held": 1.0, "charged": None}
 _COST_TOKENS: Final = {"quotedTokens": 100, "heldTokens": 100, "chargedTokens": None}
+_NOTHING: Final = {"credits": 0.0, "tokens": 0}
+_FIVE: Final = {"credits": 0.05, "tokens": 5}
+_USED: Final = {
+    "charged": {"credits": 3.0, "tokens": 300},
+    "refunded": {"credits": 1.0, "tokens": 100},
+    "net": {"credits": 2.0, "tokens": 200},
+}
+_CHARGE: Final = {
+    "number": 2,
+    "transferId": 2,
+    "kind": "spend",
+    "tool": "chat",
+    "reference": "req_2026-07-03_abc123",
+    "reason": None,
+    "keyId": "key_01k8z0b2c4d6f8g0h2j4k6m8n0",
+    "units": 1,
+    "priceVersion": 1,
+    "amount": {"credits": -0.05, "tokens": -5},
+    "balanceAfter": {"credits": 99.95, "tokens": 9995},
+    "happenedAt": _MADE,
+    "writtenAt": _MADE,
+    "reversesId": None,
+    "holdId": None,
+}
 _FOX: Final = {
     "task": "image.generate",
     "input": {"prompt": "cinematic fox astronaut", "aspectRatio": "1:1"},
@@ -103,6 +127,75 @@ ANSWERS: Final[Mapping[str, Any]] = {
         "balanceAfterTokens": 59900,
         "createdAt": _MADE,
         "urls": {"get": _JOB_URL, "cancel": f"{_JOB_URL}/cancel"},
+    },
+    "getUsage": {
+        "ok": True,
+        "since": "2026-11-01",
+        "until": "2026-11-30",
+        "groupBy": ["day", "tool", "task", "key"],
+        "data": [
+            {
+                "day": "2026-11-22",
+                "tool": "image",
+                "task": "image.generate",
+                "keyId": "key_01k8z0b2c4d6f8g0h2j4k6m8n0",
+                "keyPrefix": "abcde0F3kq",
+                "charges": 3,
+                "units": 3,
+                **_USED,
+            }
+        ],
+        "total": {"charges": 3, **_USED},
+    },
+    "getStatement": {"ok": True, "data": [_CHARGE], "nextCursor": "2"},
+    "getCost": {
+        "ok": True,
+        "reference": "req_2026-07-03_abc123",
+        "jobId": None,
+        "charged": _FIVE,
+        "refunded": _NOTHING,
+        "net": _FIVE,
+        "held": _NOTHING,
+        "lines": [_CHARGE],
+    },
+    "getReceipt": {
+        "ok": True,
+        "issuer": "https://api.example.com",
+        "jobId": _JOB_ID,
+        "task": "image.generate",
+        "tool": "image",
+        "status": "succeeded",
+        "units": "1",
+        "priceVersion": 1,
+        "quotedTokens": 100,
+        "quotedCredits": "1.00",
+        "chargedTokens": 100,
+        "chargedCredits": "1.00",
+        "transferId": 2,
+        "outputs": [
+            {
+                "id": _FILE_ID,
+                "contentType": "image/png",
+                "sizeBytes": 1482093,
+                "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+            }
+        ],
+        "createdAt": _MADE,
+        "startedAt": _MADE,
+        "finishedAt": "2026-11-22T12:00:09Z",
+        "jws": "eyJhbGciOiJFZERTQSIs...",
+    },
+    "getJwks": {
+        "keys": [
+            {
+                "kty": "OKP",
+                "crv": "Ed25519",
+                "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
+                "kid": "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k",
+                "use": "sig",
+                "alg": "EdDSA",
+            }
+        ]
     },
     "getTrialBalance": {
         "ok": True,

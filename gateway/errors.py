@@ -40,6 +40,19 @@ class CostExceedsLimit(AppError):
 
 
 @dataclass
+class JobNotFinished(AppError):
+    """A job that has not ended has no receipt yet."""
+
+    state: str
+    code = "job_not_finished"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return f"The job is {self.state}; its receipt is there once it has ended."
+
+
+@dataclass
 class UnknownTask(AppError):
     """No such task; the known ones are listed."""
 

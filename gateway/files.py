@@ -69,16 +69,16 @@ async def add_outputs(
     )
 
 
-async def outputs_of(conn: AsyncConnection, job_ids: Sequence[str]) -> dict[str, list[StoredFile]]:
-    """Return the outputs of jobs, in the order they were made."""
+async def outputs_of(
+    conn: AsyncConnection, job_ids: Sequence[str], *, deleted: bool = False
+) -> dict[str, list[StoredFile]]:
+    """Return the outputs of jobs, in the order they were made; `deleted`: those that were deleted too."""
     found: dict[str, list[StoredFile]] = {}
     if job_ids:
-        rows = await conn.execute(
-            select(files)
-            .where(files.c.job_id.in_(job_ids), files.c.deleted_at.is_(None))
-            .order_by(files.c.id)
-        )
-        for row in rows:
+        query = select(files).where(files.c.job_id.in_(job_ids))
+        if not deleted:
+            query = query.where(files.c.deleted_at.is_(None))
+        for row in await conn.execute(query.order_by(files.c.id)):
             found.setdefault(row.job_id, []).append(_file(row))
     return found
 

@@ -14,12 +14,13 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway import idempotency
+from gateway.errors import JobNotFinished
 from gateway.files import outputs_of
-from gateway.ports import Job, JobReceipt, JobStatus, StoredFile, SubmitJob
+from gateway.ports import FinishedJob, Job, JobReceipt, JobStatus, StoredFile, SubmitJob
 from gateway.tables import jobs
 from kit.errors import AppError, AuthRequired, NotFound
 from kit.ids import new_id
-from ledger import accounts, holds
+from ledger import accounts, holds, tables
 from ledger.payers import Payer, authorise
 
 ROUTE: Final = "media.jobs"
@@ -101,6 +102,7 @@ async def _write(
                 "application": command.application,
                 "input": command.input,
                 "quoted": command.cost_tokens,
+                "units_milli": command.units_milli,
                 "hold_id": request.id,
                 "created_at": now,
                 "expires_at": now + queue_ttl,
@@ -150,6 +152,41 @@ async def job(conn: AsyncConnection, account_id: int, job_id: str) -> Job:
     if not found:
         raise NotFound("job")
     return found[0]
+
+
+async def finished_job(conn: AsyncConnection, account_id: int, job_id: str) -> FinishedJob:
+    """Return what the receipt of one of the account's jobs states. Raises: NotFound, JobNotFinished.
+
+    An ended job never changes, and its charge was written with its end: several reads see one state.
+    """
+    row = (
+        await conn.execute(
+            select(jobs, tables.holds.c.price_version, tables.transfers.c.id.label("transfer_id"))
+            .join(tables.holds, tables.holds.c.id == jobs.c.hold_id)
+            .outerjoin(tables.transfers, tables.transfers.c.hold_id == jobs.c.hold_id)
+            .where(jobs.c.account_id == account_id, jobs.c.id == job_id)
+        )
+    ).one_or_none()
+    if row is None:
+        raise NotFound("job")
+    if row.finished_at is None:
+        raise JobNotFinished(row.status)
+    outputs = await outputs_of(conn, [job_id], deleted=True) if row.status == "succeeded" else {}
+    return FinishedJob(
+        id=row.id,
+        task=row.task,
+        tool=row.tool,
+        status=row.status,
+        units_milli=row.units_milli,
+        price_version=row.price_version,
+        quoted_tokens=row.quoted,
+        charged_tokens=row.charged,
+        transfer_id=row.transfer_id,
+        outputs=outputs.get(job_id, []),
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+    )
 
 
 async def list_jobs(

@@ -21,6 +21,7 @@ from gateway.errors import (
     BalanceLeft,
     CostExceedsLimit,
     IdempotencyKeyReused,
+    JobNotFinished,
     TooManyCodes,
     TooManyFiles,
     WrongCode,
@@ -61,6 +62,7 @@ _SAMPLES: Final[dict[str, AppError]] = {
         NotFound("job"),
         IdempotencyKeyReused("job-001"),
         CostExceedsLimit(100, 50),
+        JobNotFinished("running"),
         AmbiguousPrefix(["abcde0F3kq", "abcdeZ81mm"]),
         TooManyFiles(1000),
         WrongCode(),
@@ -130,6 +132,9 @@ WEBHOOK: Final[dict[str, Any]] = {
     ],
     "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
 }
+CSV: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": {"text/csv": {"schema": {"type": "string"}}}},
+}
 CONTENT: Final[dict[int | str, dict[str, Any]]] = {
     200: {
         "description": "The bytes, under the file's own type.",
@@ -147,6 +152,10 @@ _TAGS: Final = [
     {
         "name": "Media jobs",
         "description": "Submit, poll, cancel. A job is paid when it succeeds, and only then.",
+    },
+    {
+        "name": "Usage",
+        "description": "What was spent, on what and when; statements, and signed receipts.",
     },
     {"name": "Files", "description": "Uploads and outputs."},
     {"name": "Webhooks", "description": "For the payment provider."},

@@ -8,16 +8,18 @@ Units: `*_tokens` tokens, `*_minor` the currency's minor unit, `*_s` seconds. Ti
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, Literal, Protocol
 
+from gateway.usage import EVERY_DIMENSION, Dimension, Usage
 from ledger.audit import TrialBalance
 from ledger.balances import Balance
 from ledger.keys import ApiKey, Caller, NewApiKey
 from ledger.sessions import Session
 from ledger.spends import Allowance, Check, Spend, Spent
-from ledger.statements import Cost, Statement, Usage
+from ledger.statements import Cost, Statement
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase
 from payments.webhooks import ProviderEvent
 
@@ -39,6 +41,7 @@ class SubmitJob:
     tool: str
     application: str
     input: dict[str, Any]
+    units_milli: int
     cost_tokens: int
     price_version: int
     idempotency_key: str | None
@@ -95,6 +98,29 @@ class Job:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedJob:
+    """What a receipt states of a job that has ended, however. Nothing of it changes any more.
+
+    `units_milli` is what was quoted, in thousandths of the tool's unit (None: a job from before it was kept).
+    `transfer_id` names the charge in the statement; None: nothing was charged. `outputs` has deleted files too.
+    """
+
+    id: str
+    task: str
+    tool: str
+    status: JobStatus
+    units_milli: int | None
+    price_version: int
+    quoted_tokens: int
+    charged_tokens: int
+    transfer_id: int | None
+    outputs: list[StoredFile]
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +201,11 @@ class DeleteAccount:
 
 
 class Ledger(Protocol):
-    """The books. Every method raises `kit.errors.Unavailable` while Postgres is away, having written nothing."""
+    """The books. Every method raises `kit.errors.Unavailable` while Postgres is away.
+
+    Then nothing was written, but for one case: the connection was lost while it committed, and nobody knows. The same
+    call with the same reference or idempotency key answers what became of it and takes effect once.
+    """
 
     async def ping(self) -> None:
         """Return when money can move."""
@@ -192,10 +222,16 @@ class Ledger(Protocol):
     async def statement(self, query: StatementQuery) -> Statement:
         """Return a page of entries, newest first. Raises: InvalidRequest for a limit out of bounds."""
 
-    async def usage(self, credential: Credential, since: date, until: date) -> list[Usage]:
-        """Return what was used by UTC day (both ends included), tool and key.
+    async def usage(
+        self,
+        credential: Credential,
+        since: date,
+        until: date,
+        by: AbstractSet[Dimension] = EVERY_DIMENSION,
+    ) -> list[Usage]:
+        """Return what was used on UTC days (both ends included), apart by the given dimensions.
 
-        Raises: InvalidRequest for no days or more than a year's.
+        Raises: InvalidRequest for no days, more than a year's, or too many rows.
         """
 
     async def cost(self, credential: Credential, reference: str, tool: str | None) -> Cost:
@@ -218,6 +254,9 @@ class Ledger(Protocol):
 
     async def job(self, credential: Credential, job_id: str) -> Job:
         """Raises: NotFound, also for another account's job."""
+
+    async def finished_job(self, credential: Credential, job_id: str) -> FinishedJob:
+        """Return what a job's receipt states. Raises: NotFound, JobNotFinished."""
 
     async def jobs(self, query: JobQuery) -> list[Job]:
         """Return up to `limit` jobs, newest first."""

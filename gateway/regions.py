@@ -15,7 +15,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.problems import problem_response
 from kit.errors import Forbidden
 
-OPEN_PATHS: Final = frozenset({"/", "/docs", "/openapi.json", "/pricing", "/api/v1/health", "/metrics"})
+OPEN_PATHS: Final = frozenset(
+    {
+        "/",
+        "/docs",
+        "/docs/receipts",
+        "/openapi.json",
+        "/pricing",
+        "/.well-known/jwks.json",
+        "/api/v1/health",
+        "/metrics",
+    }
+)
 OPEN_PREFIXES: Final = ("/static/", "/api/v1/webhooks/")
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 from starlette.responses import Response
 
-from gateway.catalog import TOKENS_PER_CREDIT
+from gateway.catalog import MILLI, TOKENS_PER_CREDIT
 
 _OPTIONS: Final = orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC
 _NOT_STORED: Final = {"cache-control": "no-store"}
@@ -38,5 +38,26 @@ def json_response(
 
 def in_credits(tokens: int) -> orjson.Fragment:
     """Write tokens as a JSON number of credits with two places, without a float on the way."""
+    return orjson.Fragment(credits_text(tokens))
+
+
+def in_units(units_milli: int) -> orjson.Fragment:
+    """Write thousandths of a unit as a JSON number of units, without a float on the way."""
+    return orjson.Fragment(units_text(units_milli))
+
+
+def amount(tokens: int) -> dict[str, Any]:
+    """Write an amount of money in both its units."""
+    return {"credits": in_credits(tokens), "tokens": tokens}
+
+
+def credits_text(tokens: int) -> str:
+    """Return tokens as credits with two places: 150 is `1.50`."""
     whole, rest = divmod(abs(tokens), TOKENS_PER_CREDIT)
-    return orjson.Fragment(f"{'-' if tokens < 0 else ''}{whole}.{rest:02d}")
+    return f"{'-' if tokens < 0 else ''}{whole}.{rest:02d}"
+
+
+def units_text(units_milli: int) -> str:
+    """Return thousandths as units with the places that they need: 1500 is `1.5`, 2000 is `2`. Never negative."""
+    whole, rest = divmod(units_milli, MILLI)
+    return f"{whole}.{rest:03d}".rstrip("0") if rest else str(whole)

@@ -49,6 +49,7 @@ jobs = Table(
     Column("expires_at", DateTime(timezone=True), nullable=False),
     Column("started_at", DateTime(timezone=True)),
     Column("finished_at", DateTime(timezone=True)),
+    Column("units_milli", BigInteger),
     CheckConstraint(
         "status IN ('queued', 'running', 'succeeded', 'failed', 'canceled', 'expired')", name="status"
     ),
@@ -62,6 +63,7 @@ jobs = Table(
         name="charged_only_for_success",
     ),
     CheckConstraint("progress_percent BETWEEN 0 AND 100", name="progress"),
+    CheckConstraint("units_milli > 0", name="units"),
     Index("jobs_queue_idx", "application", "id", postgresql_where=text("status = 'queued'")),
     Index("jobs_lease_idx", "lease_until", postgresql_where=text("status = 'running'")),
     Index("jobs_account_idx", "account_id", "id"),

@@ -13,7 +13,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import orjson
-from sqlalchemy import MetaData
+import structlog
+from sqlalchemy import MetaData, event
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -22,17 +24,32 @@ from kit.errors import Unavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")
+log = structlog.get_logger(__name__)
 
 RETRIES: Final = 3
 """A deadlock or serialization failure is bad luck once; more than three in a row is a design fault to be seen."""
 RETRYABLE_STATES: Final = frozenset({"40001", "40P01"})
 """Serialization failure and deadlock: the transaction had no effect and may be run again as it is."""
-AWAY_STATES: Final = ("08", "57P", "53", "55P03", "57014")
-"""How SQLSTATEs begin: connection lost, server stopping or starting, out of resources, lock or statement time-out."""
+AWAY_STATES: Final = ("08", "57P", "53", "25006", "25P03", "55P03", "57014")
+"""How SQLSTATEs begin: connection lost, server stopping or starting, out of resources, read-only (a disk that ran
+full, a primary that was stood down), idle in a transaction, lock or statement time-out."""
+STALE_STATE: Final = "0A000"
+"""`cached plan must not change result type`: a migration changed a table under a statement that this connection had
+prepared. It would fail so for ever; a new connection prepares it anew. No statement of ours asks for what Postgres
+cannot do, which has the same number."""
 LOCK_TIMEOUT_MS: Final = 5_000
 """A money lock is held for milliseconds; five seconds means that something is stuck, and the caller should know."""
 STATEMENT_TIMEOUT_MS: Final = 15_000
 """Above the slowest statement of ours (an audit sets its own)."""
+IDLE_TIMEOUT_MS: Final = 10_000
+"""No unit of work waits for anything but Postgres: whoever is idle so long in a transaction was frozen or cut off,
+and Postgres would keep the account's lock for it until TCP gives up, in hours."""
+CONNECT_TIMEOUT_S: Final = 3
+"""For each address of the URL. A connect takes milliseconds, and callers wait meanwhile."""
+UNREACHABLE_MS: Final = 10_000
+"""A host that vanished in a failover sends no word of it: silence to a probe or to sent bytes ends the connection."""
+PROBES: Final = {"keepalives_idle": 4, "keepalives_interval": 2, "keepalives_count": 3}
+"""Seconds of silence until the first probe and between probes, and how many: as long as `UNREACHABLE_MS`."""
 
 metadata = MetaData(
     naming_convention={
@@ -59,11 +76,16 @@ class Database:
             json_serializer=lambda value: orjson.dumps(value).decode(),
             json_deserializer=orjson.loads,
             connect_args={
-                "connect_timeout": 3,
+                "connect_timeout": CONNECT_TIMEOUT_S,
+                "tcp_user_timeout": UNREACHABLE_MS,
+                **PROBES,
+                # After a failover the address may still lead to the old primary, or the URL names both.
+                "target_session_attrs": "primary",
                 "options": f"-c lock_timeout={LOCK_TIMEOUT_MS} -c statement_timeout={STATEMENT_TIMEOUT_MS}"
-                " -c timezone=UTC",
+                f" -c idle_in_transaction_session_timeout={IDLE_TIMEOUT_MS} -c timezone=UTC",
             },
         )
+        event.listen(self.engine.sync_engine, "handle_error", _give_up_stale)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -89,9 +111,11 @@ class Database:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Run one unit of work in its transaction, again on a deadlock or serialization failure.
+        """Run one unit of work in its transaction, again where that is harmless (`_again`).
 
-        Raises: Unavailable when Postgres is away; whatever `work` raises otherwise, with nothing written.
+        Raises: Unavailable when Postgres is away, in most cases with nothing written: a COMMIT whose answer was lost
+        may have taken effect, and the caller repeats the same reference to know. Whatever `work` raises otherwise,
+        with nothing written.
         """
         return await self._again(self.transaction, work, *args, **kwargs)
 
@@ -125,7 +149,9 @@ class Database:
                 if harmless and attempt < RETRIES:
                     await asyncio.sleep(random.uniform(0, 0.02 * attempt))  # noqa: S311  # jitter, not a secret
                     continue
-                if is_away(error):
+                if state in RETRYABLE_STATES:
+                    log.exception("retries used up", state=state, work=getattr(work, "__name__", ""))
+                if state in RETRYABLE_STATES or is_away(error):
                     raise Unavailable("The ledger", 2) from error
                 raise
             else:
@@ -135,6 +161,12 @@ class Database:
     async def close(self) -> None:
         """Give back every connection."""
         await self.engine.dispose()
+
+
+def _give_up_stale(context: ExceptionContext) -> None:
+    """Treat a connection with a stale plan as lost: it leaves the pool, and the work runs again on a new one."""
+    if getattr(context.original_exception, "sqlstate", None) == STALE_STATE:
+        context.is_disconnect = True
 
 
 def is_away(error: DBAPIError) -> bool:

@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     """Where outputs and uploads lie: a directory, `file://` or `s3://bucket/prefix`; empty: the data directory."""
     secret: SecretStr = SecretStr("")
     """Signs download URLs and idempotent keys; empty: made once and kept in the data directory."""
+    receipt_keys: str = ""
+    """Files with the Ed25519 keys of receipts, comma-separated: PEM, JWK or JWK Set. The first key signs, all are
+    published. Empty: one key made from `secret`."""
     key_brand: str = Field(default="amai", pattern=r"^[a-z][a-z0-9]{1,11}$")
     models_dir: Path | None = None
 
@@ -136,6 +139,18 @@ class Settings(BaseSettings):
         """Resolve once, at the edge: replicas run in other working directories."""
         return path.expanduser().absolute() if path else None
 
+    @field_validator("receipt_keys")
+    @classmethod
+    def _readable_keys(cls, files: str) -> str:
+        """Resolve the files at the edge too, and find out here whether they hold keys."""
+        from kit.signing import SigningKeys  # cryptography is loaded only where it is used
+
+        if not files:
+            return files
+        paths = [Path(name.strip()).expanduser().absolute() for name in files.split(",")]
+        SigningKeys.from_files(paths)
+        return ",".join(map(str, paths))
+
     @model_validator(mode="after")
     def _never_live_and_sandbox(self) -> Settings:
         if self.live_payments and (self.sandbox or self.stripe_api_base):
@@ -180,6 +195,11 @@ class Settings(BaseSettings):
     def objects_url(self) -> str:
         """The object store's address, with the local default filled in."""
         return self.storage_url or str(self.data_dir / "objects")
+
+    @property
+    def receipt_key_files(self) -> list[Path]:
+        """The files of `receipt_keys`."""
+        return [Path(name) for name in self.receipt_keys.split(",") if name]
 
     @property
     def weights_dir(self) -> Path:

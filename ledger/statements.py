@@ -1,4 +1,4 @@
-"""What became of an account's money: its balance at any time, its statement, its usage, the cost of one reference.
+"""What became of an account's money: its balance at any time, its statement, the cost of one reference.
 
 Reads alone, without locks, all along indexes that the writing needs anyway. An account's entries are numbered
 without a gap in the order of their commits, and every writer stamps a transfer (`created_at`, the database's
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,8 +32,6 @@ queries: Final = load_queries(Path(__file__).with_name("statements.sql"))
 
 LINES_A_PAGE: Final = 500
 """Some 100 kB of JSON: what a client reads in one go."""
-DAYS_OF_USAGE: Final = 366
-"""A year, a leap year too: what one table or chart shows, and a bound on what one question reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,28 +65,6 @@ class Statement:
 
     lines: list[Line]
     next_before: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What one key used of one tool on one UTC day. Units: tokens; thousandths of the tool's unit.
-
-    `units_milli` counts the charges that say their units (spends; a captured hold says none). `refunded_tokens` was
-    given back on that day, whenever it was charged.
-    """
-
-    day: date
-    tool: str
-    key_id: str | None
-    charges: int
-    units_milli: int
-    charged_tokens: int
-    refunded_tokens: int
-
-    @property
-    def net_tokens(self) -> int:
-        """What the day cost; negative when more was given back than charged."""
-        return self.charged_tokens - self.refunded_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,37 +107,13 @@ async def statement(  # noqa: PLR0913  # a page's bounds
     """
     if not 1 <= limit <= LINES_A_PAGE:
         raise InvalidRequest("limit", f"must be between 1 and {LINES_A_PAGE}")
-    after, up_to = await _versions(conn, account_id, since, until, included=False)
+    after, up_to = await versions_in(conn, account_id, since, until, included=False)
     if before is not None:
         up_to = max(min(up_to, before - 1), 0)
     # Versions have no gap: where the page ends, and whether another follows it, is known beforehand.
     last = max(after, up_to - limit) + 1
     rows = await conn.execute(queries["lines"], {"account_id": account_id, "after": last - 1, "up_to": up_to})
     return Statement([_line(row) for row in rows], last if after + 1 < last <= up_to else None)
-
-
-async def usage(conn: AsyncConnection, account_id: int, since: date, until: date) -> list[Usage]:
-    """Return what was charged and given back on each UTC day of a period, both ends included, by tool and key.
-
-    A charge counts on the day it was written, a refund or a reversal of one on its own day: a day that is over does
-    not change, and the net of all days is what charges and their refunds took from the balance.
-    Reads the period's entries alone. Raises: NotFound; InvalidRequest for no days or too many.
-    """
-    if until < since:
-        raise InvalidRequest("until", "must not be before the first day")
-    if (until - since).days >= DAYS_OF_USAGE:
-        raise InvalidRequest("until", f"the period may have at most {DAYS_OF_USAGE} days")
-    after, up_to = await _versions(
-        conn,
-        account_id,
-        datetime.combine(since, time.min, UTC),
-        datetime.combine(until, time.max, UTC),  # to the last microsecond, the finest that a stamp knows
-        included=True,
-    )
-    rows = await conn.execute(
-        queries["usage"], {"account_id": account_id, "after": after, "up_to": max(after, up_to)}
-    )
-    return [Usage(**row) for row in rows.mappings()]
 
 
 async def cost_of(conn: AsyncConnection, account_id: int, reference: str, tool: str | None = None) -> Cost:
@@ -183,7 +135,7 @@ async def cost_of(conn: AsyncConnection, account_id: int, reference: str, tool: 
     )
 
 
-async def _versions(
+async def versions_in(
     conn: AsyncConnection,
     account_id: int,
     since: datetime | None,
@@ -191,7 +143,10 @@ async def _versions(
     *,
     included: bool,
 ) -> tuple[int, int]:
-    """Return the last version before a period and the last one in it; `included`: the period's last instant is."""
+    """Return the last version before a period and the last one in it; `included`: the period's last instant is.
+
+    Raises: NotFound.
+    """
     instants = [(until, included)] if since is None else [(until, included), (since, False)]
     found = await _written_by(conn, account_id, instants)
     return (found[1].version if since is not None else 0), found[0].version

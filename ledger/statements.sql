@@ -38,24 +38,6 @@ CROSS JOIN LATERAL (SELECT * FROM transfers WHERE id = e.transfer_id LIMIT 1) t
 WHERE e.account_id = :account_id AND e.version > :after AND e.version <= :up_to
 ORDER BY e.version DESC
 
--- name: usage
--- Charges, and what was given back of charges: under the tool and the key of the charge.
-SELECT CAST(t.created_at AT TIME ZONE 'UTC' AS date) AS day, coalesce(o.tool, t.tool) AS tool,
-    coalesce(o.key_id, t.key_id) AS key_id,
-    count(*) FILTER (WHERE o.id IS NULL) AS charges,
-    CAST(coalesce(sum(t.units_milli), 0) AS bigint) AS units_milli,
-    CAST(coalesce(-sum(t.amount) FILTER (WHERE o.id IS NULL), 0) AS bigint) AS charged_tokens,
-    CAST(coalesce(sum(t.amount) FILTER (WHERE o.id IS NOT NULL), 0) AS bigint) AS refunded_tokens
-FROM entries e
-CROSS JOIN LATERAL (SELECT * FROM transfers WHERE id = e.transfer_id LIMIT 1) t
-LEFT JOIN LATERAL (
-    SELECT * FROM transfers WHERE id = t.reverses_id AND kind IN ('spend', 'capture') LIMIT 1
-) o ON true
-WHERE e.account_id = :account_id AND e.version > :after AND e.version <= :up_to
-    AND (t.kind IN ('spend', 'capture') OR o.id IS NOT NULL)
-GROUP BY 1, 2, 3
-ORDER BY 1, 2, 3
-
 -- name: cost
 -- What was charged or held under a reference, and what was given back of it, as one snapshot. A reference is unique
 -- for the account and the tool: without the tool, the account's tools are walked along the index, one look for each.

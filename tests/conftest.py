@@ -158,13 +158,13 @@ async def open_customer(conn: AsyncConnection, tokens: int, email: str = "") -> 
     return Customer(owner.user_id, owner.account_id, made.key.id, address, made.secret)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def customers() -> Callable[..., Awaitable[Customer]]:
     """`await customers(conn, tokens)` makes a funded customer."""
     return open_customer
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def assert_sound() -> Callable[[Database], Awaitable[None]]:
     """`await assert_sound(db)` audits the books."""
 

@@ -16,11 +16,10 @@ from gateway.bodies import StrictRoute
 from gateway.deps import SECURED, SESSION_ONLY, CallerKey, CallerSession, Parts, PartsOf
 from gateway.openapi import READ, WRITE, problems
 from gateway.responses import dump, in_credits, json_response
-from gateway.routes import files, keys, media
+from gateway.routes import files, keys, media, usage
 from kit.errors import Unavailable
 from ledger.keys import Caller
 from ledger.sessions import Session
-from ledger.statements import Line
 from payments.purchases import Purchase
 
 log = structlog.get_logger(__name__)
@@ -120,7 +119,7 @@ async def _statement(parts: Parts, credential: ports.Credential) -> AsyncIterato
     before: int | None = None
     while True:
         page = await parts.ledger.statement(ports.StatementQuery(credential, PAGE, before, None, None))
-        yield [_line(line) for line in page.lines]
+        yield [usage.line(line) for line in page.lines]
         if page.next_before is None:
             return
         before = page.next_before
@@ -163,22 +162,4 @@ def _purchase(purchase: Purchase) -> dict[str, Any]:
         "email": purchase.email,
         "createdAt": purchase.created_at,
         "paid": purchase.paid,
-    }
-
-
-def _line(line: Line) -> dict[str, Any]:
-    return {
-        "version": line.version,
-        "transferId": line.transfer_id,
-        "kind": line.kind,
-        "tool": line.tool,
-        "reference": line.reference,
-        "reason": line.reason,
-        "keyId": line.key_id,
-        "credits": in_credits(line.amount_tokens),
-        "tokens": line.amount_tokens,
-        "balanceAfter": in_credits(line.balance_after_tokens),
-        "balanceAfterTokens": line.balance_after_tokens,
-        "happenedAt": line.happened_at,
-        "writtenAt": line.written_at,
     }

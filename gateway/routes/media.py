@@ -57,6 +57,7 @@ async def submit_job(
             tool=quote.tool,
             application=quote.application,
             input=job_input,
+            units_milli=quote.units_milli,
             cost_tokens=quote.cost_tokens,
             price_version=quote.price_version,
             idempotency_key=agreed_key(

@@ -116,6 +116,12 @@ async def show_docs(parts: PartsOf) -> Response:
     return _page(parts, "docs.html", headers=_DOCS_HEADERS)
 
 
+@router.get("/docs/receipts")
+async def show_receipts(parts: PartsOf) -> Response:
+    """What a receipt is, and a form that verifies one in the browser."""
+    return _page(parts, "receipts.html")
+
+
 @router.get("/openapi.json")
 async def show_openapi(request: Request) -> Response:
     """The OpenAPI document."""

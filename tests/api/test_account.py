@@ -61,7 +61,10 @@ async def test_an_export_holds_everything_and_no_secret(resident):
     assert [key.label for key in export.keys] == ["test"]
     assert len(export.sessions) == 1
     assert [purchase.package_code for purchase in export.purchases] == ["starter_100"]
-    assert [(line.kind, line.tokens) for line in export.statement] == [("purchase", 10_000), ("grant", 300)]
+    assert [(line.kind, line.amount.tokens) for line in export.statement] == [
+        ("purchase", 10_000),
+        ("grant", 300),
+    ]
     assert [job.input["prompt"] for job in export.jobs] == ["a very personal fox"]
     assert [file.name for file in export.files] == ["my cat.png"]
     assert resident.key.key not in answer.text
@@ -83,7 +86,7 @@ async def test_an_export_is_whole_beyond_one_page_and_nobody_elses(resident, cus
         "0.png",
         "my cat.png",
     ]
-    assert [line["version"] for line in export["statement"]] == [2, 1]
+    assert [line["number"] for line in export["statement"]] == [2, 1]
 
 
 async def test_a_deletion_forgets_the_person_and_keeps_the_books(resident, db, assert_sound, objects):

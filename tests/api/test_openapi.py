@@ -41,6 +41,12 @@ ROUTES = {
     "POST /api/v1/account/delete",
     "POST /api/v1/webhooks/stripe",
     "GET /api/v1/ledger/trial-balance",
+    "GET /api/v1/usage",
+    "GET /api/v1/statement",
+    "GET /api/v1/cost",
+    "GET /api/v1/media/jobs/{job_id}/receipt",
+    "GET /api/v1/jobs/{job_id}/receipt",
+    "GET /.well-known/jwks.json",
 }
 PUBLIC = {
     "getHealth",
@@ -50,6 +56,7 @@ PUBLIC = {
     "verifySignIn",
     "receiveStripeWebhook",
     "getTrialBalance",
+    "getJwks",
 }
 
 

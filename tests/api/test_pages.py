@@ -20,6 +20,7 @@ PAGES = [
     "/checkout/success?session_id=cs_test_1",
     "/checkout/canceled",
     "/docs",
+    "/docs/receipts",
 ]
 
 SCRIPTS = ["session.js", "sign-in.js", "account.js", "credits.js"]
@@ -43,7 +44,7 @@ async def test_pages_load_nothing_from_elsewhere(web: httpx.AsyncClient, path: s
 
 
 async def test_scripts_and_styles_name_no_other_host(web):
-    for name in ("farebox.css", "docs.css", "claim.js", "copy.js", "docs.js", *SCRIPTS):
+    for name in ("farebox.css", "docs.css", "claim.js", "copy.js", "docs.js", "receipts.js", *SCRIPTS):
         answer = await web.get(f"/static/{name}")
         assert answer.status_code == 200
         assert not re.search(r"https?://|//[a-z]+\.[a-z]", answer.text), name

@@ -29,6 +29,7 @@ def submit_of(customer, *, key=None, fingerprint="a", cost=100, credential=None)
         tool="image",
         application="image",
         input={"prompt": "fox"},
+        units_milli=1000,
         cost_tokens=cost,
         price_version=1,
         idempotency_key=key,

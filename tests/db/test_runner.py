@@ -82,8 +82,8 @@ class House:
 
     async def submit(self):
         command = SubmitJob(
-            self.customer.credential, new_id("job"), "image.generate", "image", "image", {"prompt": "fox"}, 100, 1,
-            None, "f",
+            self.customer.credential, new_id("job"), "image.generate", "image", "image", {"prompt": "fox"}, 1000,
+            100, 1, None, "f",
         )  # fmt: skip
         return (await self.server.submit_job_many([command]))[0].job_id
 

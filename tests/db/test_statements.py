@@ -17,6 +17,8 @@ from sqlalchemy import text
 from deployments.handles import local_ledger
 from deployments.ledger import LedgerServer
 from gateway.ports import StatementQuery
+from gateway.usage import DAYS_OF_USAGE, DIMENSIONS, usage
+from gateway.usage import queries as usage_queries
 from kit.errors import AuthRequired, InvalidRequest, NotFound
 from kit.ids import new_id
 from kit.settings import Settings
@@ -26,7 +28,7 @@ from ledger.balances import balance
 from ledger.credits import adjust, credit
 from ledger.grants import Terms
 from ledger.payers import Payer
-from ledger.statements import DAYS_OF_USAGE, LINES_A_PAGE, Statement, balance_at, cost_of, statement, usage
+from ledger.statements import LINES_A_PAGE, Statement, balance_at, cost_of, queries, statement
 from ledger.transfers import Posting, post
 
 NOW = datetime.now(UTC)
@@ -703,13 +705,11 @@ async def long_account(conn, customers, entries):
     return customer.account_id
 
 
-async def rows_read(conn, name, values):
+async def rows_read(conn, query, values):
     """Rows of entries and transfers that a query touched, filtered away ones too."""
-    from ledger.statements import queries
-
     plan = (
         await conn.execute(
-            text(f"EXPLAIN (ANALYZE, FORMAT JSON) {queries[name].text}"), values
+            text(f"EXPLAIN (ANALYZE, FORMAT JSON) {query.text}"), values
         )
     ).scalar_one()[0]["Plan"]  # fmt: skip
     touched = 0
@@ -733,15 +733,16 @@ async def test_a_past_balance_reads_a_logarithm_of_the_entries(shared_superuser,
         }
         assert await balance_at(conn, account_id, values["instants"][0]) == 1000
         # Twelve halvings, an entry and its transfer each, and the entry that is the answer.
-        assert 0 < await rows_read(conn, "written_by", values) <= 2 * 13 + 1
+        assert 0 < await rows_read(conn, queries["written_by"], values) <= 2 * 13 + 1
 
 
 async def test_a_page_and_a_day_read_their_own_entries_alone(shared_superuser, customers):
     async with shared_superuser.connect() as conn:
         account_id = await long_account(conn, customers, 4096)
         values = {"account_id": account_id, "after": 2000, "up_to": 2050}
-        assert 0 < await rows_read(conn, "usage", values) <= 2 * 50
-        assert 0 < await rows_read(conn, "lines", values) <= 2 * 50
+        every_row = {"limit": 100, **{f"by_{dimension}": True for dimension in DIMENSIONS}}
+        assert 0 < await rows_read(conn, usage_queries["usage"], {**values, **every_row}) <= 2 * 50
+        assert 0 < await rows_read(conn, queries["lines"], values) <= 2 * 50
 
 
 # -- through the Ledger --------------------------------------------------------------------------------------------

@@ -1,0 +1,133 @@
+"""The Ledger dies between a payment's webhook and its grant, at each step: the purchase is granted once.
+
+Over the real Stripe SDK, the twin behind it, and a Ledger in a process of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+import pytest_asyncio
+from sqlalchemy import text
+
+from kit.db import Database
+from kit.errors import Unavailable
+from kit.settings import Settings
+from payments.checkout import Checkout
+from payments.errors import AlreadyClaimed
+from payments.packages import Package
+from payments.purchases import Claim
+from payments.stripe_checkout import checkout_for
+from sandbox.stripe_twin import TwinSettings, create_twin
+from sandbox.testing import SECRET_KEY, WEBHOOK_SECRET, Inbox, running
+
+BUILDER = Package("builder_600", "Builder", 60_000, 5_000, "usd")
+EVENTS_OF_A_PAYMENT = 2
+"""`checkout.session.completed` and `payment_intent.succeeded`."""
+STEPS = [
+    ("store_event", "after"),
+    ("fulfil", "before"),
+    ("fulfil", "after"),
+    ("finish_event", "after"),
+]
+
+T = TypeVar("T")
+
+
+@pytest.fixture
+def inbox() -> Inbox:
+    """What Stripe sent us."""
+    return Inbox()
+
+
+@pytest.fixture
+def twin(inbox) -> Iterator[str]:
+    with ExitStack() as stack:
+        hook = stack.enter_context(running(inbox.app()))
+        settings = TwinSettings(
+            secret_key=SECRET_KEY, webhook_secret=WEBHOOK_SECRET, webhook_url=f"{hook}/webhooks"
+        )
+        yield stack.enter_context(running(create_twin(settings)))
+
+
+@pytest_asyncio.fixture
+async def process(replicas) -> AsyncIterator[Any]:
+    async with replicas(1) as (only,):
+        yield only
+
+
+@pytest_asyncio.fixture
+async def checkout(process, twin, tmp_path) -> AsyncIterator[Checkout]:
+    settings = Settings(
+        data_dir=tmp_path, stripe_secret_key=SECRET_KEY, stripe_webhook_secret=WEBHOOK_SECRET, stripe_api_base=twin
+    )  # fmt: skip
+    checkout = checkout_for(settings, process.books)
+    assert checkout
+    yield checkout
+    await checkout.close()
+
+
+@pytest_asyncio.fixture
+async def books(durable) -> AsyncIterator[Database]:
+    db = Database(durable.url, pool_size=1)
+    yield db
+    await db.close()
+
+
+async def until_answered(ask: Callable[[], Awaitable[T]]) -> T:
+    while True:
+        try:
+            return await ask()
+        except Unavailable:
+            await asyncio.sleep(0.02)  # a caller's pause before it tries again
+
+
+@pytest.mark.parametrize("step", STEPS, ids="-".join)
+async def test_a_purchase_is_granted_once_whichever_step_its_webhook_dies_at(  # noqa: PLR0917  # fixtures
+    process, checkout, inbox, books, assert_sound, step
+):
+    email = f"{'-'.join(step)}@company.com"
+    await until_answered(process.books.ping)
+    order = await checkout.start(email, BUILDER, None)
+    async with httpx.AsyncClient() as payer:
+        await payer.post(order.checkout_url, data={"outcome": "pay"})
+    sent = await asyncio.to_thread(inbox.wait_for, EVENTS_OF_A_PAYMENT)
+    (event,) = [each for each in sent if json.loads(each.body)["type"] == "checkout.session.completed"]
+
+    def deliver() -> Awaitable[bool]:
+        return checkout.receive_webhook(event.body, event.headers["stripe-signature"])
+
+    await process.call("doom", *step)
+    with pytest.raises(Unavailable):  # so that Stripe sends it again
+        await deliver()
+    await process.died()
+    process.start()
+
+    async def claim() -> Claim | AlreadyClaimed:
+        try:
+            return await checkout.claim(order.session_id, "Primary")
+        except AlreadyClaimed as earlier:
+            return earlier
+
+    # At once: Stripe's repeats, and the payer on two tabs, whose claims grant what no webhook did.
+    *_, first, second = await asyncio.gather(
+        *(until_answered(ask) for ask in (deliver, deliver, claim, claim))
+    )
+    assert sorted([type(first), type(second)], key=str) == [AlreadyClaimed, Claim]
+    assert await until_answered(deliver)  # applied before
+    async with books.transaction() as conn:
+        granted = await conn.execute(
+            text(
+                "SELECT t.amount, a.balance FROM transfers t JOIN accounts a ON a.id = t.account_id"
+                " JOIN users u ON u.id = a.user_id WHERE u.email = :email"
+            ),
+            {"email": email},
+        )
+        assert [tuple(row) for row in granted] == [(BUILDER.credits_tokens, BUILDER.credits_tokens)]
+    await assert_sound(books)

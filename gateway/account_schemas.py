@@ -6,12 +6,11 @@ import re
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import AfterValidator, Field
 
 from gateway.account_answers import StatementLine
 from gateway.answers import Answer, Credits, FileFields, JobFields, KeyShown, Ok, Tokens
-from gateway.schemas import Email
+from gateway.schemas import Email, Request
 from gateway.sign_in import DIGITS
 
 
@@ -38,24 +37,20 @@ OwnEmail = Annotated[Email, AfterValidator(_lower)]
 Code = Annotated[str, Field(min_length=1, max_length=40, examples=["1234 5678"]), AfterValidator(_digits)]
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", alias_generator=to_camel)
-
-
-class StartSignIn(_Request):
+class StartSignIn(Request):
     """Ask for a sign-in code by e-mail."""
 
     email: OwnEmail
 
 
-class VerifySignIn(_Request):
+class VerifySignIn(Request):
     """Redeem the code for a session."""
 
     email: OwnEmail
     code: Code
 
 
-class DeleteAccount(_Request):
+class DeleteAccount(Request):
     """Delete the account of this session."""
 
     email: Annotated[OwnEmail, Field(description="Typed again, against deletions by mistake.")]

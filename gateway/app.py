@@ -21,14 +21,17 @@ from gateway.regions import RegionBlock
 from gateway.routes import (
     account,
     balance,
+    consumption,
     files,
     keys,
     media,
     operations,
     pages,
+    pricing,
     purchases,
     receipts,
     sign_in,
+    tools,
     usage,
 )
 from gateway.schemas import INPUTS
@@ -53,19 +56,10 @@ NO_TELEMETRY: Final = {
 """FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
 
 ROUTERS: Final = (
-    balance,
-    media,
-    operations,
-    keys,
-    usage,
-    receipts,
-    files,
-    purchases,
-    sign_in,
-    account,
-    pages,
-)
-"""Matched in this order, one after the other: what is polled comes first."""
+    tools, balance, media, operations, keys, usage, receipts, files, consumption, purchases, pricing, sign_in,
+    account, pages,
+)  # fmt: skip
+"""Matched in this order, one after the other: what is called most comes first."""
 
 
 def create_app(  # noqa: PLR0913  # the parts of the house

@@ -53,6 +53,26 @@ class JobNotFinished(AppError):
 
 
 @dataclass
+class CostExceedsHold(AppError):
+    """The work costs more than was held for it. Nothing was charged; the hold stays."""
+
+    cost_tokens: int
+    held_tokens: int
+    code = "cost_exceeds_limit"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return (
+            f"This costs {self.cost_tokens} tokens and the hold has {self.held_tokens}; nothing was charged."
+        )
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        return {"cost_tokens": self.cost_tokens, "held_tokens": self.held_tokens}
+
+
+@dataclass
 class UnknownTask(AppError):
     """No such task; the known ones are listed."""
 

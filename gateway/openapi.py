@@ -38,7 +38,7 @@ from kit.errors import (
     Unavailable,
     UnsupportedMediaType,
 )
-from ledger.errors import AmbiguousPrefix, InsufficientCredits
+from ledger.errors import AccountFrozen, AmbiguousPrefix, HoldResolved, InsufficientCredits, KeyCapReached
 from payments.errors import (
     AccountExists,
     AlreadyClaimed,
@@ -58,11 +58,14 @@ _SAMPLES: Final[dict[str, AppError]] = {
         InvalidRequest("prompt", "is required"),
         AuthRequired(),
         InsufficientCredits(100, 40),
+        AccountFrozen(400),
+        KeyCapReached(100, 40, "day"),
         Forbidden("This account is suspended; write to support."),
         NotFound("job"),
         IdempotencyKeyReused("job-001"),
         CostExceedsLimit(100, 50),
         JobNotFinished("running"),
+        HoldResolved("expired"),
         AmbiguousPrefix(["abcde0F3kq", "abcdeZ81mm"]),
         TooManyFiles(1000),
         WrongCode(),
@@ -83,7 +86,7 @@ _SAMPLES: Final[dict[str, AppError]] = {
 _MEANINGS: Final = {
     400: "The request cannot be understood; `details` names the fields.",
     401: "No valid API key or session.",
-    402: "Not enough credits; nothing was held. The same idempotency key works after a top-up.",
+    402: "Not enough credits; nothing was held or charged. The same idempotency key works after a top-up.",
     403: "Not allowed.",
     404: "Nothing by that name belongs to you.",
     409: "In conflict with what is; `error` says how.",
@@ -149,6 +152,7 @@ _TAGS: Final = [
     {"name": "Credits", "description": "What an account may spend."},
     {"name": "Sign-in", "description": "One-time codes by e-mail, and the sessions that they open."},
     {"name": "Account", "description": "Export and deletion of one's data."},
+    {"name": "Tools", "description": "Work that you do and we meter: check the price, then spend."},
     {
         "name": "Media jobs",
         "description": "Submit, poll, cancel. A job is paid when it succeeds, and only then.",
@@ -170,7 +174,7 @@ signed in by e-mail sends its session cookie instead; writes then repeat its CSR
 with both is the key's.
 
 **Money**: 1 credit is 100 tokens; tokens are whole numbers. A job's cost is held when it is submitted and
-charged when it succeeds; a failed or canceled job costs nothing.
+charged when it succeeds; a failed or canceled job costs nothing. A tool's price stands in `GET /api/v1/pricing`.
 
 **Retries**: send `X-Idempotency-Key` with a write and repeat it at will: the first answer comes again.
 
@@ -179,11 +183,14 @@ charged when it succeeds; a failed or canceled job costs nothing.
 """
 
 
-def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
-    """Describe a route's refusals by their codes, grouped by status, and say that others look the same."""
+def problems(*refusals: str | AppError) -> dict[int | str, dict[str, Any]]:
+    """Describe a route's refusals, by their codes or as it words them, grouped by status.
+
+    Says that others look the same.
+    """
     described: dict[int | str, dict[str, Any]] = {}
-    for code in codes:
-        sample = _SAMPLES[code]
+    for refusal in refusals:
+        sample = _SAMPLES[refusal] if isinstance(refusal, str) else refusal
         response = described.setdefault(
             sample.status,
             {
@@ -192,7 +199,7 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
                 "content": {"application/json": {"examples": {}}},
             },
         )
-        response["content"]["application/json"]["examples"][code] = {"value": problem_body(sample)}
+        response["content"]["application/json"]["examples"][sample.code] = {"value": problem_body(sample)}
         if sample.retry_after_s is not None:
             response["headers"] = _RETRY_AFTER
     described["default"] = {"model": Problem, "description": "Any other refusal has the same shape."}
@@ -217,8 +224,7 @@ def _document(
     app: FastAPI, catalog: Catalog, base_url: str, version: str, cookie_name: str
 ) -> dict[str, Any]:
     offers = "\n".join(
-        f"- `{task.name}`: {task.summary} {task.tokens_per_unit} tokens per {task.unit}, by {task.model}"
-        f" ({task.licence})."
+        f"- `{task.name}`: {task.summary} {task.tool.price_text}, by {task.tool.model} ({task.tool.licence})."
         for task in catalog.tasks.values()
     )
     made = get_openapi(

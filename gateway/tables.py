@@ -1,4 +1,4 @@
-"""Jobs, files and sign-in codes. A job carries its lease and fencing token; it ends once, by trigger."""
+"""Jobs, files, the holds of tools, sign-in codes. A job carries its lease and fencing token; it ends once, by trigger."""
 
 from __future__ import annotations
 
@@ -87,6 +87,16 @@ files = Table(
     Index("files_account_idx", "account_id", "id", postgresql_where=text("deleted_at IS NULL")),
 )
 """`job_id` is set for a model's output and empty for a caller's upload. `facts`: width, height, seed, ..."""
+
+tool_holds = Table(
+    "tool_holds",
+    metadata,
+    Column("hold_id", Text, ForeignKey("holds.id"), primary_key=True),
+    Column("tokens", BigInteger, nullable=False),
+    Column("per_units", BigInteger, nullable=False),
+    CheckConstraint("tokens > 0 AND per_units > 0", name="price"),
+)
+"""The price that a tool's hold was quoted at: `tokens` for each `per_units` units. Append-only, by trigger."""
 
 idempotency = Table(
     "idempotency",

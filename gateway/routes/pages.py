@@ -77,7 +77,7 @@ async def show_pricing(parts: PartsOf) -> Response:
     return _page(
         parts,
         "pricing.html",
-        prices=list(catalog.tasks.values()),
+        tools=list(catalog.tools.values()),
         packages=list(catalog.packages.values()),
         price_version=catalog.price_version,
         since=catalog.since,

@@ -115,3 +115,14 @@ async def test_metrics_are_prometheus_text(web):
     answer = await web.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
     assert 'farebox_http_requests_total{method="GET",route="/api/v1/packages",status="200"}' in answer.text
+
+
+async def test_the_price_page_shows_what_the_price_list_says(web):
+    text = (await web.get("/pricing")).text
+    prices = (await web.get("/api/v1/pricing")).json()
+    assert len(prices["tools"]) > 1
+    for tool in prices["tools"]:
+        assert f"<code>{tool['tool']}</code>" in text
+        assert re.search(rf"\b{tool['tokens']} tokens? per ", text)
+        assert tool["model"] in text
+    assert "builder" in text.lower()

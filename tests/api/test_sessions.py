@@ -25,6 +25,8 @@ async def test_a_session_works_wherever_a_key_does(person, customer):
     assert (await browser.get("/credits/balance")).json()["tokens"] == 300
     made = await browser.post("/keys", {"label": "from the page"})
     assert made.status_code == 200, made.text
+    spent = await browser.post("/tools/spend", {"tool": "chat", "units": 1, "reference": "turn-1"})
+    assert (spent.status_code, spent.json()["charged"]) == (200, 5), spent.text
     submitted = await browser.post("/media/jobs", FOX)
     assert submitted.status_code == 202, submitted.text
     job_id = submitted.json()["jobId"]
@@ -50,6 +52,8 @@ async def test_a_session_works_wherever_a_key_does(person, customer):
         ("POST", "/files"),
         ("DELETE", "/files/file_01k8z0d1b3c5d7f9g1h3j5k7m9"),
         ("POST", "/checkout/stripe"),
+        ("POST", "/credits/consume"),
+        ("POST", "/tools/spend"),
         ("POST", "/auth/sign-out"),
         ("POST", "/auth/sign-out-everywhere"),
         ("POST", "/account/delete"),

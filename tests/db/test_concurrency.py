@@ -150,6 +150,7 @@ class Writer:
             tool="image",
             application="image",
             input={},
+            units_milli=1000,
             cost_tokens=10,
             price_version=1,
             idempotency_key=key,

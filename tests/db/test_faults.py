@@ -46,6 +46,7 @@ def submit_of(customer, key, cost=5):
         tool="image",
         application="image",
         input={"prompt": "fox"},
+        units_milli=1000,
         cost_tokens=cost,
         price_version=1,
         idempotency_key=key,

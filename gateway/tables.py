@@ -1,4 +1,4 @@
-"""Jobs, files, the holds of tools, sign-in codes. A job carries its lease and fencing token; it ends once, by trigger."""
+"""Jobs, files, holds of tools, sign-in codes. A job carries its lease and fencing token; it ends once, by trigger."""
 
 from __future__ import annotations
 

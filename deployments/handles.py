@@ -17,10 +17,14 @@ from ray import serve
 from ray.exceptions import RayActorError
 
 from deployments.models.contract import GenerateRequest, Output, Progress
+from gateway.errors import RateLimited
+from gateway.limits import tallies
 from gateway.ports import Job, JobReceipt, Ledger, ModelState, SubmitJob
+from gateway.quotas import Counted, Quota, Take, used_up
 from gateway.tool_holds import Held, PlaceHold, SpendHeld
 from kit.errors import AppError, Unavailable
 from ledger.balances import Balance
+from ledger.keys import Credential
 from ledger.spends import Allowance, Check, Spend, Spent
 
 log = structlog.get_logger(__name__)
@@ -39,6 +43,8 @@ STATES_TIMEOUT_S: Final = 3.0
 
 Call = Callable[..., Awaitable[Any]]
 """`call(method, *args)` of the deployment, wherever it runs."""
+Asked = tuple[Item, Take | None]
+"""An item of a hot method, with the take that rides with it."""
 
 
 class Coalescer(Generic[Item, Outcome]):
@@ -78,57 +84,94 @@ class Coalescer(Generic[Item, Outcome]):
 
 
 class LedgerClient:
-    """`gateway.ports.Ledger` over a call: the hot methods coalesce, every other one goes as it is."""
+    """`gateway.ports.Ledger` over a call: the hot methods coalesce, every other one goes as it is.
+
+    The first call that a limited request makes carries its take, so that nothing is done for one that is refused;
+    a hot method's batch takes it along, any other has it counted first.
+    """
 
     def __init__(self, call: Call) -> None:
         self._call = call
-        self._balance: Coalescer[bytes, Balance] = Coalescer(lambda items: call("balance_many", items))
-        self._submit: Coalescer[SubmitJob, JobReceipt] = Coalescer(
-            lambda items: call("submit_job_many", items)
-        )
-        self._job: Coalescer[tuple[bytes, str], Job] = Coalescer(lambda items: call("job_many", items))
-        self._spend: Coalescer[Spend, Spent] = Coalescer(lambda items: call("spend_many", items))
-        self._check: Coalescer[Check, Allowance] = Coalescer(lambda items: call("check_many", items))
-        self._hold_tool: Coalescer[PlaceHold, Held | Allowance] = Coalescer(
-            lambda items: call("hold_tool_many", items)
-        )
-        self._spend_held: Coalescer[SpendHeld, Spent] = Coalescer(
-            lambda items: call("spend_held_many", items)
-        )
+        self._take: Coalescer[Take, Quota] = Coalescer(lambda takes: call("take_many", takes))
+        self._balance: Coalescer[Asked[Credential], Any] = _together(call, "balance_many")
+        self._submit: Coalescer[Asked[SubmitJob], Any] = _together(call, "submit_job_many")
+        self._job: Coalescer[Asked[tuple[Credential, str]], Any] = _together(call, "job_many")
+        self._spend: Coalescer[Asked[Spend], Any] = _together(call, "spend_many")
+        self._check: Coalescer[Asked[Check], Any] = _together(call, "check_many")
+        self._hold_tool: Coalescer[Asked[PlaceHold], Any] = _together(call, "hold_tool_many")
+        self._spend_held: Coalescer[Asked[SpendHeld], Any] = _together(call, "spend_held_many")
 
-    async def balance(self, credential: bytes) -> Balance:
+    async def take(self, take: Take) -> Quota:
+        """Count a request together with everyone else's."""
+        return await self._take(take)
+
+    async def balance(self, credential: Credential) -> Balance:
         """Read a balance together with everyone else who asks now."""
-        return await self._balance(credential)
+        return cast("Balance", await _counted(self._balance, credential))
 
     async def submit_job(self, command: SubmitJob) -> JobReceipt:
         """Submit a job together with everyone else who submits now."""
-        return await self._submit(command)
+        return cast("JobReceipt", await _counted(self._submit, command))
 
-    async def job(self, credential: bytes, job_id: str) -> Job:
+    async def job(self, credential: Credential, job_id: str) -> Job:
         """Look at a job together with everyone else who polls now."""
-        return await self._job((credential, job_id))
+        return cast("Job", await _counted(self._job, (credential, job_id)))
 
     async def spend(self, spend: Spend) -> Spent:
         """Charge together with everyone else who spends now."""
-        return await self._spend(spend)
+        return cast("Spent", await _counted(self._spend, spend))
 
     async def check(self, check: Check) -> Allowance:
         """Ask together with everyone else who asks now."""
-        return await self._check(check)
+        return cast("Allowance", await _counted(self._check, check))
 
     async def hold_tool(self, command: PlaceHold) -> Held | Allowance:
         """Hold together with everyone else who holds now."""
-        return await self._hold_tool(command)
+        return cast("Held | Allowance", await _counted(self._hold_tool, command))
 
     async def spend_held(self, command: SpendHeld) -> Spent:
         """Charge holds together with everyone else who does now."""
-        return await self._spend_held(command)
+        return cast("Spent", await _counted(self._spend_held, command))
 
     def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
         """Pass any other method on under its own name."""
         if method.startswith("_"):
             raise AttributeError(method)
-        return lambda *args: self._call(method, *args)
+
+        async def passed_on(*args: object) -> Any:
+            if tally := tallies.get():
+                await tally.count(self)
+            return await self._call(method, *args)
+
+        return passed_on
+
+
+def _together(call: Call, method: str) -> Coalescer[Asked[Any], Any]:
+    """Return the coalescer of a hot method."""
+
+    async def send(asked: list[Asked[Any]]) -> list[Any]:
+        items, takes = [item for item, _ in asked], [take for _, take in asked]
+        outcomes: list[Any] = await (call(method, items, takes) if any(takes) else call(method, items))
+        return outcomes
+
+    return Coalescer(send)
+
+
+async def _counted(coalescer: Coalescer[Asked[Item], Any], item: Item) -> Any:
+    """Send an item with its request's take, if that did not go out yet; return or raise the item's outcome."""
+    tally = tallies.get()
+    take = tally.board() if tally else None
+    if tally is None or take is None:
+        return await coalescer((item, None))
+    try:
+        counted: Counted = await coalescer((item, take))
+    except RateLimited as refusal:
+        tally.settle(used_up(refusal))
+        raise
+    tally.settle(counted.quota)
+    if isinstance(counted.outcome, AppError):
+        raise counted.outcome
+    return counted.outcome
 
 
 def local_ledger(server: object) -> Ledger:

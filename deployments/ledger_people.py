@@ -14,8 +14,9 @@ from kit import outbox
 from kit.errors import AppError
 from kit.outbox import Mail
 from kit.settings import Settings
-from ledger import keys
+from ledger import keys, scopes
 from ledger import sessions as ledger_sessions
+from ledger.keys import Credential
 from ledger.sessions import Session
 from payments import purchases as sales
 from payments.purchases import Purchase
@@ -42,19 +43,19 @@ class LedgerPeople:
             raise outcome
         return outcome
 
-    async def sign_out(self, credential: bytes) -> None:
+    async def sign_out(self, credential: Credential) -> None:
         """End a session."""
-        await self._run("sign_out", ledger_sessions.close_session, credential)
+        await self._run("sign_out", ledger_sessions.close_session, credential.hash)
 
-    async def sign_out_everywhere(self, credential: bytes) -> int:
+    async def sign_out_everywhere(self, credential: Credential) -> int:
         """End all of the caller's sessions."""
         return await self._as_caller("sign_out_everywhere", credential, ledger_sessions.close_all)
 
-    async def sessions(self, credential: bytes) -> list[Session]:
+    async def sessions(self, credential: Credential) -> list[Session]:
         """Return the caller's sessions."""
         return await self._as_caller("sessions", credential, ledger_sessions.list_sessions)
 
-    async def purchases(self, credential: bytes) -> list[Purchase]:
+    async def purchases(self, credential: Credential) -> list[Purchase]:
         """Return the caller's purchases."""
         return await self._as_caller("purchases", credential, sales.list_purchases)
 
@@ -62,7 +63,7 @@ class LedgerPeople:
         """Forget the caller, or change nothing."""
 
         async def delete(conn: AsyncConnection) -> list[str]:
-            caller = await keys.caller_of(conn, command.credential)
+            caller = await keys.caller_of(conn, command.credential, scopes.ANY)
             return await erasure.delete_account(conn, caller, command.email, forfeit=command.forfeit)
 
         left: list[str] = await self._run("delete_account", delete)
@@ -91,11 +92,12 @@ class LedgerPeople:
     async def _as_caller(
         self,
         method: str,
-        credential: bytes,
+        credential: Credential,
         work: Callable[[AsyncConnection, str], Awaitable[T]],
     ) -> T:
         async def as_caller(conn: AsyncConnection) -> T:
-            caller = await keys.caller_of(conn, credential)
+            caller = await keys.caller_of(conn, credential, scopes.ANY)
+            caller.require_full()
             return await work(conn, caller.user_id)
 
         answer: T = await self._run(method, as_caller)

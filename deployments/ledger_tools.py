@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from deployments.ledger_quotas import LedgerQuotas, counted
 from gateway import tool_holds
 from gateway.tool_holds import Held, PlaceHold, SpendHeld
-from kit.db import Database
 from kit.errors import AppError
 from kit.settings import Settings
 from ledger.spends import Allowance, Spent
 
 
-class LedgerTools:
+class LedgerTools(LedgerQuotas):
     """The use cases of tool holds in `LedgerServer`."""
 
-    _db: Database
     _settings: Settings
-    _batch: Callable[..., Awaitable[list[Any]]]
 
+    @counted
     async def hold_tool_many(self, commands: list[PlaceHold]) -> list[Held | Allowance | AppError]:
         """Hold the cost of each check that may be spent, in one transaction."""
         ttl = timedelta(seconds=self._settings.tool_hold_s)
@@ -34,6 +32,7 @@ class LedgerTools:
 
         return await self._batch("hold_tool", place, commands, self._db.run)
 
+    @counted
     async def spend_held_many(self, commands: list[SpendHeld]) -> list[Spent | AppError]:
         """Charge each spend to its hold, or refuse it, in one transaction."""
         return await self._batch("spend_held", tool_holds.spend_many, commands, self._db.run)

@@ -12,6 +12,7 @@ from gateway.catalog import CatalogError, load_catalog
 from gateway.deps import Parts, key_pattern
 from gateway.health import Health, PaymentsMode
 from gateway.kept import Kept
+from gateway.limits import limited
 from gateway.middleware import Edge
 from gateway.openapi import document
 from gateway.ports import Ledger, Models
@@ -76,7 +77,8 @@ def create_app(  # noqa: PLR0913  # the parts of the house
     `names_requests`: whether answers get `x-request-id` here; False behind a front that adds it itself (Ray
     Serve does, from the header that we keep: the answer would carry it twice).
 
-    Raises: CatalogError for a catalogue that sells what this code cannot do.
+    Raises: CatalogError for a catalogue that sells what this code cannot do; UndeclaredRoute for a public route of
+    which nobody said how it is limited.
     """
     catalog = load_catalog()
     if unknown := [name for name in catalog.tasks if name not in INPUTS]:
@@ -109,6 +111,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
         signer=UrlSigner(settings.secret.get_secret_value().encode()),
         receipt_keys=receipt_keys(settings),
         key_pattern=key_pattern(settings.key_brand),
+        proxies=settings.proxies,
         health=Kept(health.probe, HEALTH_KEPT_S),
         trial_balance=Kept(ledger.trial_balance, TRIAL_BALANCE_KEPT_S),
         session_cookie=SessionCookie(
@@ -126,7 +129,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
         names_request=names_requests,
     )
     for module in ROUTERS:  # not include_router, which matches an included route twice for every request
-        app.router.routes.extend(module.router.routes)
+        app.router.routes.extend(limited(route, settings) for route in module.router.routes)
     app.mount("/static/docs", StaticFiles(directory=pages.DOCS_ASSETS))
     app.mount("/static", StaticFiles(directory=pages.STATIC))
     cookie_name = app.state.parts.session_cookie.name

@@ -1,29 +1,30 @@
 """What routes take from a request first: the parts of the house, the caller's key or session, the retry key.
 
-Neither is resolved here: its hash rides in the ledger call and is checked in the same transaction, so that
-a revocation holds from the next request on. A request with both is the key's: a program that sends a key means it,
-whatever a browser adds. A write by cookie must repeat the session's CSRF token in `x-csrf-token`.
+A key or session is not resolved here: its hash and the caller's address ride in the ledger call and are checked in the
+same transaction, so that a revocation holds from the next request on. A request with both is the key's: a program that
+sends a key means it, whatever a browser adds. A write by cookie must repeat the session's CSRF token in `x-csrf-token`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Header, Request
 
 from gateway.catalog import Catalog
 from gateway.kept import Kept
-from gateway.ports import Credential, Ledger
+from gateway.ports import Ledger
 from gateway.session_cookie import CSRF_HEADER, SessionCookie
+from kit.addresses import Network, caller_address
 from kit.errors import AuthRequired, Forbidden, InvalidRequest, NotFound
 from kit.settings import Settings
 from kit.signing import SigningKeys
 from kit.storage import ObjectStore, UrlSigner
 from ledger.audit import TrialBalance
-from ledger.keys import hash_key
+from ledger.keys import Credential, hash_key
 from payments.checkout import Checkout
 
 KEY_BODY: Final = r"[0-9A-Za-z]{16,128}"
@@ -49,6 +50,7 @@ class Parts:
     signer: UrlSigner
     receipt_keys: SigningKeys
     key_pattern: re.Pattern[str]
+    proxies: tuple[Network, ...]
     health: Kept[tuple[int, bytes]]
     trial_balance: Kept[TrialBalance]
     session_cookie: SessionCookie
@@ -68,7 +70,9 @@ def parts_of(request: Request) -> Parts:
 
 
 def credential_of(request: Request) -> Credential:
-    """Return the hash of the presented key, or else of the session; what can't be ours never reaches the ledger.
+    """Return the hash of the presented key, or else of the session, and its caller's address.
+
+    What cannot be ours never reaches the ledger.
 
     Raises: AuthRequired; InvalidRequest when two keys are presented; Forbidden for a session's write without its
     CSRF token.
@@ -85,13 +89,22 @@ def credential_of(request: Request) -> Credential:
     if len(presented) > 1:
         raise InvalidRequest("x-api-key", "differs from the key in Authorization; send one of them")
     key = presented.pop()
-    if not parts_of(request).key_pattern.fullmatch(key):
+    parts = parts_of(request)
+    if not parts.key_pattern.fullmatch(key):
         raise AuthRequired
-    return hash_key(key)
+    return Credential(hash_key(key), ip_of(request, parts.proxies))
+
+
+def ip_of(request: Request, proxies: Sequence[Network]) -> str | None:
+    """Return the caller's address, as these proxies of ours have it; None where it cannot be told."""
+    peer = request.client.host if request.client else None
+    return caller_address(peer, ",".join(request.headers.getlist("x-forwarded-for")), proxies)
 
 
 def session_of(request: Request) -> Credential:
-    """Return the hash of the session that the cookie names; a forged one never reaches the ledger.
+    """Return the hash of the session that the cookie names, and its caller's address.
+
+    A forged one never reaches the ledger.
 
     Raises: AuthRequired; Forbidden for a write without the session's CSRF token.
     """
@@ -104,7 +117,7 @@ def session_of(request: Request) -> Credential:
             raise Forbidden(
                 f"Repeat this session's CSRF token (GET /api/v1/auth/session) in '{CSRF_HEADER}'."
             )
-    return hash_key(token)
+    return Credential(hash_key(token), ip_of(request, parts_of(request).proxies))
 
 
 def session_token(request: Request) -> str | None:
@@ -116,26 +129,6 @@ def session_token(request: Request) -> str | None:
 def has_key(request: Request) -> bool:
     """Tell whether the request presents a key, which then wins over a cookie."""
     return "authorization" in request.headers or "x-api-key" in request.headers
-
-
-def network_of(request: Request) -> str | None:
-    """Return the network that a request came from: an IPv4 address, or an IPv6 /64, which is one household's.
-
-    None where that is unknown: behind a proxy that does not tell, every caller would look like one.
-    """
-    header = parts_of(request).settings.client_ip_header
-    told = request.headers.getlist(header) if header else []
-    peer = request.client.host if request.client else ""
-    try:
-        # The trusted proxy appends what it saw; what stands before that is the caller's own word.
-        address = ip_address(told[-1].rpartition(",")[2].strip() if told else peer)
-    except ValueError:
-        return None
-    if not address.is_global:
-        return None
-    if isinstance(address, IPv6Address):
-        return str(ip_network((address, 64), strict=False))
-    return str(address)
 
 
 async def parts(request: Request) -> Parts:

@@ -116,16 +116,22 @@ class WrongCode(AppError):
 
 
 @dataclass
-class TooManyCodes(AppError):
-    """A budget of sign-in codes is used up; nothing was sent."""
+class RateLimited(AppError):
+    """The identity used up its requests of this window. Nothing was done."""
 
+    bucket: str
+    limit: int
+    window_s: int
     wait_s: int
     code = "rate_limited"
     status = 429
 
     @property
     def message(self) -> str:
-        return f"Too many sign-in codes were asked for; try again in {self.wait_s} s."
+        return (
+            f"You may send {self.limit} of these requests in {self.window_s} s ({self.bucket});"
+            f" try again in {self.wait_s} s."
+        )
 
     @property
     def retry_after_s(self) -> int:

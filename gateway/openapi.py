@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
@@ -22,10 +23,11 @@ from gateway.errors import (
     CostExceedsLimit,
     IdempotencyKeyReused,
     JobNotFinished,
-    TooManyCodes,
+    RateLimited,
     TooManyFiles,
     WrongCode,
 )
+from gateway.limits import WINDOW_S, Gate
 from gateway.problems import problem_body
 from gateway.schemas import INPUTS
 from kit.errors import (
@@ -69,7 +71,6 @@ _SAMPLES: Final[dict[str, AppError]] = {
         AmbiguousPrefix(["abcde0F3kq", "abcdeZ81mm"]),
         TooManyFiles(1000),
         WrongCode(),
-        TooManyCodes(600),
         BalanceLeft(5900),
         AccountInUse(100),
         PaymentPending(),
@@ -92,10 +93,23 @@ _MEANINGS: Final = {
     409: "In conflict with what is; `error` says how.",
     413: "The body is too large.",
     415: "The body is of another type.",
-    429: "Too often. Try again after `Retry-After` seconds.",
+    429: "Too many requests; nothing was done. Try again after `Retry-After` seconds.",
     503: "A part is away for now; nothing was charged. Try again after `Retry-After` seconds.",
 }
 _RETRY_AFTER: Final = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+_LIMIT_FIELDS: Final = {
+    "RateLimit-Policy": {
+        "description": "The limit: `q` requests in `w` seconds, counted together under the name.",
+        "schema": {"type": "string"},
+        "example": '"key";q=60000;w=60',
+    },
+    "RateLimit": {
+        "description": "What is left of it: `r` requests; the window ends in `t` seconds.",
+        "schema": {"type": "string"},
+        "example": '"key";r=59999;t=60',
+    },
+}
+_LIMIT_REFERENCES: Final = {name: {"$ref": f"#/components/headers/{name}"} for name in _LIMIT_FIELDS}
 
 REPLAYED: Final[dict[str, Any]] = {
     "Idempotent-Replayed": {
@@ -178,6 +192,9 @@ charged when it succeeds; a failed or canceled job costs nothing. A tool's price
 
 **Retries**: send `X-Idempotency-Key` with a write and repeat it at will: the first answer comes again.
 
+**Limits** are counted by the minute for a key or a user, and for what a request without a key names. Limited routes
+answer with `RateLimit` and `RateLimit-Policy`; past the limit 429 `rate_limited` with `Retry-After`.
+
 **Refusals** are `{"ok": false, "error", "message", "details"?}`: `error` is stable. Every answer carries
 `x-request-id`.
 """
@@ -251,10 +268,33 @@ def _document(
     }
     schemas = parts.setdefault("schemas", {})
     schemas.update(_task_inputs())
+    parts["headers"] = _LIMIT_FIELDS
+    gates = {route.operation_id: route.app for route in app.routes if isinstance(route, APIRoute)}
     for path in made["paths"].values():
         for operation in path.values():
             _complete(operation)
+            gate = gates[operation["operationId"]]
+            if isinstance(gate, Gate):
+                _limit(operation["responses"], gate)
     return made
+
+
+def _limit(responses: dict[str, Any], gate: Gate) -> None:
+    """Describe the limit of a route: its 429, and the fields that all its counted answers carry."""
+    refusal = RateLimited(gate.bucket.name, gate.limit, WINDOW_S, 12)
+    responses["429"] = {
+        "description": _MEANINGS[429],
+        "headers": {**_RETRY_AFTER},
+        "content": {
+            "application/json": {
+                "schema": {"$ref": "#/components/schemas/Problem"},
+                "examples": {refusal.code: {"value": problem_body(refusal)}},
+            }
+        },
+    }
+    for status, response in responses.items():
+        if status.startswith("2") or status == "429":
+            response["headers"] = response.get("headers", {}) | _LIMIT_REFERENCES
 
 
 def _complete(operation: dict[str, Any]) -> None:

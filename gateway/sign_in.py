@@ -15,7 +15,7 @@ from typing import Any, Final
 from sqlalchemy import delete, false, func, insert, select, text, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.errors import TooManyCodes, WrongCode
+from gateway.errors import RateLimited, WrongCode
 from gateway.ports import SignedIn, VerifySignIn
 from gateway.tables import sign_in_codes
 from kit.errors import AppError, NotFound
@@ -52,7 +52,7 @@ class SignInTerms:
 async def start(conn: AsyncConnection, terms: SignInTerms, email: str, network: str | None) -> None:
     """Write a new code and its mail; the address's older code is void. `network`: where the request came from.
 
-    Raises: TooManyCodes, with nothing written.
+    Raises: RateLimited, with nothing written.
     """
     await conn.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _BUDGET_LOCK})
     await _within_budgets(conn, terms, email, network)
@@ -145,7 +145,7 @@ async def forget_address(conn: AsyncConnection, email: str) -> None:
 
 
 async def _within_budgets(conn: AsyncConnection, terms: SignInTerms, email: str, network: str | None) -> None:
-    """Raises: TooManyCodes, with the seconds until the oldest code that counts is out of the window."""
+    """Raises: RateLimited, with the seconds until the oldest code that counts is out of the window."""
     created_at = sign_in_codes.c.created_at
     of_email = sign_in_codes.c.email == email
     of_network = false() if network is None else sign_in_codes.c.network == network
@@ -158,7 +158,8 @@ async def _within_budgets(conn: AsyncConnection, terms: SignInTerms, email: str,
     limits = (CODES_PER_EMAIL, CODES_PER_NETWORK, terms.codes_per_hour)
     for limit, count, oldest in zip(limits, counts[::2], counts[1::2], strict=True):
         if count >= limit:
-            raise TooManyCodes(max(1, int((oldest + WINDOW - now).total_seconds()) + 1))
+            wait_s = max(1, int((oldest + WINDOW - now).total_seconds()) + 1)
+            raise RateLimited("sign_in_codes", limit, int(WINDOW.total_seconds()), wait_s)
 
 
 def _hmac(terms: SignInTerms, email: str, code: str) -> bytes:

@@ -1,4 +1,7 @@
-"""Jobs, files, holds of tools, sign-in codes. A job carries its lease and fencing token; it ends once, by trigger."""
+"""Jobs, files, holds of tools, counters of requests, sign-in codes.
+
+A job carries its lease and fence; it ends once, by trigger.
+"""
 
 from __future__ import annotations
 
@@ -110,6 +113,18 @@ idempotency = Table(
     CheckConstraint("length(key) BETWEEN 1 AND 255", name="key"),
 )
 """The first answer of a write, stored in the write's own transaction."""
+
+rate_counters = Table(
+    "rate_counters",
+    metadata,
+    Column("bucket", Text, primary_key=True),
+    Column("identity", Text, primary_key=True),
+    Column("taken", BigInteger, nullable=False),
+    Column("resets_at", DateTime(timezone=True), nullable=False),
+    CheckConstraint("taken > 0", name="taken"),
+    prefixes=["UNLOGGED"],
+)
+"""How many requests an identity made in the window that ends at `resets_at`."""
 
 sign_in_codes = Table(
     "sign_in_codes",

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from kit.addresses import Network, network
+
 Profile = Literal["tiny", "small", "gpu"]
 
 
@@ -45,6 +47,11 @@ class Settings(BaseSettings):
     profile: Profile = "tiny"
     public_url: str = ""
     """What callers reach us by; empty means `http://host:port`."""
+    trusted_proxies: str = ""
+    """Your proxies in front, addresses and networks with commas between: they append to `X-Forwarded-For` and are
+    believed. Only where they are named are requests counted by address too."""
+    front: str = ""
+    """Where the launcher's own HAProxy calls from, which names its callers in the same way."""
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     instance: str = ""
@@ -83,8 +90,6 @@ class Settings(BaseSettings):
     """The sender of our mails; needed with `smtp_url`."""
     sign_in_codes_per_hour: int = Field(default=1000, ge=1)
     """Of all addresses together: bounds what a flood costs the mail account, and what guessing can reach."""
-    client_ip_header: str = Field(default="", pattern=r"^[A-Za-z0-9-]*$")
-    """In which header the trusted front proxy tells the caller's address (its last value counts); empty: the peer's."""
     country_header: str = Field(default="", pattern=r"^[A-Za-z0-9-]*$")
     """In which header the trusted front proxy tells the caller's country (ISO 3166 alpha-2), such as `cf-ipcountry`."""
     blocked_countries: str = Field(default="", pattern=r"^([A-Za-z0-9]{2}(,[A-Za-z0-9]{2})*)?$")
@@ -98,6 +103,17 @@ class Settings(BaseSettings):
     """Uploads that one user may keep, so that a loop cannot fill the disk."""
     url_ttl_s: int = Field(default=3600, ge=1)
     """A download URL lives an hour: long enough for a person, short enough for a leaked log line."""
+
+    limit_key: int = Field(default=60_000, ge=0)
+    """Requests a minute of one key on tool, job and other routes: as many as a laptop's front door carries from all
+    callers together, so that it stops a loop gone wild and no honest load. Here and below: 0 is no limit."""
+    limit_sensitive_auth: int = Field(default=20, ge=0)
+    """Requests a minute of one user, e-mail or checkout session for claims, sign-in, keys and the account's data,
+    as published."""
+    limit_referral_read: int = Field(default=60, ge=0)
+    limit_referral_apply: int = Field(default=10, ge=0)
+    limit_purchase: int = Field(default=60, ge=0)
+    """Checkouts a minute of one user or e-mail: each opens a session at the provider."""
 
     lease_s: float = Field(default=15.0, gt=0)
     """A runner renews every third of it; a dead runner's job is taken over after it."""
@@ -134,6 +150,13 @@ class Settings(BaseSettings):
             if parts.scheme not in ("smtp", "smtps") or not parts.hostname:
                 raise ValueError("must be smtp://[user:password@]host[:port] or smtps://...")
         return url
+
+    @field_validator("trusted_proxies", "front")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        """Refuse a misspelt network at the start: a proxy that is not trusted stands for all its callers."""
+        _listed(value)
+        return value
 
     @field_validator("data_dir", "models_dir")
     @classmethod
@@ -189,6 +212,11 @@ class Settings(BaseSettings):
         return self.sandbox
 
     @property
+    def proxies(self) -> tuple[Network, ...]:
+        """Whose `X-Forwarded-For` is believed."""
+        return _listed(f"{self.front},{self.trusted_proxies}")
+
+    @property
     def base_url(self) -> str:
         """The public address without a trailing slash."""
         return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
@@ -242,6 +270,10 @@ def environment_for(settings: Settings, base: Mapping[str, str] | None = None) -
         else:
             variables[key] = str(value)
     return variables
+
+
+def _listed(value: str) -> tuple[Network, ...]:
+    return tuple(network(part.strip()) for part in value.split(",") if part.strip())
 
 
 def _kept_secret(path: Path) -> str:

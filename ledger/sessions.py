@@ -3,7 +3,8 @@
 A session is a row of `api_keys` of its own kind. Every statement that resolves a key then resolves a session, in the
 same transaction and under the same locks: revocation, suspension, expiry, holds, jobs and spends work for both, and
 there is no second place in which to forget one of them. A session has no prefix, so that lists of keys and a
-revocation by prefix never meet it. See docs/decisions/0010-a-session-is-a-key.md.
+revocation by prefix never meet it, and no limit: its end does not make it a limited key. See
+docs/decisions/0010-a-session-is-a-key.md.
 """
 
 from __future__ import annotations
@@ -93,9 +94,14 @@ async def close_all(conn: AsyncConnection, user_id: str) -> int:
 
 
 async def revoke_everything(conn: AsyncConnection, user_id: str) -> None:
-    """End every key and session of a user and forget their labels; the caller holds the account's lock."""
+    """End every key and session of a user, forget their labels and addresses; the caller holds the account's lock."""
     await conn.execute(
         update(api_keys)
         .where(api_keys.c.user_id == user_id)
-        .values(revoked_at=func.coalesce(api_keys.c.revoked_at, func.now()), label="deleted")
+        .values(
+            revoked_at=func.coalesce(api_keys.c.revoked_at, func.now()),
+            label="deleted",
+            allowed_ips=None,
+            parent_id=None,  # a child may not lose its addresses before its parent; dead keys have no family
+        )
     )

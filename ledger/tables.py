@@ -36,6 +36,7 @@ from sqlalchemy import (
     func,
     text,
 )
+from sqlalchemy.dialects.postgresql import ARRAY, CIDR
 
 from kit.db import metadata
 
@@ -107,6 +108,7 @@ holds = Table(
     Index(None, "account_id", postgresql_where=text("state = 'pending'")),
     Index(None, "expires_at", postgresql_where=text("state = 'pending'")),
 )
+"""`cap_window`: the UTC day on which it counted against the caps of its key and that key's ancestors."""
 
 transfers = Table(
     "transfers",
@@ -258,16 +260,28 @@ api_keys = Table(
     Column("cap_per", Text),
     Column("cap_window", Date),
     Column("cap_used", BigInteger, nullable=False, server_default=text("0")),
+    Column("parent_id", Text, ForeignKey("api_keys.id")),
+    Column("scopes", ARRAY(Text)),
+    Column("allowed_ips", ARRAY(CIDR)),
+    Column("last_used_at", DateTime(timezone=True)),
     Column("kind", Text, nullable=False, server_default=text("'key'")),
     CheckConstraint("octet_length(secret_hash) = 32", name="hash_only"),
     CheckConstraint("kind IN ('key', 'session')", name="kind"),
     CheckConstraint("(kind = 'key') = (prefix IS NOT NULL)", name="prefix"),
-    CheckConstraint("kind = 'key' OR expires_at IS NOT NULL", name="session_ends"),
+    CheckConstraint(
+        "kind = 'key' OR expires_at IS NOT NULL AND num_nonnulls(parent_id, scopes, allowed_ips, cap_tokens) = 0",
+        name="session",
+    ),
     CheckConstraint("length(label) BETWEEN 1 AND 100", name="label"),
     CheckConstraint(
         "(cap_tokens IS NULL) = (cap_per IS NULL) AND cap_tokens >= 0 AND cap_per IN ('day', 'month', 'total')",
         name="cap",
     ),
     CheckConstraint("cap_used BETWEEN 0 AND coalesce(cap_tokens, cap_used)", name="within_cap"),
+    CheckConstraint("parent_id <> id", name="parent"),
+    CheckConstraint("cardinality(scopes) > 0 AND cardinality(allowed_ips) > 0", name="lists"),
+    Index("api_keys_parent_id_idx", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
 )
-"""A session (`ledger.sessions`) is a row of another kind: without a prefix, and with an end."""
+"""`parent_id`: the limited key that made it. A child is never wider than its parent and ends with it, by trigger;
+what it spends counts against every ancestor's cap. `last_used_at` is written at most once a minute. A session
+(`ledger.sessions`) is a row of another kind: without a prefix or a limit, and with an end."""

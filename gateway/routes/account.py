@@ -18,7 +18,8 @@ from gateway.openapi import READ, WRITE, problems
 from gateway.responses import dump, in_credits, json_response
 from gateway.routes import files, keys, media, usage
 from kit.errors import Unavailable
-from ledger.keys import Caller
+from ledger import scopes
+from ledger.keys import Caller, Credential
 from ledger.sessions import Session
 from payments.purchases import Purchase
 
@@ -40,8 +41,11 @@ DELETIONS_AT_ONCE: Final = 16
     openapi_extra=SECURED,
 )
 async def export_account(credential: CallerKey, parts: PartsOf) -> Response:
-    """One JSON document: you, your keys without secrets, sessions, purchases, statement, jobs and files."""
-    caller = await parts.ledger.whoami(credential)
+    """One JSON document: you, your keys without secrets, sessions, purchases, statement, jobs and files.
+
+    A limited key may not ask for it.
+    """
+    caller = await parts.ledger.whoami(credential, scopes.ANY)
     heads = {
         "keys": [keys.shown(key) for key in await parts.ledger.keys(credential)],
         "sessions": [_session(session) for session in await parts.ledger.sessions(credential)],
@@ -94,7 +98,7 @@ async def _delete_bytes(parts: Parts, storage_keys: list[str]) -> None:
 
 
 async def _export(
-    parts: Parts, credential: ports.Credential, caller: Caller, heads: dict[str, Any]
+    parts: Parts, credential: Credential, caller: Caller, heads: dict[str, Any]
 ) -> AsyncIterator[bytes]:
     """Write the document piece by piece; an export that breaks off is no whole JSON, and so seen to be broken."""
     yield b'{"ok":true,"user":' + dump({"id": caller.user_id, "email": caller.email})
@@ -115,7 +119,7 @@ async def _export(
     yield b"}"
 
 
-async def _statement(parts: Parts, credential: ports.Credential) -> AsyncIterator[list[dict[str, Any]]]:
+async def _statement(parts: Parts, credential: Credential) -> AsyncIterator[list[dict[str, Any]]]:
     before: int | None = None
     while True:
         page = await parts.ledger.statement(ports.StatementQuery(credential, PAGE, before, None, None))
@@ -132,12 +136,12 @@ async def _pages(read: Callable[[str | None], Any]) -> AsyncIterator[list[dict[s
         before = page[-1]["id"]
 
 
-async def _jobs(parts: Parts, credential: ports.Credential, before: str | None) -> list[dict[str, Any]]:
+async def _jobs(parts: Parts, credential: Credential, before: str | None) -> list[dict[str, Any]]:
     found = await parts.ledger.jobs(ports.JobQuery(credential, PAGE, before, None))
     return [media.shown(parts, job) for job in found]
 
 
-async def _files(parts: Parts, credential: ports.Credential, before: str | None) -> list[dict[str, Any]]:
+async def _files(parts: Parts, credential: Credential, before: str | None) -> list[dict[str, Any]]:
     return [files.shown(parts, file) for file in await parts.ledger.files(credential, PAGE, before)]
 
 

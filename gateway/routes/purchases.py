@@ -8,6 +8,7 @@ from starlette.responses import Response
 from gateway.answers import CheckoutStarted, KeyClaimed, Packages, WebhookReceived
 from gateway.bodies import StrictRoute, read_body
 from gateway.deps import SECURED, OptionalKey, Parts, PartsOf
+from gateway.limits import limit_by
 from gateway.openapi import WEBHOOK, WRITE, problems
 from gateway.responses import in_credits, json_response
 from gateway.routes.keys import with_secret
@@ -60,11 +61,15 @@ async def list_packages(parts: PartsOf) -> Response:
     responses=problems(*WRITE, "payments_unavailable"),
     openapi_extra={"security": [{}, *SECURED["security"]]},
 )
-async def start_checkout(body: StartCheckout, credential: OptionalKey, parts: PartsOf) -> Response:
+async def start_checkout(
+    request: Request, body: StartCheckout, credential: OptionalKey, parts: PartsOf
+) -> Response:
     """Opens a payment page for a package. Sent with an API key or while signed in, the purchase tops up that account.
 
     Send the payer to `checkoutUrl`; once paid, claim the key with `sessionId`.
     """
+    if credential is None:
+        await limit_by(request, "email", body.email)
     package = parts.catalog.package(body.package_code)
     started = await _checkout(parts).start(body.email, package, credential)
     return json_response(
@@ -101,12 +106,13 @@ async def start_checkout(body: StartCheckout, credential: OptionalKey, parts: Pa
         "payments_unavailable",
     ),
 )
-async def claim_key(body: ClaimKey, parts: PartsOf) -> Response:
+async def claim_key(request: Request, body: ClaimKey, parts: PartsOf) -> Response:
     """Shows the account's first key, once per payment.
 
     409 `payment_pending`: not paid yet, try again. 409 `already_claimed`: shown before. 409 `account_exists`:
     the e-mail owned an account already; the credits are there, and a key of that account spends them.
     """
+    await limit_by(request, "session", body.session_id)
     claim = await _checkout(parts).claim(body.session_id, body.key_label)
     return json_response(
         {

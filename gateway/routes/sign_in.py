@@ -23,12 +23,13 @@ from gateway.deps import (
     CallerSession,
     PartsOf,
     has_key,
-    network_of,
     session_token,
 )
+from gateway.limits import limit_by, network_of
 from gateway.openapi import READ, problems
 from gateway.responses import json_response
 from gateway.sign_in import DIGITS, LIFETIME
+from ledger import scopes
 from ledger.keys import hash_key
 
 router = APIRouter(prefix="/api/v1/auth", tags=["Sign-in"], route_class=StrictRoute)
@@ -41,13 +42,14 @@ _PUBLIC_WRITE = ("invalid_request", "payload_too_large", "unsupported_media_type
     operation_id="startSignIn",
     summary="Send a sign-in code by e-mail",
     response_model=SignInStarted,
-    responses=problems(*_PUBLIC_WRITE, "forbidden", "rate_limited"),
+    responses=problems(*_PUBLIC_WRITE, "forbidden"),
 )
 async def start_sign_in(body: StartSignIn, request: Request, parts: PartsOf) -> Response:
     """Sends a one-time code to the address. The answer is the same whether or not somebody has an account there.
 
     A new code voids the one before.
     """
+    await limit_by(request, "email", body.email)
     await parts.ledger.start_sign_in(body.email, network_of(request))
     return json_response(
         {"ok": True, "email": body.email, "digits": DIGITS, "expiresInS": int(LIFETIME.total_seconds())}
@@ -67,6 +69,7 @@ async def verify_sign_in(body: VerifySignIn, request: Request, parts: PartsOf) -
     A code works once, for ten minutes and five tries. An address without an account gets an empty one. The session
     that the browser had before ends.
     """
+    await limit_by(request, "email", body.email)
     cookie = parts.session_cookie
     token, older = cookie.new_token(), session_token(request)
     signed_in = await parts.ledger.verify_sign_in(
@@ -101,7 +104,7 @@ async def verify_sign_in(body: VerifySignIn, request: Request, parts: PartsOf) -
 )
 async def get_session(request: Request, credential: CallerKey, parts: PartsOf) -> Response:
     """Whom this key or session speaks for, and the session's CSRF token. A request with both is the key's."""
-    caller = await parts.ledger.whoami(credential)
+    caller = await parts.ledger.whoami(credential, scopes.ANY)
     token = None if has_key(request) else session_token(request)
     return json_response(
         {
@@ -139,7 +142,7 @@ async def sign_out(credential: CallerSession, parts: PartsOf) -> Response:
     openapi_extra=SECURED,
 )
 async def sign_out_everywhere(credential: CallerKey, parts: PartsOf) -> Response:
-    """Ends every session of the account, from the next request on. Keys go on working."""
+    """Ends every session of the account, from the next request on. Keys go on working. A limited key may not."""
     ended = await parts.ledger.sign_out_everywhere(credential)
     response = json_response({"ok": True, "signedOut": True, "sessions": ended})
     parts.session_cookie.take_back(response)

@@ -25,8 +25,20 @@ async def test_a_session_works_wherever_a_key_does(person, customer):
     assert (await browser.get("/credits/balance")).json()["tokens"] == 300
     made = await browser.post("/keys", {"label": "from the page"})
     assert made.status_code == 200, made.text
+    assert made.json()["parentId"] is None, "a session's own end limits no key that it makes"
+    prefix = made.json()["keyPrefix"]
+    rotated = await browser.post("/keys/rotate", {"keyPrefix": prefix, "overlapSeconds": 0})
+    assert rotated.status_code == 200, rotated.text
+    gone = await browser.post("/keys/revoke", {"keyPrefix": rotated.json()["keyPrefix"]})
+    assert gone.status_code == 200, gone.text
+    listed = (await browser.get("/keys")).json()["keys"]
+    assert {key["keyPrefix"] for key in listed} > {prefix, rotated.json()["keyPrefix"]}, "all, as a full key"
     spent = await browser.post("/tools/spend", {"tool": "chat", "units": 1, "reference": "turn-1"})
     assert (spent.status_code, spent.json()["charged"]) == (200, 5), spent.text
+    assert (await browser.get("/usage")).json()["totals"]["tokens"] == 5
+    assert len((await browser.get("/statement")).json()["lines"]) == 2
+    checkout = {"email": browser.email, "packageCode": "starter_100"}
+    assert (await browser.post("/checkout/stripe", checkout)).json()["error"] == "payments_unavailable"
     submitted = await browser.post("/media/jobs", FOX)
     assert submitted.status_code == 202, submitted.text
     job_id = submitted.json()["jobId"]
@@ -46,6 +58,7 @@ async def test_a_session_works_wherever_a_key_does(person, customer):
     ("method", "path"),
     [
         ("POST", "/keys"),
+        ("POST", "/keys/rotate"),
         ("POST", "/keys/revoke"),
         ("POST", "/media/jobs"),
         ("POST", "/media/jobs/job_01k8z0c6m5n7q2r4t6v8x0y2z4/cancel"),
@@ -135,6 +148,32 @@ async def test_signing_out_everywhere_ends_all_sessions_and_no_key(person, custo
     assert (await second.get("/auth/session")).status_code == 401
     assert (await other.get("/auth/session")).status_code == 200
     assert await owner.tokens() == 10
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"scopes": ["read", "keys"]},
+        {"expiresAt": "2100-01-31T00:00:00Z"},
+        {"spendLimit": {"credits": 1, "per": "day"}},
+    ],
+)
+async def test_a_limited_key_has_no_say_in_sessions_and_no_export(person, limits):
+    browser = await person()
+    made = (await browser.post("/keys", {"label": "limited", **limits})).json()
+    by_key = {"x-api-key": made["apiKey"]}
+    assert (await browser.client.get("/api/v1/auth/session", headers=by_key)).json()["via"] == "key"
+    for method, path in (("POST", "/auth/sign-out-everywhere"), ("GET", "/account/export")):
+        refused = await browser.client.request(method, f"/api/v1{path}", headers=by_key)
+        assert (refused.status_code, refused.json()["error"]) == (403, "forbidden")
+    assert (await browser.get("/auth/session")).status_code == 200
+
+
+async def test_a_key_outlives_the_session_that_made_it(person, client):
+    browser = await person()
+    made = (await browser.post("/keys", {"label": "stays"})).json()
+    await browser.post("/auth/sign-out")
+    assert (await client.get("/api/v1/balance", headers={"x-api-key": made["apiKey"]})).status_code == 200
 
 
 async def test_a_sign_in_ends_the_session_that_the_browser_had(app, person, code_of):

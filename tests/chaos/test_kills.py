@@ -132,8 +132,8 @@ class Storm:
             customer, cost = rng.choice(self._accounts), rng.randint(2, 50)
             job = SubmitJob(
                 credential=customer.credential, job_id="", task="image.generate", tool="image", application="image",
-                input={"prompt": "fox"}, units_milli=1000, cost_tokens=cost, price_version=1, idempotency_key=f"{name}-{serial}",
-                fingerprint=str(cost),
+                input={"prompt": "fox"}, units_milli=1000, cost_tokens=cost, price_version=1,
+                idempotency_key=f"{name}-{serial}", fingerprint=str(cost),
             )  # fmt: skip
             # As at the front door: every attempt brings a new id, and the key makes them one job.
             receipts = await self._race(

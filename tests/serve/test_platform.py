@@ -285,6 +285,17 @@ def test_two_hundred_concurrent_submits_on_a_balance_for_a_hundred_accept_a_hund
     assert_sound(platform)
 
 
+def test_requests_are_counted_through_the_front_door(platform, http):
+    key = fund(platform, 100)
+
+    def left() -> int:
+        answer = http.get("/api/v1/credits/balance", headers={"x-api-key": key})
+        assert answer.headers["ratelimit-policy"] == f'"key";q={platform.settings.limit_key};w=60'
+        return int(answer.headers["ratelimit"].split(";r=")[1].split(";")[0])
+
+    assert [left() for _ in range(3)] == [platform.settings.limit_key - n for n in (1, 2, 3)]
+
+
 def test_money_goes_on_while_the_model_is_gone(platform, http):
     key = fund(platform, 300)
     config = yaml.safe_load((platform.settings.data_dir.parent / "serve.yaml").read_text())

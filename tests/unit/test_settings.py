@@ -66,7 +66,6 @@ def test_a_stripe_key_without_its_webhook_secret_is_refused(monkeypatch):
         ("FAREBOX_KEY_BRAND", "A_B"),
         ("FAREBOX_SMTP_URL", "mail.example.com:587"),
         ("FAREBOX_BLOCKED_COUNTRIES", "North Korea"),
-        ("FAREBOX_CLIENT_IP_HEADER", "x forwarded for"),
     ],
 )
 def test_a_bad_value_names_its_variable(monkeypatch, name, value):

@@ -59,7 +59,7 @@ if (claim) {
         reveal(got);
         return;
       }
-      if (got.error !== "payment_pending") {
+      if (got.error !== "payment_pending" && got.error !== "rate_limited") {
         say(REASONS[got.error] || got.message, got.error === "account_exists" ? "success" : "failure");
         show.disabled = got.error in REASONS;
         return;

@@ -1,15 +1,15 @@
-"""Sign-in: sessions beside the keys, one-time codes, and the outbox of mails. See the SQL beside this file."""
+"""Counters of requests: see the SQL beside this file and `gateway.quotas`."""
 
 from pathlib import Path
 
 from alembic import op
 
-revision = "0005"
+revision = "0007"
 down_revision = "0004"
 
 
 def upgrade() -> None:
-    """Add sessions, codes and the outbox."""
+    """Add the counters."""
     # The driver's own connection: several statements in one string, and a % in them is only a %.
     driver = op.get_bind().connection.driver_connection
     assert driver is not None, "migrations run on a live connection"

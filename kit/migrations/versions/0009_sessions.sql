@@ -1,13 +1,15 @@
 -- Sign-in by e-mail: sessions, one-time codes, and the mails that wait to be sent.
 
 -- A session is a row of `api_keys`: every statement that resolves a key resolves it too. It has no prefix, since
--- nobody reads or types it, and always an end.
+-- nobody reads or types it, always an end, and no other limit: it may do what its user may.
 ALTER TABLE api_keys
     ADD COLUMN kind TEXT DEFAULT 'key' NOT NULL,
     ALTER COLUMN prefix DROP NOT NULL,
     ADD CONSTRAINT api_keys_kind_check CHECK (kind IN ('key', 'session')),
     ADD CONSTRAINT api_keys_prefix_check CHECK ((kind = 'key') = (prefix IS NOT NULL)),
-    ADD CONSTRAINT api_keys_session_ends_check CHECK (kind = 'key' OR expires_at IS NOT NULL);
+    ADD CONSTRAINT api_keys_session_check CHECK (
+        kind = 'key' OR expires_at IS NOT NULL AND num_nonnulls(parent_id, scopes, allowed_ips, cap_tokens) = 0
+    );
 
 ALTER TABLE users
     ADD COLUMN deleted_at TIMESTAMP WITH TIME ZONE,

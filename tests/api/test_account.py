@@ -12,7 +12,7 @@ from sqlalchemy import text
 from gateway.account_schemas import AccountDeleted, AccountExport
 from kit.errors import NotFound
 from ledger.credits import schedule
-from ledger.keys import hash_key
+from ledger.keys import Credential, hash_key
 from payments.packages import Package
 from payments.purchases import OpenPurchase, PaidSession
 
@@ -136,6 +136,20 @@ async def test_an_empty_account_needs_no_forfeit(person):
     assert (await delete(await person())).status_code == 200
 
 
+async def test_a_deletion_forgets_the_addresses_of_whole_families_of_keys(resident, db):
+    made = {"apiKey": resident.key.key}
+    for label in ("parent", "child", "grandchild"):
+        body = {"label": label, "allowedIps": ["127.0.0.1"]}
+        headers = {"x-api-key": made["apiKey"]}
+        answer = await resident.client.post("/api/v1/keys", json=body, headers=headers)
+        assert answer.status_code == 200, answer.text
+        made = answer.json()
+    assert made["parentId"] is not None
+    assert (await delete(resident, forfeit=True)).status_code == 200
+    left = "SELECT count(*) FROM api_keys WHERE revoked_at IS NULL OR allowed_ips IS NOT NULL OR label <> 'deleted'"
+    assert (await run(db, left)).scalar_one() == 0
+
+
 async def test_nothing_is_deleted_while_a_job_runs(resident, server, db):
     await server.claim_jobs("run_1", {"image": 1}, 0)
     answer = await delete(resident, forfeit=True)
@@ -197,7 +211,7 @@ async def test_credits_that_were_promised_go_with_the_account(person, db, server
 
 async def test_a_top_up_that_is_paid_after_the_deletion_opens_a_new_account(person, ledger, db, assert_sound):
     browser = await person()
-    credential = hash_key(browser.client.cookies["farebox_session"].partition(".")[0])
+    credential = Credential(hash_key(browser.client.cookies["farebox_session"].partition(".")[0]))
     await ledger.open_purchase(OpenPurchase("pur_2", "stripe", browser.email, PACKAGE, credential))
     await ledger.attach_session("pur_2", "cs_test_2")
     assert (await delete(browser)).status_code == 200

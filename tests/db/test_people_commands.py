@@ -15,7 +15,7 @@ from kit import outbox
 from kit.errors import Forbidden, NotFound
 from kit.outbox import Mail
 from kit.settings import load_settings
-from ledger import keys
+from ledger import keys, scopes
 
 
 @pytest.fixture
@@ -38,9 +38,9 @@ def test_a_suspension_refuses_and_a_restore_admits_again(farebox, fresh_url, cus
     customer = in_books(fresh_url, customers, 0)
     farebox("users", "suspend", customer.email.upper())
     with pytest.raises(Forbidden):
-        in_books(fresh_url, keys.caller_of, customer.credential)
+        in_books(fresh_url, keys.caller_of, customer.credential, scopes.ANY)
     farebox("users", "restore", customer.email)
-    assert in_books(fresh_url, keys.caller_of, customer.credential).user_id == customer.user_id
+    assert in_books(fresh_url, keys.caller_of, customer.credential, scopes.ANY).user_id == customer.user_id
 
 
 def test_a_stranger_can_not_be_suspended(farebox):

@@ -145,6 +145,8 @@ async def test_a_deletion_forgets_the_addresses_of_whole_families_of_keys(reside
         assert answer.status_code == 200, answer.text
         made = answer.json()
     assert made["parentId"] is not None
+    moved = "UPDATE api_keys SET prefix = prefix || 'x' WHERE label = 'parent'"
+    await run(db, moved)  # the row now lies behind its children's, which are then the first to be forgotten
     assert (await delete(resident, forfeit=True)).status_code == 200
     left = "SELECT count(*) FROM api_keys WHERE revoked_at IS NULL OR allowed_ips IS NOT NULL OR label <> 'deleted'"
     assert (await run(db, left)).scalar_one() == 0

@@ -220,9 +220,7 @@ class Gate:
     def _tally(self, request: Request) -> Tally:
         try:
             credential = credential_of(request)
-        except (
-            AppError
-        ):  # no key or session, none of ours, or another site's write: the route says so, if it matters
+        except AppError:  # none, none of ours, or another site's write: the route says so, if it matters
             credential = None
         address = network_of(request)
         known = stranger("address", address) if address else ""

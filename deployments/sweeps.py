@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from gateway import idempotency, leases, quotas, sign_in
+from gateway import idempotency, leases, quotas, sign_in, turns
 from kit import outbox
 from ledger import chain, grants, holds
 
@@ -37,6 +37,7 @@ class Sweeps:
         await self._run("sweep_holds", holds.expire_due, EXPIRED_HOLDS_A_SWEEP)
         await self._run("sweep_idempotency", idempotency.forget_old)
         await self._run("sweep_counters", quotas.forget_old)
+        await self._run("sweep_turns", turns.forget_turns)
         await self._run("sweep_codes", sign_in.forget_old)
         await self._run("sweep_outbox", outbox.forget_old)
         for account_id in await self._run("sweep_due", grants.accounts_due, DUE_ACCOUNTS_A_SWEEP):

@@ -90,9 +90,10 @@ async def see_by_keys(conn: AsyncConnection, hashes: Iterable[bytes]) -> dict[in
     return _purses(await conn.execute(queries["accounts_of_keys"], {"hashes": list(set(hashes))}))
 
 
-async def lock_by_user(conn: AsyncConnection, user_id: str) -> None:
-    """Lock a user's accounts, in both worlds."""
-    await lock(conn, await conn.scalars(select(accounts.c.id).where(accounts.c.user_id == user_id)))
+async def lock_by_user(conn: AsyncConnection, user_id: str) -> dict[int, Purse]:
+    """Lock a user's accounts, in both worlds, and return them as they stand."""
+    theirs = await conn.scalars(select(accounts.c.id).where(accounts.c.user_id == user_id))
+    return await lock(conn, theirs)
 
 
 async def ensure_house(conn: AsyncConnection, code: str, world: World = "live") -> int:

@@ -24,6 +24,7 @@ from ledger import scopes
 from ledger.accounts import World, lock_by_user, queries
 from ledger.errors import AmbiguousPrefix
 from ledger.tables import api_keys
+from ledger.users import require_user
 
 SECRET_BYTES: Final = 32
 """256 random bits: out of reach of guessing, so that a plain SHA-256 is enough to store."""
@@ -38,7 +39,7 @@ Per = Literal["day", "month", "total"]
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """What a caller presents with each call: the SHA-256 of their key, and the address that they come from.
+    """What a caller presents with each call: the SHA-256 of their key or session token, and the address they come from.
 
     Without an address a key that is bound to addresses is refused. `world` is what the key's own text says: its hash
     covers that, so a valid key is of no other.
@@ -83,6 +84,11 @@ class Caller:
         """Raises: Forbidden, naming the scope that the key lacks."""
         if not self.may(need):
             raise out_of_scope(need)
+
+    def require_full(self) -> None:
+        """Raises: Forbidden for a test key or one with a limit: what is the person's is no business of its own."""
+        if self.limited or self.world == "test":
+            raise Forbidden("This key is limited, or a test key; use a full live key, or sign in.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,9 +236,11 @@ async def mint(  # noqa: PLR0913  # the key's facts
     With a parent, its limits must be narrower already (`families.narrowed`); the database refuses wider ones.
     `derive_from` makes the secret a function of it and of the key's id: a replayed creation can then show it
     again although only its hash is stored.
+    Raises: NotFound for a deleted user.
     """
+    await require_user(conn, user_id)
     key_id = new_id("key")
-    body = derive_secret(derive_from, key_id) if derive_from else _base62(secrets.token_bytes(SECRET_BYTES))
+    body = derive_secret(derive_from, key_id) if derive_from else new_secret()
     secret = spelled(brand, world, body)
     row = (
         await conn.execute(
@@ -256,6 +264,11 @@ async def mint(  # noqa: PLR0913  # the key's facts
 def spelled(brand: str, world: World, body: str) -> str:
     """Return a key as its holder sends it: what it is and of which world stands in front of its secret."""
     return f"{brand}_{world}_{body}"
+
+
+def new_secret() -> str:
+    """Return 256 random bits in letters and digits."""
+    return _base62(secrets.token_bytes(SECRET_BYTES))
 
 
 def derive_secret(root: bytes, key_id: str) -> str:
@@ -328,7 +341,7 @@ async def match(
 
 
 def _theirs(user_id: str, within: str | None, only: World | None) -> list[ColumnElement[bool]]:
-    terms = [api_keys.c.user_id == user_id]
+    terms = [api_keys.c.user_id == user_id, api_keys.c.kind == "key"]
     if only is not None:
         terms.append(api_keys.c.world == only)
     if within is not None:

@@ -12,7 +12,10 @@ from sqlalchemy import text
 from gateway.answers import CreditsRefilled, JobAccepted, KeyCreated, Keys, TrialBalance
 from gateway.app import create_app
 from gateway.ports import ModelState
+from ledger.keys import Credential, hash_key
 from payments.checkout import Checkout, ProviderSession
+from payments.packages import Package
+from payments.purchases import OpenPurchase
 
 KEYS = "/api/v1/keys"
 JOBS = "/api/v1/media/jobs"
@@ -23,6 +26,7 @@ CONSUME = "/api/v1/credits/consume"
 SPEND = "/api/v1/tools/spend"
 FULL = 100_000
 """The test credits of a server that nobody configured, in tokens."""
+BUILDER = Package("builder_600", "Builder", 60_000, 5_000, "usd")
 PICTURE = {"task": "image.generate", "input": {"prompt": "fox"}}
 ORDER = {"email": "dev@company.com", "packageCode": "builder_600"}
 
@@ -375,3 +379,41 @@ async def test_200_where_no_real_money_moves_a_test_key_buys_test_credits(
 async def test_503_without_a_provider(customer, calls):
     test = (await make(await customer()))["apiKey"]
     assert refusal(await calls(test, "POST", CHECKOUT, json=ORDER)) == (503, "payments_unavailable")
+
+
+# -- the person ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/api/v1/account/export"), ("POST", "/api/v1/auth/sign-out-everywhere")]
+)
+async def test_403_what_is_the_persons_is_no_business_of_a_test_key(customer, calls, method, path):
+    test = (await make(await customer()))["apiKey"]
+    assert refusal(await calls(test, method, path)) == (403, "forbidden")
+
+
+async def test_200_a_deletion_forgets_the_test_world_too(
+    customer, person, calls, *, ledger, db, assert_sound
+):
+    owner = await customer(0)
+    test = (await make(owner))["apiKey"]
+    assert (await calls(test, "POST", JOBS, json=PICTURE)).status_code == 202
+    kept = await calls(test, "POST", "/api/v1/files", files={"file": ("my cat.png", b"cat")})
+    assert kept.status_code == 200
+    await ledger.open_purchase(
+        OpenPurchase("pur_1", "stripe", owner.email, BUILDER, Credential(hash_key(test)))
+    )
+    browser = await person(owner.email)
+    answer = await browser.post("/account/delete", {"email": owner.email, "confirm": True})
+    assert answer.status_code == 200, answer.text
+    assert (await calls(test, "GET", BALANCE)).status_code == 401
+    async with db.transaction() as conn:
+        left = {
+            table: " ".join(map(str, (await conn.execute(text(f"SELECT * FROM {table}"))).all()))
+            for table in ("users", "api_keys", "jobs", "files", "purchases", "idempotency")
+        }
+        balances = (await conn.execute(text("SELECT balance, held FROM accounts WHERE kind = 'user'"))).all()
+    for word in (owner.email, "fox", "my cat", "'CI'"):
+        assert word not in str(left), word
+    assert [tuple(row) for row in balances] == [(0, 0), (0, 0)], "test credits are no balance to give up"
+    await assert_sound(db)

@@ -106,6 +106,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
         signer=UrlSigner(settings.secret.get_secret_value().encode()),
         receipt_keys=receipt_keys(settings),
         key_pattern=key_pattern(settings.key_brand),
+        proxies=settings.proxies,
         health=Kept(health.probe, HEALTH_KEPT_S),
         trial_balance=Kept(ledger.trial_balance, TRIAL_BALANCE_KEPT_S),
         in_sandbox=mode == "sandbox",

@@ -1,7 +1,7 @@
 """What routes take from a request first: the parts of the house, the caller's key, the retry key.
 
-A key is not resolved here: its hash rides in the ledger call and is checked in the same transaction, so that
-a revocation holds from the next request on.
+A key is not resolved here: its hash and the caller's address ride in the ledger call and are checked in the same
+transaction, so that a revocation holds from the next request on.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from fastapi import Depends, Header, Request
 
 from gateway.catalog import Catalog
 from gateway.kept import Kept
-from gateway.ports import Credential, Ledger
+from gateway.ports import Ledger
+from kit.addresses import Network, caller_address
 from kit.errors import AuthRequired, InvalidRequest, NotFound
 from kit.settings import Settings
 from kit.signing import SigningKeys
 from kit.storage import ObjectStore, UrlSigner
 from ledger.audit import TrialBalance
-from ledger.keys import hash_key
+from ledger.keys import Credential, hash_key
 from payments.checkout import Checkout
 
 KEY_BODY: Final = r"[0-9A-Za-z]{16,128}"
@@ -43,6 +44,7 @@ class Parts:
     signer: UrlSigner
     receipt_keys: SigningKeys
     key_pattern: re.Pattern[str]
+    proxies: tuple[Network, ...]
     health: Kept[tuple[int, bytes]]
     trial_balance: Kept[TrialBalance]
     in_sandbox: bool
@@ -61,7 +63,7 @@ def parts_of(request: Request) -> Parts:
 
 
 def credential_of(request: Request) -> Credential:
-    """Return the hash of the presented key; what cannot be a key of ours never reaches the ledger.
+    """Return the presented key's hash and its caller's address; what cannot be a key never reaches the ledger.
 
     Raises: AuthRequired; InvalidRequest when two keys are presented.
     """
@@ -75,9 +77,12 @@ def credential_of(request: Request) -> Credential:
     if len(presented) > 1:
         raise InvalidRequest("x-api-key", "differs from the key in Authorization; send one of them")
     key = presented.pop() if presented else ""
-    if not parts_of(request).key_pattern.fullmatch(key):
+    parts = parts_of(request)
+    if not parts.key_pattern.fullmatch(key):
         raise AuthRequired
-    return hash_key(key)
+    forwarded_for = ",".join(headers.getlist("x-forwarded-for"))
+    peer = request.client.host if request.client else None
+    return Credential(hash_key(key), caller_address(peer, forwarded_for, parts.proxies))
 
 
 async def parts(request: Request) -> Parts:

@@ -10,7 +10,6 @@ While the ledger is away, limited routes answer 503 as they would without limits
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 from collections.abc import Mapping
 from contextvars import ContextVar
 from copy import copy
@@ -178,18 +177,17 @@ def limited(route: BaseRoute, settings: Settings) -> BaseRoute:
     if bucket is None or not (limit := bucket.limit(settings)):
         return route
     gated = copy(route)  # the router's own route may serve another app of this process
-    gated.app = Gate(route.app, bucket, limit, settings.trusted_proxies)
+    gated.app = Gate(route.app, bucket, limit)
     return gated
 
 
 class Gate:
     """Stands in front of one route: counts each request once, and writes the RateLimit fields on its answer."""
 
-    def __init__(self, app: ASGIApp, bucket: Bucket, limit: int, trusted_proxies: int) -> None:
+    def __init__(self, app: ASGIApp, bucket: Bucket, limit: int) -> None:
         self._app = app
         self.bucket = bucket
         self.limit = limit
-        self._trusted_proxies = trusted_proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
@@ -212,13 +210,10 @@ class Gate:
             credential = credential_of(request)
         except AppError:  # no key, or none of ours: the route says so, if it wants one
             credential = None
-        address = address_of(request, self._trusted_proxies)
-        known = stranger("address", address) if address else ""
-        if credential and not known:
-            known = stranger("credential", credential.hex())
-        take = Take(self.bucket.name, self.bucket.per, credential, known, self.limit, WINDOW_S)
-        # A riding bucket counts keys: what holds no possible key is refused, or has a signature, without the books.
-        return Tally(take, waits=bool(credential or (known and not self.bucket.rides)))
+        key = credential.hash if credential else None
+        known = stranger("credential", key.hex()) if key else ""
+        take = Take(self.bucket.name, self.bucket.per, key, known, self.limit, WINDOW_S)
+        return Tally(take, waits=key is not None)
 
 
 class _Answer:
@@ -264,26 +259,6 @@ def fields(quota: Quota) -> list[tuple[bytes, bytes]]:
     ]
 
 
-def stranger(kind: Literal["address", "credential", "email", "session"], value: str) -> str:
+def stranger(kind: Literal["credential", "email", "session"], value: str) -> str:
     """Return the identity of someone without a valid key; hashed, so that the counters hold no personal data."""
     return f"{kind}:{hashlib.sha256(value.encode()).hexdigest()[:32]}"
-
-
-def address_of(request: Request, trusted_proxies: int) -> str | None:
-    """Return the address that the outermost trusted proxy saw; None where nobody who can be trusted names one.
-
-    What stands left of it in `X-Forwarded-For` is the caller's own invention, and without a proxy that writes the
-    field, all of it is; the connection itself comes from Ray's own proxy. An IPv6 caller is a /64.
-    """
-    if not trusted_proxies:
-        return None
-    seen = [part.strip() for value in request.headers.getlist("x-forwarded-for") for part in value.split(",")]
-    if len(seen) < trusted_proxies:
-        return None
-    try:
-        address = ipaddress.ip_address(seen[-trusted_proxies])
-    except ValueError:
-        return None
-    if isinstance(address, ipaddress.IPv6Address):
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return str(address)

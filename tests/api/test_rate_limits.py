@@ -7,14 +7,14 @@ import re
 import httpx
 import pytest
 import pytest_asyncio
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from sqlalchemy import text
 from starlette.routing import Mount
 
 from gateway.app import create_app
 from gateway.documented import REQUESTS
-from gateway.limits import BUCKETS, ROUTES, UNLIMITED, Gate, UndeclaredRoute, address_of, bucket_of
+from gateway.limits import BUCKETS, ROUTES, UNLIMITED, Gate, UndeclaredRoute, bucket_of
 from kit.errors import Unavailable
 
 BALANCE, JOBS, KEYS, REVOKE = "/api/v1/balance", "/api/v1/media/jobs", "/api/v1/keys", "/api/v1/keys/revoke"
@@ -255,44 +255,6 @@ async def test_checkouts_without_a_key_are_counted_by_email(client, owner):
     ]
     assert statuses == [503, 503, 429, 503]
     assert (await start(owner.client, "a@x.com")).status_code == 503, "a customer is known by the key"
-
-
-async def test_addresses_are_counted_where_a_proxy_of_ours_names_them(ingress):
-    async with client_of(ingress(trusted_proxies=1)) as client:
-
-        def claim(number, forwarded):
-            headers = {"x-forwarded-for": forwarded}
-            return client.post(CLAIM, json={"sessionId": f"cs_{number}", "keyLabel": "x"}, headers=headers)
-
-        said = [
-            "9.9.9.9",
-            "1.1.1.1, 9.9.9.9",
-            "2.2.2.2,9.9.9.9",
-            "8.8.8.8",
-            "2001:db8::1",
-            "2001:db8::2",
-            "2001:db8::3",
-        ]
-        statuses = [(await claim(n, forwarded)).status_code for n, forwarded in enumerate(said)]
-    assert statuses == [503, 503, 429, 503, 503, 503, 429]
-
-
-@pytest.mark.parametrize(
-    ("proxies", "said", "address"),
-    [
-        (0, ["9.9.9.9"], None),
-        (1, [], None),
-        (1, ["unknown"], None),
-        (1, ["1.1.1.1, 9.9.9.9"], "9.9.9.9"),
-        (2, ["1.1.1.1, 9.9.9.9", "10.0.0.1"], "9.9.9.9"),
-        (2, ["9.9.9.9"], None),
-        (1, ["2001:db8:1:2:3::4"], "2001:db8:1:2::/64"),
-    ],
-)
-def test_only_what_a_trusted_proxy_wrote_is_an_address(proxies, said, address):
-    headers = [(b"x-forwarded-for", value.encode()) for value in said]
-    request = Request({"type": "http", "headers": headers, "client": ("7.7.7.7", 1)})
-    assert address_of(request, proxies) == address
 
 
 # -- off, and away -------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """The idle platform: time to healthy, memory, and reads per second beside a bare FastAPI app in the same run.
 
-    python benchmarks/bench_platform.py [--quick] [--json FILE]
+    python -m benchmarks.bench_platform [--quick] [--json FILE]
 
 The bare app (uvicorn, one process, the same kind of JSON) is the ceiling of what one Python process serves; ours
 passes HAProxy, the ingress, a Ray call and Postgres. Rounds alternate, because these machines are noisy.

@@ -1,6 +1,6 @@
-"""The platform with one route more, which does nothing: what an answer costs before any work is done for it.
+"""The platform with routes that do nothing: what an answer costs before any work is done for it.
 
-Replicas import this file by its name: its directory is on their path.
+Replicas import it by its name.
 """
 
 from fastapi import FastAPI
@@ -23,12 +23,19 @@ async def empty(_: Request) -> Response:
     return Response(ANSWER, media_type="application/json")
 
 
+class UnloggedRoute(Route):
+    """A route whose successes leave no line in the log, as a spend leaves none."""
+
+    is_called_often = True
+
+
 class IngressWithEmpty(Ingress):
-    """The surface and `POST /empty`, matched first, as the hot routes are."""
+    """The surface and two empty routes, matched first, as the hot routes are."""
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         app = await super().__serve_build_asgi_app__()
         app.router.routes.insert(0, Route("/empty", empty, methods=["POST"]))
+        app.router.routes.insert(0, UnloggedRoute("/empty/unlogged", empty, methods=["POST"]))
         return app
 
 

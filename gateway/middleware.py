@@ -99,8 +99,10 @@ class Edge:
         if clock is None:
             clock = self._clocks[route] = request_seconds.labels(route)
         clock.observe(seconds)
-        # Polling is most of the traffic, and a line for each poll would cost more than its answer.
-        level = logging.DEBUG if status < HTTPStatus.BAD_REQUEST and method in READS else logging.INFO
+        # Polling, checks and spends are most of the traffic, and a line costs a third of what we do for each. A
+        # spend leaves its trace in the books.
+        often = method in READS or getattr(scope.get("route"), "is_called_often", False)
+        level = logging.DEBUG if status < HTTPStatus.BAD_REQUEST and often else logging.INFO
         if _stdlib_log.isEnabledFor(level):
             log.log(
                 level,

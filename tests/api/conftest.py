@@ -36,6 +36,7 @@ from ledger.audit import TrialBalance, TrialBalanceRow
 from ledger.balances import Balance
 from ledger.chain import Block
 from ledger.keys import Caller, Credential, hash_key
+from ledger.spends import Allowance, Check
 
 STUB_KEY = "amai_live_" + "K" * 43
 MOMENT = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -87,6 +88,15 @@ class StubLedger:
     async def balance(self, credential: Credential) -> Balance:
         self._caller("balance", credential)
         return Balance(60_000, 100)
+
+    async def check(self, check: Check) -> Allowance:
+        self._caller("check", check.credential)
+        return Allowance(
+            allowed=True,
+            cost_tokens=check.cost_tokens,
+            balance_after_tokens=60_000 - check.cost_tokens,
+            reason=None,
+        )
 
     async def submit_job(self, command: SubmitJob) -> JobReceipt:
         self._caller("submit_job", command.credential)

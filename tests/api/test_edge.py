@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -220,3 +221,19 @@ async def test_without_a_provider_payments_are_unavailable_and_webhooks_do_not_e
         "/api/v1/webhooks/stripe", content=b"{}", headers={"stripe-signature": "t=1,v1=00"}
     )
     assert (event.status_code, event.json()["error"]) == (404, "not_found")
+
+
+async def test_what_is_called_often_is_logged_only_when_it_is_refused(caller, caplog):
+    caplog.set_level(logging.INFO, "gateway.middleware")
+    with structlog.testing.capture_logs() as logs:
+        await caller.get("/api/v1/credits/balance")
+        await caller.post("/api/v1/tools/check", json={"tool": "fly", "units": 1})
+        await caller.post("/api/v1/media/jobs", content=JOB, headers=JSON)
+    assert [(line["route"], line["status"]) for line in logs if line["event"] == "request"] == [
+        ("/api/v1/tools/check", 400),
+        ("/api/v1/media/jobs", 202),
+    ]
+    with structlog.testing.capture_logs() as logs:
+        answer = await caller.post("/api/v1/tools/check", json={"tool": "chat", "units": 1})
+    assert answer.status_code == 200
+    assert [line for line in logs if line["event"] == "request"] == []

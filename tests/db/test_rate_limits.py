@@ -24,11 +24,11 @@ from ledger.spends import Check, Spend, Spent
 
 
 def by_key(customer, limit=3, bucket="key"):
-    return Take(bucket, "key", customer.credential, "stranger:1", limit, 60)
+    return Take(bucket, "key", customer.credential.hash, "stranger:1", limit, 60)
 
 
 def by_user(customer, limit=3, bucket="sensitive_auth"):
-    return Take(bucket, "user", customer.credential, "stranger:1", limit, 60)
+    return Take(bucket, "user", customer.credential.hash, "stranger:1", limit, 60)
 
 
 def by_name(name, limit=3):
@@ -161,7 +161,7 @@ async def test_the_first_call_of_a_request_carries_its_take_and_no_other(replica
     ledger = local_ledger(replicas[0])
     calls = {
         "hot": lambda: ledger.balance(customer.credential),
-        "check": lambda: ledger.check(Check(customer.credential, 1)),
+        "check": lambda: ledger.check(Check(customer.credential, 1, "image")),
         "cold": lambda: ledger.keys(customer.credential),
     }
     for name, call in calls.items():
@@ -184,8 +184,8 @@ async def test_an_error_of_a_counted_call_is_raised_as_it_is(replicas, customers
     async with db.transaction() as conn:
         customer = await customers(conn, 0)
     ledger = local_ledger(replicas[0])
-    for credential, error in ((b"\7" * 32, AuthRequired), (customer.credential, NotFound)):
-        token = tallies.set(Tally(replace(by_key(customer), credential=credential), waits=True))
+    for credential, error in ((keys.Credential(b"\7" * 32), AuthRequired), (customer.credential, NotFound)):
+        token = tallies.set(Tally(replace(by_key(customer), credential=credential.hash), waits=True))
         with pytest.raises(error):
             await ledger.job(credential, "job_01k8z0c6m5n7q2r4t6v8x0y2z4")
         assert tallies.get().quota.remaining == 2

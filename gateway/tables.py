@@ -1,4 +1,4 @@
-"""Jobs and files. A job carries its lease and fencing token; it ends once, by trigger."""
+"""Jobs, files and prices. A job carries its lease and fencing token; it ends once, by trigger."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from sqlalchemy import (
     Column,
     DateTime,
     ForeignKey,
+    Identity,
     Index,
+    Integer,
     SmallInteger,
     Table,
     Text,
@@ -96,3 +98,17 @@ idempotency = Table(
     CheckConstraint("length(key) BETWEEN 1 AND 255", name="key"),
 )
 """The first answer of a write, stored in the write's own transaction."""
+
+prices = Table(
+    "prices",
+    metadata,
+    Column("version", Integer, Identity(always=True, start=1001), primary_key=True),
+    Column("tool", Text, nullable=False),
+    Column("tokens_per_unit", BigInteger, nullable=False),
+    Column("since", DateTime(timezone=True), nullable=False),
+    Column("announced_at", DateTime(timezone=True), nullable=False),
+    CheckConstraint("tokens_per_unit > 0", name="tokens_per_unit"),
+    CheckConstraint("since >= announced_at + interval '1 minute'", name="announced"),
+    Index("prices_tool_idx", "tool", "since", "version"),
+)
+"""Prices that overlay the catalogue file's, each announced before it begins. The file numbers its versions to 1000."""

@@ -9,14 +9,26 @@ from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
 from gateway.catalog import CatalogError, load_catalog
-from gateway.deps import Parts, key_pattern
+from gateway.deps import Parts, key_pattern, operator_pattern
 from gateway.health import Health, PaymentsMode
 from gateway.kept import Kept
 from gateway.middleware import Edge
 from gateway.openapi import document
 from gateway.ports import Ledger, Models
+from gateway.prices import PriceList
 from gateway.problems import add_problem_handlers
-from gateway.routes import balance, files, keys, media, operations, pages, purchases
+from gateway.routes import (
+    balance,
+    files,
+    keys,
+    media,
+    operations,
+    operator_desk,
+    operator_users,
+    pages,
+    purchases,
+    vouchers,
+)
 from gateway.schemas import INPUTS
 from kit.settings import Settings
 from kit.storage import ObjectStore, UrlSigner
@@ -37,7 +49,7 @@ NO_TELEMETRY: Final = {
 }
 """FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
 
-ROUTERS: Final = (balance, media, operations, keys, files, purchases, pages)
+ROUTERS: Final = (balance, media, operations, keys, files, purchases, vouchers, pages, operator_users, operator_desk)
 """Matched in this order, one after the other: what is polled comes first."""
 
 
@@ -86,7 +98,9 @@ def create_app(  # noqa: PLR0913  # the parts of the house
         objects=objects,
         catalog=catalog,
         signer=UrlSigner(settings.secret.get_secret_value().encode()),
+        price_list=PriceList(catalog, ledger),
         key_pattern=key_pattern(settings.key_brand),
+        operator_pattern=operator_pattern(settings.key_brand),
         health=Kept(health.probe, HEALTH_KEPT_S),
         trial_balance=Kept(ledger.trial_balance, TRIAL_BALANCE_KEPT_S),
         in_sandbox=mode == "sandbox",

@@ -24,6 +24,8 @@ TOKENS_PER_CREDIT: Final = 100
 """The two published documents speak credits and tokens of the same money."""
 MILLI: Final = 1000
 """Units are counted in thousandths: no unit on sale is measured finer, and integers stay exact."""
+FILE_VERSIONS: Final = 1000
+"""How far the file's own price versions go; an operator's announced prices are numbered from there on."""
 UNITS_MILLI: Final = {"image": MILLI}
 """How much of its unit one job of a task takes: a picture job makes one picture."""
 
@@ -44,6 +46,7 @@ class Task:
     unit: str
     tokens_per_unit: int
     summary: str
+    price_version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class Catalog:
             units_milli=units_milli,
             tool=offer.tool,
             application=offer.application,
-            price_version=self.price_version,
+            price_version=offer.price_version,
         )
 
 
@@ -123,7 +126,10 @@ def load_catalog(path: Path = CATALOG_FILE) -> Catalog:
             )
             for package in file.packages
         },
-        tasks={name: Task(name=name, **task.model_dump()) for name, task in file.tasks.items()},
+        tasks={
+            name: Task(name=name, price_version=file.price_version, **task.model_dump())
+            for name, task in file.tasks.items()
+        },
     )
 
 
@@ -168,7 +174,7 @@ class _Task(_Strict):
 
 
 class _File(_Strict):
-    price_version: Annotated[int, Field(ge=1)]
+    price_version: Annotated[int, Field(ge=1, le=FILE_VERSIONS)]
     since: date
     packages: Annotated[list[_Package], Field(min_length=1)]
     tasks: Annotated[dict[str, _Task], Field(min_length=1)]

@@ -12,20 +12,14 @@ import argparse
 import json
 import os
 import platform
-import secrets
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
-from fastapi import FastAPI
+from bare import bare_server, front_port
 from load import Measured, measure
 from rich.console import Console
 from rich.table import Table
@@ -42,14 +36,6 @@ from ledger.users import account_of_email
 CONNECTIONS: Final = (1, 32, 64)
 TARGETS: Final = {"start-up": 60.0, "memory": 5.0, "balance": 0.25}
 """What was asked for: seconds, gigabytes, share of the bare app."""
-
-app = FastAPI(openapi_url=None)
-
-
-@app.get("/bare")
-async def bare() -> dict[str, Any]:
-    """The floor: a JSON answer of the same size, and nothing behind it."""
-    return {"ok": True, "credits": 599.0, "tokens": 59900, "held": {"credits": 1.0, "tokens": 100}}
 
 
 def main() -> None:
@@ -68,8 +54,8 @@ def run(*, quick: bool) -> dict[str, Any]:
     """Return all figures of one run."""
     seconds, rounds, widths = (1.0, 1, (32,)) if quick else (5.0, 3, CONNECTIONS)
     with tempfile.TemporaryDirectory(prefix="farebox-") as place:
-        settings = load_settings(data_dir=Path(place), port=_free_pair(), profile="tiny", database_url="")
-        with Launcher(settings, Steps()) as running, _bare_server() as bare_url:
+        settings = load_settings(data_dir=Path(place), port=front_port(), profile="tiny", database_url="")
+        with Launcher(settings, Steps()) as running, bare_server() as bare_url:
             base = f"http://127.0.0.1:{settings.port}"
             key = in_books(running.settings.database_url, _funded_key)
             _warm(base, key)
@@ -188,38 +174,6 @@ def _pss(pid: int) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
-
-
-@contextmanager
-def _bare_server() -> Iterator[str]:
-    port = _free_port()
-    command = [sys.executable, "-m", "uvicorn", "bench_platform:app", "--port", str(port), "--no-access-log"]
-    server = subprocess.Popen(command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                httpx.get(f"{url}/bare", trust_env=False)
-                break
-            except httpx.TransportError:
-                assert time.monotonic() < deadline, "the bare server did not start"
-                time.sleep(0.1)
-        yield url
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _free_pair() -> int:
-    """Return a front port below the range that outgoing connections take."""
-    return 9000 + secrets.randbelow(90) * 10
 
 
 if __name__ == "__main__":

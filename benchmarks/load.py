@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -29,10 +30,14 @@ class Measured:
     failures: int
 
 
+Request = Callable[[], bytes]
+"""Returns the next request of one connection, head and body."""
+
+
 class _Connection(asyncio.Protocol):
     """One connection: sends, counts the answer, sends again."""
 
-    def __init__(self, request: bytes, stop_at: float, ended: asyncio.Future[None]) -> None:
+    def __init__(self, request: Request, stop_at: float, ended: asyncio.Future[None]) -> None:
         self._request, self._stop_at, self.ended = request, stop_at, ended
         self._buffer = b""
         self._sent_at = 0.0
@@ -66,7 +71,7 @@ class _Connection(asyncio.Protocol):
 
     def _send(self) -> None:
         self._sent_at = time.perf_counter()
-        self._transport.write(self._request)
+        self._transport.write(self._request())
 
 
 def _same(connection: _Connection) -> _Connection:
@@ -75,22 +80,33 @@ def _same(connection: _Connection) -> _Connection:
 
 def measure(url: str, *, connections: int, seconds: float, headers: dict[str, str] | None = None) -> Measured:
     """Send GETs to a loopback URL for so many seconds."""
-    return asyncio.run(_measure(url, connections, seconds, headers or {}))
+    request = head("GET", url, headers or {}) + b"\r\n"
+    return exchange(url, [lambda: request] * connections, seconds=seconds)
 
 
-async def _measure(url: str, connections: int, seconds: float, headers: dict[str, str]) -> Measured:
+def exchange(url: str, requests: Sequence[Request], *, seconds: float) -> Measured:
+    """Open one connection for each of `requests` and send what they return for so many seconds."""
+    return asyncio.run(_exchange(url, requests, seconds))
+
+
+def head(method: str, url: str, headers: Mapping[str, str]) -> bytes:
+    """Return the first lines of a request, without the empty one that ends them."""
     parts = urlsplit(url)
-    assert parts.hostname in LOOPBACK, "a load test talks to this machine alone"
     lines = [
-        f"GET {parts.path} HTTP/1.1",
+        f"{method} {parts.path} HTTP/1.1",
         f"host: {parts.netloc}",
         *(f"{k}: {v}" for k, v in headers.items()),
     ]
-    request = ("\r\n".join(lines) + "\r\n\r\n").encode()
+    return ("\r\n".join(lines) + "\r\n").encode()
+
+
+async def _exchange(url: str, requests: Sequence[Request], seconds: float) -> Measured:
+    parts = urlsplit(url)
+    assert parts.hostname in LOOPBACK, "a load test talks to this machine alone"
     loop = asyncio.get_running_loop()
     began = time.perf_counter()
     made = []
-    for _ in range(connections):
+    for request in requests:
         connection = _Connection(request, began + seconds, loop.create_future())
         await loop.create_connection(partial(_same, connection), parts.hostname, parts.port or 80)
         made.append(connection)

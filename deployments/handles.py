@@ -18,6 +18,7 @@ from ray.exceptions import RayActorError
 
 from deployments.models.contract import GenerateRequest, Output, Progress
 from gateway.ports import Job, JobReceipt, Ledger, ModelState, SubmitJob
+from gateway.tool_holds import Held, PlaceHold, SpendHeld
 from kit.errors import AppError, Unavailable
 from ledger.balances import Balance
 from ledger.spends import Allowance, Check, Spend, Spent
@@ -88,6 +89,12 @@ class LedgerClient:
         self._job: Coalescer[tuple[bytes, str], Job] = Coalescer(lambda items: call("job_many", items))
         self._spend: Coalescer[Spend, Spent] = Coalescer(lambda items: call("spend_many", items))
         self._check: Coalescer[Check, Allowance] = Coalescer(lambda items: call("check_many", items))
+        self._hold_tool: Coalescer[PlaceHold, Held | Allowance] = Coalescer(
+            lambda items: call("hold_tool_many", items)
+        )
+        self._spend_held: Coalescer[SpendHeld, Spent] = Coalescer(
+            lambda items: call("spend_held_many", items)
+        )
 
     async def balance(self, credential: bytes) -> Balance:
         """Read a balance together with everyone else who asks now."""
@@ -108,6 +115,14 @@ class LedgerClient:
     async def check(self, check: Check) -> Allowance:
         """Ask together with everyone else who asks now."""
         return await self._check(check)
+
+    async def hold_tool(self, command: PlaceHold) -> Held | Allowance:
+        """Hold together with everyone else who holds now."""
+        return await self._hold_tool(command)
+
+    async def spend_held(self, command: SpendHeld) -> Spent:
+        """Charge holds together with everyone else who does now."""
+        return await self._spend_held(command)
 
     def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
         """Pass any other method on under its own name."""

@@ -19,6 +19,7 @@ from gateway.prices import PriceList
 from gateway.problems import add_problem_handlers
 from gateway.routes import (
     balance,
+    consumption,
     files,
     keys,
     media,
@@ -26,7 +27,9 @@ from gateway.routes import (
     operator_desk,
     operator_users,
     pages,
+    pricing,
     purchases,
+    tools,
     vouchers,
 )
 from gateway.schemas import INPUTS
@@ -49,8 +52,11 @@ NO_TELEMETRY: Final = {
 }
 """FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
 
-ROUTERS: Final = (balance, media, operations, keys, files, purchases, vouchers, pages, operator_users, operator_desk)
-"""Matched in this order, one after the other: what is polled comes first."""
+ROUTERS: Final = (
+    *(tools, balance, media, operations, keys, files, consumption, purchases, pricing, vouchers, pages),
+    *(operator_users, operator_desk),
+)
+"""Matched in this order, one after the other: what is called most comes first."""
 
 
 def create_app(  # noqa: PLR0913  # the parts of the house

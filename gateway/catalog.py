@@ -1,6 +1,7 @@
 """What is sold and for how much: the operator's `catalog.yaml`, read strictly, and the quotes made from it.
 
-A quote is pure integer arithmetic, rounded up once to a whole token, and keeps the version of its price.
+A tool is priced by its unit; a task is a kind of job and takes its price from its tool. A quote is pure integer
+arithmetic, rounded up once to a whole token, and keeps the version of its price.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from gateway.errors import UnknownTask
 from kit.errors import InvalidRequest
+from ledger.transfers import Kind
 from payments.packages import Package
 
 CATALOG_FILE: Final = Path(__file__).with_name("catalog.yaml")
@@ -28,6 +30,10 @@ FILE_VERSIONS: Final = 1000
 """How far the file's own price versions go; an operator's announced prices are numbered from there on."""
 UNITS_MILLI: Final = {"image": MILLI}
 """How much of its unit one job of a task takes: a picture job makes one picture."""
+CONSUME: Final = "consume"
+"""The tool under which `credits/consume` is booked. It has no price of its own and is not on sale."""
+RESERVED_TOOLS: Final = frozenset({CONSUME, *get_args(Kind)})
+"""Names under which the books keep other movements: their references would meet those of a tool."""
 
 
 class CatalogError(ValueError):
@@ -35,18 +41,45 @@ class CatalogError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """A kind of job on sale. Units: `tokens_per_unit` tokens."""
+class Price:
+    """What work costs: `tokens` for each `per_units` units, under a version of the prices."""
+
+    tokens: int
+    per_units: int
+    version: int
+
+    def cost_tokens(self, units_milli: int) -> int:
+        """Return the cost of some thousandths of a unit, rounded up to a whole token."""
+        return -(-units_milli * self.tokens // (self.per_units * MILLI))
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """Work on sale by its unit: called through the API, or done by the jobs of its tasks."""
 
     name: str
-    tool: str
-    application: str
+    unit: str
+    price: Price
     model: str
     licence: str
-    unit: str
-    tokens_per_unit: int
+    since: date
+
+    @property
+    def price_text(self) -> str:
+        """Say the price for people, such as '1 token per 100 characters'."""
+        tokens, per = self.price.tokens, self.price.per_units
+        paid = "1 token" if tokens == 1 else f"{tokens} tokens"
+        return f"{paid} per {self.unit}" if per == 1 else f"{paid} per {per} {self.unit}s"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A kind of job on sale, at the price of its tool."""
+
+    name: str
+    tool: Tool
+    application: str
     summary: str
-    price_version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +100,7 @@ class Catalog:
     price_version: int
     since: date
     packages: Mapping[str, Package]
+    tools: Mapping[str, Tool]
     tasks: Mapping[str, Task]
 
     def package(self, code: str) -> Package:
@@ -74,6 +108,12 @@ class Catalog:
         if code not in self.packages:
             raise InvalidRequest("packageCode", f"unknown package; on sale are {', '.join(self.packages)}")
         return self.packages[code]
+
+    def tool(self, name: str) -> Tool:
+        """Return a tool by its name. Raises: InvalidRequest, naming the tools on sale."""
+        if name not in self.tools:
+            raise InvalidRequest("tool", f"unknown tool; on sale are {', '.join(self.tools)}")
+        return self.tools[name]
 
     def task(self, name: str) -> Task:
         """Return a task by its name. Raises: UnknownTask, naming the tasks on sale."""
@@ -84,19 +124,15 @@ class Catalog:
     def quote(self, task: str, job_input: Mapping[str, Any]) -> Quote:  # noqa: ARG002
         """Return the most that this job can cost. Raises: UnknownTask."""
         offer = self.task(task)
-        units_milli = UNITS_MILLI[offer.unit]
+        units_milli = UNITS_MILLI[offer.tool.unit]
+        price = offer.tool.price
         return Quote(
-            cost_tokens=cost_tokens(units_milli, offer.tokens_per_unit),
+            cost_tokens=price.cost_tokens(units_milli),
             units_milli=units_milli,
-            tool=offer.tool,
+            tool=offer.tool.name,
             application=offer.application,
-            price_version=offer.price_version,
+            price_version=price.version,
         )
-
-
-def cost_tokens(units_milli: int, tokens_per_unit: int) -> int:
-    """Return the price of some thousandths of a unit, rounded up to a whole token."""
-    return -(-units_milli * tokens_per_unit // MILLI)
 
 
 def load_catalog(path: Path = CATALOG_FILE) -> Catalog:
@@ -113,6 +149,14 @@ def load_catalog(path: Path = CATALOG_FILE) -> Catalog:
     codes = [package.code for package in file.packages]
     if twice := sorted({code for code in codes if codes.count(code) > 1}):
         raise CatalogError(f"{path}: packages: the code {twice[0]} appears twice")
+    tools = {name: tool.priced(name, file.price_version) for name, tool in file.tools.items()}
+    for name, task in file.tasks.items():
+        if task.tool not in tools:
+            raise CatalogError(f"{path}: tasks.{name}.tool: no tool is called {task.tool}")
+        if tools[task.tool].unit not in UNITS_MILLI:
+            raise CatalogError(
+                f"{path}: tasks.{name}.tool: jobs are not counted by the {tools[task.tool].unit}"
+            )
     return Catalog(
         price_version=file.price_version,
         since=file.since,
@@ -126,8 +170,9 @@ def load_catalog(path: Path = CATALOG_FILE) -> Catalog:
             )
             for package in file.packages
         },
+        tools=tools,
         tasks={
-            name: Task(name=name, price_version=file.price_version, **task.model_dump())
+            name: Task(name, tools[task.tool], task.application, task.summary)
             for name, task in file.tasks.items()
         },
     )
@@ -163,13 +208,34 @@ class _Package(_Strict):
     currency: Annotated[str, Field(pattern=r"^[a-z]{3}$")]
 
 
+class _Tool(_Strict):
+    unit: Literal["turn", "image", "second", "minute", "character"]
+    tokens: Annotated[int, Field(gt=0, le=10**6)]
+    """Times the most units of one request (10^9) it is a thousandth of what the books' 64 bits hold."""
+    per_units: Literal[1, 10, 100, 1000] = 1
+    """Powers of ten: the price of one unit is then a short decimal."""
+    model: _Text
+    licence: _Text
+    since: date
+
+    def priced(self, name: str, version: int) -> Tool:
+        return Tool(
+            name, self.unit, Price(self.tokens, self.per_units, version), self.model, self.licence, self.since
+        )
+
+
+def _sellable(name: str) -> str:
+    if name in RESERVED_TOOLS:
+        raise ValueError("the books use this name for something else")
+    return name
+
+
+_ToolName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.]{0,63}$"), AfterValidator(_sellable)]
+
+
 class _Task(_Strict):
     tool: _Text
     application: _Text
-    model: _Text
-    licence: _Text
-    unit: Annotated[str, Field(pattern=rf"^({'|'.join(UNITS_MILLI)})$")]
-    tokens_per_unit: _Amount
     summary: _Text
 
 
@@ -177,4 +243,5 @@ class _File(_Strict):
     price_version: Annotated[int, Field(ge=1, le=FILE_VERSIONS)]
     since: date
     packages: Annotated[list[_Package], Field(min_length=1)]
+    tools: Annotated[dict[_ToolName, _Tool], Field(min_length=1)]
     tasks: Annotated[dict[str, _Task], Field(min_length=1)]

@@ -135,6 +135,11 @@ async def retry_key(
 ) -> str | None:
     """Give a route the idempotency key of its headers. Raises: InvalidRequest."""
     del x_idempotency_key, idempotency_key  # declared for the OpenAPI document; a header may come twice
+    return retry_key_of(request)
+
+
+def retry_key_of(request: Request) -> str | None:
+    """Return the idempotency key of a request's headers. Raises: InvalidRequest."""
     return agreed_key(
         [
             _unquoted(value)

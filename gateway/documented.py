@@ -33,6 +33,22 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
         "A key that ends": {"label": "Build Agent", "expiresAt": "2100-01-31T00:00:00Z"},
     },
     "revokeKey": {"By its first characters": {"keyPrefix": "abcde"}},
+    "checkTool": {
+        "A chat turn": {"tool": "chat", "units": 1},
+        "Two and a half minutes, set aside": {"tool": "dub", "units": 2.5, "hold": True},
+    },
+    "spendTool": {
+        "A chat turn": {"tool": "chat", "units": 1, "reference": "req_2026-07-03_abc123"},
+        "Out of a hold": {
+            "tool": "dub",
+            "units": 2.2,
+            "reference": "dub-0042",
+            "hold_id": "hold_01k8z0e2k4m6n8p0q2r4s6t8v0",
+        },
+    },
+    "consumeCredits": {
+        "A charge, safe to retry": {"credits": 1.5, "reason": "rendering", "idempotencyKey": "render-001"},
+    },
     "submitJob": {
         "A picture": _FOX,
         "Safe to retry, without a header": {**_FOX, "idempotencyKey": "job-001"},
@@ -76,6 +92,9 @@ ANSWERS: Final[Mapping[str, Any]] = {
     },
     "createKey": {"ok": True, **_KEY},
     "getBalance": {"ok": True, "credits": 599.0, "tokens": 59900, "held": {"credits": 1.0, "tokens": 100}},
+    "checkTool": {"ok": True, "allowed": True, "cost_tokens": 5, "balance_after": 9995},
+    "spendTool": {"ok": True, "charged": 5, "balance_after": 9990},
+    "consumeCredits": {"ok": True, "consumed": 1.5, "tokens": 150, "balance": 598.5, "balanceTokens": 59850},
     "submitJob": {
         "ok": True,
         "jobId": _JOB_ID,

@@ -40,6 +40,26 @@ class CostExceedsLimit(AppError):
 
 
 @dataclass
+class CostExceedsHold(AppError):
+    """The work costs more than was held for it. Nothing was charged; the hold stays."""
+
+    cost_tokens: int
+    held_tokens: int
+    code = "cost_exceeds_limit"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return (
+            f"This costs {self.cost_tokens} tokens and the hold has {self.held_tokens}; nothing was charged."
+        )
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        return {"cost_tokens": self.cost_tokens, "held_tokens": self.held_tokens}
+
+
+@dataclass
 class UnknownTask(AppError):
     """No such task; the known ones are listed."""
 
@@ -55,6 +75,19 @@ class UnknownTask(AppError):
     @property
     def details(self) -> list[dict[str, str]]:
         return [{"field": "task", "message": "unknown task"}]
+
+
+@dataclass
+class HoldOfJob(AppError):
+    """The hold pays for a job and ends with it. Nothing was freed."""
+
+    job_id: str
+    code = "hold_of_job"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return f"This hold belongs to {self.job_id}; cancel the job, and its hold goes with it."
 
 
 @dataclass

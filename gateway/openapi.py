@@ -29,7 +29,7 @@ from kit.errors import (
     Unavailable,
     UnsupportedMediaType,
 )
-from ledger.errors import AmbiguousPrefix, InsufficientCredits
+from ledger.errors import AccountFrozen, AmbiguousPrefix, HoldResolved, InsufficientCredits, KeyCapReached
 from payments.errors import (
     AccountExists,
     AlreadyClaimed,
@@ -49,10 +49,13 @@ _SAMPLES: Final[dict[str, AppError]] = {
         InvalidRequest("prompt", "is required"),
         AuthRequired(),
         InsufficientCredits(100, 40),
+        AccountFrozen(400),
+        KeyCapReached(100, 40, "day"),
         Forbidden("This account is suspended; write to support."),
         NotFound("job"),
         IdempotencyKeyReused("job-001"),
         CostExceedsLimit(100, 50),
+        HoldResolved("expired"),
         AmbiguousPrefix(["abcde0F3kq", "abcdeZ81mm"]),
         TooManyFiles(1000),
         PaymentPending(),
@@ -69,7 +72,7 @@ _SAMPLES: Final[dict[str, AppError]] = {
 _MEANINGS: Final = {
     400: "The request cannot be understood; `details` names the fields.",
     401: "No valid API key.",
-    402: "Not enough credits; nothing was held. The same idempotency key works after a top-up.",
+    402: "Not enough credits; nothing was held or charged. The same idempotency key works after a top-up.",
     403: "Not allowed.",
     404: "Nothing by that name belongs to you.",
     409: "In conflict with what is; `error` says how.",
@@ -129,6 +132,7 @@ _TAGS: Final = [
     {"name": "Purchases", "description": "From a package to the first API key."},
     {"name": "Keys", "description": "One key per environment or agent; revoked on its next request."},
     {"name": "Credits", "description": "What an account may spend."},
+    {"name": "Tools", "description": "Work that you do and we meter: check the price, then spend."},
     {
         "name": "Media jobs",
         "description": "Submit, poll, cancel. A job is paid when it succeeds, and only then.",
@@ -136,6 +140,10 @@ _TAGS: Final = [
     {"name": "Files", "description": "Uploads and outputs."},
     {"name": "Webhooks", "description": "For the payment provider."},
     {"name": "Operations", "description": "Health and the public books."},
+    {
+        "name": "Operator",
+        "description": "For whoever runs this server, with an operator's key (`..._op_...`), which is no customer's.",
+    },
 ]
 
 _DESCRIPTION: Final = """\
@@ -144,7 +152,7 @@ _DESCRIPTION: Final = """\
 **Auth**: `Authorization: Bearer <key>` or `x-api-key: <key>`. A key is shown once, when it is made.
 
 **Money**: 1 credit is 100 tokens; tokens are whole numbers. A job's cost is held when it is submitted and
-charged when it succeeds; a failed or canceled job costs nothing.
+charged when it succeeds; a failed or canceled job costs nothing. A tool's price stands in `GET /api/v1/pricing`.
 
 **Retries**: send `X-Idempotency-Key` with a write and repeat it at will: the first answer comes again.
 
@@ -153,11 +161,14 @@ charged when it succeeds; a failed or canceled job costs nothing.
 """
 
 
-def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
-    """Describe a route's refusals by their codes, grouped by status, and say that others look the same."""
+def problems(*refusals: str | AppError) -> dict[int | str, dict[str, Any]]:
+    """Describe a route's refusals, by their codes or as it words them, grouped by status.
+
+    Says that others look the same.
+    """
     described: dict[int | str, dict[str, Any]] = {}
-    for code in codes:
-        sample = _SAMPLES[code]
+    for refusal in refusals:
+        sample = _SAMPLES[refusal] if isinstance(refusal, str) else refusal
         response = described.setdefault(
             sample.status,
             {
@@ -166,7 +177,7 @@ def problems(*codes: str) -> dict[int | str, dict[str, Any]]:
                 "content": {"application/json": {"examples": {}}},
             },
         )
-        response["content"]["application/json"]["examples"][code] = {"value": problem_body(sample)}
+        response["content"]["application/json"]["examples"][sample.code] = {"value": problem_body(sample)}
         if sample.retry_after_s is not None:
             response["headers"] = _RETRY_AFTER
     described["default"] = {"model": Problem, "description": "Any other refusal has the same shape."}
@@ -187,8 +198,7 @@ def document(app: FastAPI, catalog: Catalog, base_url: str, version: str) -> Cal
 
 def _document(app: FastAPI, catalog: Catalog, base_url: str, version: str) -> dict[str, Any]:
     offers = "\n".join(
-        f"- `{task.name}`: {task.summary} {task.tokens_per_unit} tokens per {task.unit}, by {task.model}"
-        f" ({task.licence})."
+        f"- `{task.name}`: {task.summary} {task.tool.price_text}, by {task.tool.model} ({task.tool.licence})."
         for task in catalog.tasks.values()
     )
     made = get_openapi(

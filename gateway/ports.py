@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, Literal, Protocol
 
+from gateway.tool_holds import Held, PlaceHold, SpendHeld
+from gateway.operator_ports import Desk
 from ledger.audit import TrialBalance
 from ledger.balances import Balance
 from ledger.keys import ApiKey, Caller, NewApiKey
@@ -143,7 +145,7 @@ class NewFile:
     sha256: str
 
 
-class Ledger(Protocol):
+class Ledger(Desk, Protocol):
     """The books. Every method raises `kit.errors.Unavailable` while Postgres is away, having written nothing."""
 
     async def ping(self) -> None:
@@ -184,6 +186,18 @@ class Ledger(Protocol):
 
     async def check(self, check: Check) -> Allowance:
         """Tell whether a spend would be accepted now. Raises: AuthRequired, Forbidden."""
+
+    async def hold_tool(self, command: PlaceHold) -> Held | Allowance:
+        """Set the cost of work aside; Allowance: it may not be spent now, and nothing was held.
+
+        Raises: AuthRequired, Forbidden, IdempotencyKeyReused.
+        """
+
+    async def spend_held(self, command: SpendHeld) -> Spent:
+        """Charge for a tool out of a hold, once for its reference, and free the rest of the hold.
+
+        Raises: AuthRequired, Forbidden, ReferenceConflict, NotFound, InvalidRequest, HoldResolved, CostExceedsHold.
+        """
 
     async def job(self, credential: Credential, job_id: str) -> Job:
         """Raises: NotFound, also for another account's job."""

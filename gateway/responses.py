@@ -18,6 +18,9 @@ _OPTIONS: Final = orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC
 _NOT_STORED: Final = {"cache-control": "no-store"}
 """Balances, keys and signed URLs belong in no cache: an answer may be kept only where its route says so."""
 
+REPLAY: Final = {"idempotent-replayed": "true"}
+"""The header of a first answer that is sent again."""
+
 
 def dump(body: Any) -> bytes:
     """Serialize an answer. `Fragment`s go in as they are."""

@@ -7,7 +7,7 @@ own ceiling in silence. Numbers are never made from strings, and fractions stay 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
@@ -36,7 +36,7 @@ MAX_CREDITS: Final = 10**9
 """A ceiling that no job comes near; it keeps a `1e999999` from becoming a number of a million digits."""
 
 
-def _one_line(value: str) -> str:
+def one_line(value: str) -> str:
     """Trim a name that people read in lists and keep it to one line."""
     if re.search(r"[\t\n\r]", value):
         raise ValueError("must be one line")
@@ -59,17 +59,22 @@ def _email(value: str) -> str:
         raise ValueError(f"is not an e-mail address: {error}") from error
 
 
-def _whole_as_decimal(value: object) -> object:
+def whole_as_decimal(value: object) -> object:
+    """Let a whole JSON number stand for its decimal."""
     return Decimal(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _whole_tokens(value: Decimal) -> Decimal:
-    """Refuse a fraction of a token. Digits are looked at, not computed with: arithmetic would round."""
-    _, digits, exponent = value.as_tuple()
-    past_hundredths = -int(exponent) - 2
-    if past_hundredths > 0 and any(digits[-past_hundredths:]):
-        raise ValueError("must have at most two decimals")
-    return value
+def at_most_decimals(places: int) -> Callable[[Decimal], Decimal]:
+    """Return a check for finer fractions. Digits are looked at, not computed with: arithmetic would round."""
+
+    def checked(value: Decimal) -> Decimal:
+        _, digits, exponent = value.as_tuple()
+        past = -int(exponent) - places
+        if past > 0 and any(digits[-past:]):
+            raise ValueError(f"must have at most {places} decimals")
+        return value
+
+    return checked
 
 
 def _future_instant(value: object) -> datetime:
@@ -86,18 +91,19 @@ def _future_instant(value: object) -> datetime:
     return instant
 
 
-Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_one_line)]
+FutureInstant = Annotated[datetime, BeforeValidator(_future_instant)]
+Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(one_line)]
 Guidance = Annotated[
     Decimal,
-    BeforeValidator(_whole_as_decimal),
+    BeforeValidator(whole_as_decimal),
     Field(ge=1, le=10),
     WithJsonSchema({"type": "number", "minimum": 1, "maximum": 10}),
 ]
 Credits = Annotated[
     Decimal,
-    BeforeValidator(_whole_as_decimal),
+    BeforeValidator(whole_as_decimal),
     Field(gt=0, le=MAX_CREDITS),
-    AfterValidator(_whole_tokens),
+    AfterValidator(at_most_decimals(2)),
     WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": MAX_CREDITS, "multipleOf": 0.01}),
 ]
 IdempotencyKey = Annotated[
@@ -106,11 +112,13 @@ IdempotencyKey = Annotated[
 ]
 
 
-class _Request(BaseModel):
+class Request(BaseModel):
+    """A body of the first document's routes: camelCase, strict, no field that is not listed."""
+
     model_config = ConfigDict(strict=True, extra="forbid", alias_generator=to_camel)
 
 
-class StartCheckout(_Request):
+class StartCheckout(Request):
     """Buy a package. With an API key it tops up that key's account; without, it opens one for the e-mail."""
 
     email: Annotated[
@@ -121,25 +129,25 @@ class StartCheckout(_Request):
     package_code: Annotated[str, Field(max_length=64, description="A `code` of `GET /api/v1/packages`.")]
 
 
-class ClaimKey(_Request):
+class ClaimKey(Request):
     """Claim the first API key of a payment."""
 
     session_id: Annotated[str, Field(min_length=1, max_length=255, description="From the checkout's answer.")]
     key_label: Label = "Primary key"
 
 
-class CreateKey(_Request):
+class CreateKey(Request):
     """A further key for the account, such as one per environment or agent."""
 
     label: Label
     expires_at: Annotated[
-        Annotated[datetime, BeforeValidator(_future_instant)] | None,
+        FutureInstant | None,
         Field(description="RFC 3339 with an offset; the key stops working then. Without it, never."),
     ] = None
     idempotency_key: IdempotencyKey = None
 
 
-class RevokeKey(_Request):
+class RevokeKey(Request):
     """Revoke the one key that begins so; a prefix of several keys revokes none."""
 
     key_prefix: Annotated[
@@ -151,7 +159,7 @@ class RevokeKey(_Request):
     ]
 
 
-class ImageGenerate(_Request):
+class ImageGenerate(Request):
     """The input of `image.generate`."""
 
     prompt: Annotated[
@@ -192,7 +200,7 @@ class ImageGenerate(_Request):
         return self
 
 
-INPUTS: Final[Mapping[str, type[_Request]]] = {"image.generate": ImageGenerate}
+INPUTS: Final[Mapping[str, type[Request]]] = {"image.generate": ImageGenerate}
 """The input of each task that this code knows. The catalogue says which are on sale, and for how much."""
 
 
@@ -205,7 +213,7 @@ def _complete_schema(schema: dict[str, Any]) -> None:
     }
 
 
-class SubmitJob(_Request):
+class SubmitJob(Request):
     """A media job: a task and its input."""
 
     model_config = ConfigDict(json_schema_extra=_complete_schema)

@@ -1,4 +1,4 @@
-"""Jobs, files and prices. A job carries its lease and fencing token; it ends once, by trigger."""
+"""Jobs, files, prices and the holds of tools. A job carries its lease and fencing token; it ends once, by trigger."""
 
 from __future__ import annotations
 
@@ -86,6 +86,16 @@ files = Table(
 )
 """`job_id` is set for a model's output and empty for a caller's upload. `facts`: width, height, seed, ..."""
 
+tool_holds = Table(
+    "tool_holds",
+    metadata,
+    Column("hold_id", Text, ForeignKey("holds.id"), primary_key=True),
+    Column("tokens", BigInteger, nullable=False),
+    Column("per_units", BigInteger, nullable=False),
+    CheckConstraint("tokens > 0 AND per_units > 0", name="price"),
+)
+"""The price that a tool's hold was quoted at: `tokens` for each `per_units` units. Append-only, by trigger."""
+
 idempotency = Table(
     "idempotency",
     metadata,
@@ -104,10 +114,11 @@ prices = Table(
     metadata,
     Column("version", Integer, Identity(always=True, start=1001), primary_key=True),
     Column("tool", Text, nullable=False),
-    Column("tokens_per_unit", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("per_units", Integer, nullable=False),
     Column("since", DateTime(timezone=True), nullable=False),
     Column("announced_at", DateTime(timezone=True), nullable=False),
-    CheckConstraint("tokens_per_unit > 0", name="tokens_per_unit"),
+    CheckConstraint("tokens > 0 AND per_units IN (1, 10, 100, 1000)", name="price"),
     CheckConstraint("since >= announced_at + interval '1 minute'", name="announced"),
     Index("prices_tool_idx", "tool", "since", "version"),
 )

@@ -89,6 +89,8 @@ class Settings(BaseSettings):
     """A job that no model took within the hour expires, and its hold with it."""
     job_run_ttl_s: int = Field(default=1800, ge=1)
     """A run that is not over after half an hour hangs; it is stopped and tried again."""
+    tool_hold_s: int = Field(default=600, ge=1)
+    """What a check set aside for a tool is free again after ten minutes: most work is charged well before."""
     metrics_dir: Path | None = Field(default=None, validation_alias=_variable("PROMETHEUS_MULTIPROC_DIR"))
     """Where the processes of one node share their counters; set by the launcher."""
 

@@ -72,9 +72,20 @@ async def place(conn: AsyncConnection, requests: Sequence[HoldRequest]) -> list[
     return outcomes
 
 
-async def capture(conn: AsyncConnection, hold_id: str, amount_tokens: int, event_at: datetime) -> int:
+@dataclass(frozen=True, slots=True)
+class Use:
+    """The spend that a hold is captured for: booked under its own reference, and answered alike when repeated."""
+
+    reference: str
+    units_milli: int
+
+
+async def capture(
+    conn: AsyncConnection, hold_id: str, amount_tokens: int, event_at: datetime, use: Use | None = None
+) -> int:
     """Charge the actual cost of a pending hold and free the rest; returns the transfer's id.
 
+    Without a `use` the charge is booked under the hold's reference.
     Raises: HoldResolved when it was resolved before; ValueError for more than was held, or nothing (void it).
     """
     hold = await _lock_pending(conn, hold_id)
@@ -83,25 +94,29 @@ async def capture(conn: AsyncConnection, hold_id: str, amount_tokens: int, event
     await conn.execute(
         queries["resolve_hold"], {"id": hold_id, "state": "captured", "captured": amount_tokens}
     )
+    rest = hold.amount - amount_tokens
     posting = Posting(
         kind="capture",
         account_id=hold.purse.account_id,
         house=f"revenue:{hold.tool}",
         amount_tokens=-amount_tokens,
         tool=hold.tool,
-        reference=hold.reference,
+        reference=use.reference if use else hold.reference,
         event_at=event_at,
         hold_id=hold_id,
         released_tokens=hold.amount,
         price_version=hold.price_version,
         key_id=hold.key_id,
+        units_milli=use.units_milli if use else None,
+        # An open debt is paid first out of what comes free.
+        free_after_tokens=hold.purse.free + max(0, rest - hold.purse.debt) if use else None,
     )
     posted = (await post(conn, [posting]))[0]
-    await _give_back_cap(conn, hold, hold.amount - amount_tokens)
+    await _give_back_cap(conn, hold, rest)
     hold.purse.balance -= amount_tokens
     hold.purse.held -= hold.amount
     hold.purse.version = posted.version
-    await debts.collect(conn, hold.purse, hold.amount - amount_tokens, event_at)
+    await debts.collect(conn, hold.purse, rest, event_at)
     return posted.transfer_id
 
 

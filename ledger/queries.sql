@@ -39,19 +39,21 @@ WITH given AS (
         CAST(:kinds AS text[]), CAST(:account_ids AS bigint[]), CAST(:houses AS text[]), CAST(:amounts AS bigint[]),
         CAST(:tools AS text[]), CAST(:references AS text[]), CAST(:hold_ids AS text[]), CAST(:released AS bigint[]),
         CAST(:price_versions AS integer[]), CAST(:reasons AS text[]), CAST(:event_ats AS timestamptz[]),
-        CAST(:reverses_ids AS bigint[]), CAST(:key_ids AS text[])
+        CAST(:reverses_ids AS bigint[]), CAST(:key_ids AS text[]), CAST(:units AS bigint[]), CAST(:frees AS bigint[])
     ) WITH ORDINALITY
     AS g (
         kind, account_id, house, amount, tool, reference, hold_id, released, price_version, reason, event_at,
-        reverses_id, key_id, place
+        reverses_id, key_id, units_milli, free_after, place
     )
 ),
 moved AS (
     INSERT INTO transfers (
-        kind, account_id, tool, reference, amount, hold_id, price_version, reason, event_at, reverses_id, key_id
+        kind, account_id, tool, reference, amount, hold_id, price_version, reason, event_at, reverses_id, key_id,
+        units_milli, free_after
     )
     SELECT
-        kind, account_id, tool, reference, amount, hold_id, price_version, reason, event_at, reverses_id, key_id
+        kind, account_id, tool, reference, amount, hold_id, price_version, reason, event_at, reverses_id, key_id,
+        units_milli, free_after
     FROM given
     ORDER BY place
     RETURNING id, account_id, tool, reference
@@ -112,6 +114,16 @@ SELECT id, account_id, tool, reference, amount, captured, state, price_version, 
 FROM holds
 WHERE id = :id
 FOR NO KEY UPDATE
+
+-- name: use_of_reference
+-- What a reference was used for: a transfer, or a hold that owns it until it is captured under it.
+SELECT id, kind, -amount AS charged, units_milli, free_after
+FROM transfers
+WHERE account_id = :account_id AND tool = :tool AND reference = :reference
+UNION ALL
+SELECT NULL, 'hold', NULL, NULL, NULL
+FROM holds
+WHERE account_id = :account_id AND tool = :tool AND reference = :reference AND state = 'pending'
 
 -- name: resolve_hold
 UPDATE holds

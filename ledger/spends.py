@@ -15,8 +15,9 @@ from sqlalchemy import text
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from kit.errors import AppError, AuthRequired, Forbidden
+from kit.errors import AppError, AuthRequired
 from ledger import grants
+from ledger.accounts import queries
 from ledger.errors import AccountFrozen, InsufficientCredits, KeyCapReached, ReferenceConflict
 from ledger.keys import suspended
 from ledger.payers import Payer, look
@@ -30,6 +31,7 @@ _SPEND_MANY: Final = text(
 class Spend:
     """A charge for a tool. `reference` is unique for the account and tool, for ever: a repeat is answered alike.
 
+    A repeat has the same units and the same `reason`, which statements show.
     Units: `units_milli` thousandths of the tool's unit, `cost_tokens` what they cost at `price_version`; both > 0.
     """
 
@@ -39,6 +41,7 @@ class Spend:
     units_milli: int
     cost_tokens: int
     price_version: int
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,9 @@ async def spend_many(conn: AsyncConnection, spends: Sequence[Spend]) -> list[Spe
     """Decide each spend in the order given and write the accepted ones, all in the caller's transaction.
 
     Outcomes, in this order: AuthRequired or Forbidden for the key; what the reference's first use was answered, or
-    ReferenceConflict if that was for other units, a hold or a job; AccountFrozen, InsufficientCredits, KeyCapReached;
-    else Spent. Keys, caps and freezes are read under the accounts' locks, so that no race overruns them.
+    ReferenceConflict if that was for other units, another reason, a hold or a job; AccountFrozen,
+    InsufficientCredits, KeyCapReached; else Spent. Keys, caps and freezes are read under the accounts' locks, so that
+    no race overruns them.
     """
     asked = [
         {
@@ -67,6 +71,7 @@ async def spend_many(conn: AsyncConnection, spends: Sequence[Spend]) -> list[Spe
             "units": spend.units_milli,
             "cost": spend.cost_tokens,
             "price_version": spend.price_version,
+            "reason": spend.reason,
         }
         for at, spend in enumerate(spends)
     ]
@@ -79,6 +84,25 @@ async def spend_many(conn: AsyncConnection, spends: Sequence[Spend]) -> list[Spe
         outcomes.update((row.at, _outcome(row, spends[row.at])) for row in rows if row.at not in due)
         asked = [item for item in asked if item["at"] in due]
     return [outcomes[at] for at in range(len(spends))]
+
+
+async def answered(
+    conn: AsyncConnection, account_id: int, tool: str, reference: str, units_milli: int
+) -> Spent | None:
+    """Return what the first spend under a reference was answered, None if there was none; the account is locked.
+
+    Raises: ReferenceConflict when the reference was used for something else.
+    """
+    found = (
+        await conn.execute(
+            queries["use_of_reference"], {"account_id": account_id, "tool": tool, "reference": reference}
+        )
+    ).one_or_none()
+    if found is None:
+        return None
+    if found.units_milli != units_milli:
+        raise ReferenceConflict(reference)
+    return Spent(found.id, found.charged, found.free_after, replayed=True)
 
 
 def _outcome(row: Row[Any], spend: Spend) -> Spent | AppError:
@@ -123,17 +147,21 @@ async def check_many(conn: AsyncConnection, checks: Sequence[Check]) -> list[All
     Outcomes: AuthRequired or Forbidden for the key, else Allowance. Only a spend or a hold decides.
     """
     payers = await look(conn, [c.credential for c in checks])
-    return [_allowance(check, payers.get(check.credential)) for check in checks]
+    found = [payers.get(check.credential) for check in checks]
+    return [
+        allowance(payer, check.cost_tokens) if isinstance(payer, Payer) else payer or AuthRequired()
+        for check, payer in zip(checks, found, strict=True)
+    ]
 
 
-def _allowance(check: Check, payer: Payer | Forbidden | None) -> Allowance | AppError:
-    if not isinstance(payer, Payer):
-        return payer or AuthRequired()
-    refusal = payer.refusal(check.cost_tokens)
+def allowance(payer: Payer, cost_tokens: int) -> Allowance:
+    """Return whether a payer may take so much, and what would be left."""
+    refusal = payer.refusal(cost_tokens)
     free = payer.purse.free
     if refusal:
         return Allowance(
-            allowed=False, cost_tokens=check.cost_tokens, balance_after_tokens=free, reason=refusal.code
+            allowed=False, cost_tokens=cost_tokens, balance_after_tokens=free, reason=refusal.code
         )
-    after = free - check.cost_tokens
-    return Allowance(allowed=True, cost_tokens=check.cost_tokens, balance_after_tokens=after, reason=None)
+    return Allowance(
+        allowed=True, cost_tokens=cost_tokens, balance_after_tokens=free - cost_tokens, reason=None
+    )

@@ -73,7 +73,7 @@ class Statement:
 class Usage:
     """What one key used of one tool on one UTC day. Units: tokens; thousandths of the tool's unit.
 
-    `units_milli` counts the charges that say their units (spends; a captured hold says none). `refunded_tokens` was
+    `units_milli` counts the charges that say their units (spends; a job's says none). `refunded_tokens` was
     given back on that day, whenever it was charged.
     """
 

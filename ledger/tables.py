@@ -138,14 +138,19 @@ transfers = Table(
     ),
     CheckConstraint("(kind = 'capture') = (hold_id IS NOT NULL)", name="capture_has_hold"),
     CheckConstraint("(kind IN ('refund', 'reversal')) = (reverses_id IS NOT NULL)", name="reverses"),
-    CheckConstraint("(kind = 'spend') = (units_milli IS NOT NULL AND free_after IS NOT NULL)", name="spend"),
+    CheckConstraint(
+        "(units_milli IS NULL) = (free_after IS NULL) AND CASE kind WHEN 'spend' THEN units_milli IS NOT NULL"
+        " WHEN 'capture' THEN true ELSE units_milli IS NULL END",
+        name="spend",
+    ),
     CheckConstraint("units_milli > 0 AND free_after >= 0", name="units"),
     Index("transfers_hold_id_idx", "hold_id", unique=True, postgresql_where=text("hold_id IS NOT NULL")),
     Index("transfers_reverses_id_idx", "reverses_id", postgresql_where=text("reverses_id IS NOT NULL")),
     Index("transfers_reversal_idx", "reverses_id", unique=True, postgresql_where=text("kind = 'reversal'")),
 )
 """`key_id`: who asked. `units_milli`: thousandths of the tool's unit. `free_after`: what a spend left free to spend,
-kept so that a repeat is answered alike. `event_at`: when it happened; `created_at`: when it was written."""
+kept so that a repeat is answered alike; a captured hold has both if a spend named it. `event_at`: when it happened;
+`created_at`: when it was written."""
 
 grants = Table(
     "grants",

@@ -40,6 +40,8 @@ class Posting:
     reason: str | None = None
     reverses_id: int | None = None
     key_id: str | None = None
+    units_milli: int | None = None
+    free_after_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ async def post(conn: AsyncConnection, postings: Sequence[Posting]) -> list[Poste
             "event_ats": [p.event_at for p in postings],
             "reverses_ids": [p.reverses_id for p in postings],
             "key_ids": [p.key_id for p in postings],
+            "units": [p.units_milli for p in postings],
+            "frees": [p.free_after_tokens for p in postings],
         },
     )
     posted = [Posted(row.transfer_id, row.version) for row in rows]

@@ -92,7 +92,7 @@ async def make(conn: AsyncConnection, terms: VoucherTerms, count: int) -> list[N
         insert(vouchers).returning(vouchers, sort_by_parameter_order=True),
         [
             {
-                "id": new_id("vou"),
+                "id": new_id("voucher"),
                 "code_hash": hash_code(code),
                 "hint": code[:HINT_CHARS],
                 "label": terms.label,

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.catalog import CATALOG_FILE, CatalogError, cost_tokens, load_catalog
+from gateway.catalog import CATALOG_FILE, CatalogError, Price, load_catalog
 from gateway.errors import UnknownTask
 from gateway.schemas import INPUTS
+from gateway.tool_schemas import MAX_UNITS
 from kit.errors import InvalidRequest
 
 GOOD = """
@@ -18,9 +19,11 @@ price_version: 3
 since: 2026-11-22
 packages:
   - {code: one, name: One, credits: 5, price_minor: 100, currency: usd}
+tools:
+  image: {unit: image, tokens: 7, model: M, licence: L, since: 2026-11-23}
+  translate: {unit: character, per_units: 100, tokens: 1, model: M, licence: L, since: 2026-11-24}
 tasks:
-  image.generate:
-    {tool: image, application: image, model: M, licence: L, unit: image, tokens_per_unit: 7, summary: S}
+  image.generate: {tool: image, application: image, summary: S}
 """
 
 
@@ -57,11 +60,48 @@ def test_a_quote_carries_price_version_tool_and_application(write):
     )
 
 
-@given(units=st.integers(0, 10**9), price=st.integers(1, 10**6))
-def test_cost_is_rounded_up_once_to_a_whole_token(units: int, price: int):
-    cost = cost_tokens(units, price)
-    assert cost * 1000 >= units * price
-    assert (cost - 1) * 1000 < units * price or cost == 0
+PUBLISHED = {
+    "chat": (5, 1, "turn"),
+    "image": (100, 1, "image"),
+    "image.edit": (100, 1, "image"),
+    "video.generate": (100, 1, "second"),
+    "audio.speak": (1, 1, "second"),
+    "voice_clone": (2, 1, "second"),
+    "dub": (200, 1, "minute"),
+    "music": (2, 1, "second"),
+    "sfx": (3, 1, "second"),
+    "speech2text": (10, 1, "minute"),
+    "translate": (1, 100, "character"),
+}
+
+
+def test_the_shipped_tools_have_the_published_prices():
+    tools = load_catalog().tools.values()
+    assert {t.name: (t.price.tokens, t.price.per_units, t.unit) for t in tools} == PUBLISHED
+
+
+def test_a_tool_keeps_its_own_since_and_the_version_of_the_prices(write):
+    catalog = load_catalog(write(GOOD))
+    assert [str(tool.since) for tool in catalog.tools.values()] == ["2026-11-23", "2026-11-24"]
+    assert {tool.price.version for tool in catalog.tools.values()} == {3}
+    assert [tool.price_text for tool in catalog.tools.values()] == [
+        "7 tokens per image",
+        "1 token per 100 characters",
+    ]
+
+
+@given(
+    units=st.integers(1, 10**12), tokens=st.integers(1, 10**6), per_units=st.sampled_from([1, 10, 100, 1000])
+)
+def test_cost_is_rounded_up_once_to_a_whole_token(units: int, tokens: int, per_units: int):
+    cost = Price(tokens, per_units, 1).cost_tokens(units)
+    assert cost >= 1
+    assert cost * 1000 * per_units >= units * tokens
+    assert (cost - 1) * 1000 * per_units < units * tokens
+
+
+def test_the_dearest_quote_fits_the_books():
+    assert Price(10**6, 1, 1).cost_tokens(MAX_UNITS * 1000) < 2**63 // 1000
 
 
 def test_unknown_task_and_package_name_what_is_on_sale(write):
@@ -71,6 +111,8 @@ def test_unknown_task_and_package_name_what_is_on_sale(write):
     assert task.value.known == ["image.generate"]
     with pytest.raises(InvalidRequest, match="on sale are one"):
         catalog.package("two")
+    with pytest.raises(InvalidRequest, match="tool: unknown tool; on sale are image, translate"):
+        catalog.tool("music")
 
 
 @pytest.mark.parametrize(
@@ -86,8 +128,18 @@ def test_unknown_task_and_package_name_what_is_on_sale(write):
         (("credits: 5", "credits: '5'"), r"packages\.0\.credits"),
         (("credits: 5", "credits: yes"), r"packages\.0\.credits"),
         (("currency: usd", "currency: USD"), r"packages\.0\.currency"),
-        (("tokens_per_unit: 7", "tokens_per_unit: -7"), r"tasks\.image\.generate\.tokens_per_unit"),
-        (("unit: image", "unit: mile"), r"tasks\.image\.generate\.unit"),
+        (("tokens: 7", "tokens: -7"), r"tools\.image\.tokens"),
+        (("tokens: 7", "tokens: 0.5"), r"tools\.image\.tokens"),
+        (("tokens: 7", "tokens: 1000001"), r"tools\.image\.tokens"),
+        (("per_units: 100", "per_units: 3"), r"tools\.translate\.per_units"),
+        (("unit: image", "unit: mile"), r"tools\.image\.unit"),
+        (("since: 2026-11-23", "since: soon"), r"tools\.image\.since"),
+        (("translate:", "consume:"), r"tools\.consume.*something else"),
+        (("translate:", "purchase:"), r"tools\.purchase.*something else"),
+        (("translate:", "'two words':"), r"tools\.two words"),
+        (("translate:", "image:"), "appears twice"),
+        (("tool: image", "tool: music"), r"tasks\.image\.generate\.tool: no tool is called music"),
+        (("tool: image", "tool: translate"), "not counted by the character"),
         (("summary: S", "sumary: S"), "sumary"),
         (("tasks:\n  image", "tasks: [\n  image"), "catalog.yaml"),
         ((GOOD, ""), "file"),
@@ -104,7 +156,7 @@ def test_a_wrong_catalogue_is_refused_by_the_name_of_the_fault(
 
 def test_a_package_code_is_sold_once(write):
     twice = GOOD.replace(
-        "tasks:", "  - {code: one, name: Uno, credits: 1, price_minor: 1, currency: usd}\ntasks:"
+        "tools:", "  - {code: one, name: Uno, credits: 1, price_minor: 1, currency: usd}\ntools:"
     )
     with pytest.raises(CatalogError, match="one appears twice"):
         load_catalog(write(twice))

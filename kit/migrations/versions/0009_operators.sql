@@ -88,11 +88,12 @@ CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON voucher_redemp
 CREATE TABLE prices (
     version INTEGER GENERATED ALWAYS AS IDENTITY (START WITH 1001),
     tool TEXT NOT NULL,
-    tokens_per_unit BIGINT NOT NULL,
+    tokens BIGINT NOT NULL,
+    per_units INTEGER NOT NULL,
     since TIMESTAMP WITH TIME ZONE NOT NULL,
     announced_at TIMESTAMP WITH TIME ZONE NOT NULL,
     CONSTRAINT prices_pkey PRIMARY KEY (version),
-    CONSTRAINT prices_tokens_per_unit_check CHECK (tokens_per_unit > 0),
+    CONSTRAINT prices_price_check CHECK (tokens > 0 AND per_units IN (1, 10, 100, 1000)),
     CONSTRAINT prices_announced_check CHECK (since >= announced_at + interval '1 minute')
 );
 CREATE INDEX prices_tool_idx ON prices (tool, since, version);

@@ -26,9 +26,11 @@ from gateway.operator_ports import (
     UserFound,
 )
 from kit.errors import NotFound
-from ledger import accounts, credits, holds, refunds
+from ledger import accounts, holds, refunds
 from ledger.accounts import Purse
 from ledger.actions import Action, Actor, record
+from ledger.credits import adjust as correct_balance
+from ledger.credits import credit
 from ledger.errors import ReferenceConflict
 from ledger.grants import PRIORITY, Terms
 from ledger.tables import accounts as accounts_table
@@ -91,7 +93,7 @@ async def give_credits(conn: AsyncConnection, actor: Actor, command: GiveCredits
     async def give() -> int:
         if not await _is_same_grant(conn, owner.account_id, command):
             raise ReferenceConflict(command.reference)
-        return await credits.credit(
+        return await credit(
             conn,
             owner.account_id,
             kind="grant",
@@ -110,7 +112,7 @@ async def adjust(conn: AsyncConnection, actor: Actor, command: Adjust) -> Moveme
     owner = await lookups.user(conn, command.user_id)
 
     async def correct() -> int:
-        return await credits.adjust(
+        return await correct_balance(
             conn,
             owner.account_id,
             amount_tokens=command.amount_tokens,
@@ -130,7 +132,9 @@ async def refund(conn: AsyncConnection, actor: Actor, command: GiveBack) -> Move
         if amount_tokens is None:
             # The whole of it: what an earlier refund of this reference gave, or else what is left.
             found = await find(conn, account_id, "refund", command.reference)
-            amount_tokens = found.amount if found else await refunds.left(conn, account_id, command.transfer_id)
+            amount_tokens = (
+                found.amount if found else await refunds.left(conn, account_id, command.transfer_id)
+            )
         return await refunds.refund(
             conn,
             account_id,
@@ -187,7 +191,9 @@ async def end_job(conn: AsyncConnection, actor: Actor, job_id: str, reason: str)
     after = _job_state(ended)
     if after != before:
         await record(
-            conn, actor, Action("job.cancel", job_id, found.user_id, before=before, after=after, reason=reason)
+            conn,
+            actor,
+            Action("job.cancel", job_id, found.user_id, before=before, after=after, reason=reason),
         )
     return ended
 

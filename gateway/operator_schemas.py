@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
@@ -49,9 +49,7 @@ SignedCredits = Annotated[
     Field(ge=-MAX_CREDITS, le=MAX_CREDITS),
     AfterValidator(at_most_decimals(2)),
     AfterValidator(_not_zero),
-    WithJsonSchema(
-        {"type": "number", "minimum": -MAX_CREDITS, "maximum": MAX_CREDITS, "multipleOf": 0.01}
-    ),
+    WithJsonSchema({"type": "number", "minimum": -MAX_CREDITS, "maximum": MAX_CREDITS, "multipleOf": 0.01}),
 ]
 
 
@@ -90,7 +88,9 @@ class Adjustment(Request):
 class Refund(Request):
     """Credits to give back of one charge."""
 
-    credits: Annotated[Credits | None, Field(description="Without it, all that is left of the charge.")] = None
+    credits: Annotated[Credits | None, Field(description="Without it, all that is left of the charge.")] = (
+        None
+    )
     reference: Reference
     reason: Reason
 
@@ -143,5 +143,3 @@ class RedeemVoucher(Request):
     """A voucher's code. Case, spaces and hyphens do not count."""
 
     code: Annotated[str, Field(min_length=1, max_length=64, examples=["K7QX-2M4P-9TRB-WZ3D"])]
-
-

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, Literal, Protocol
 
-from gateway.tool_holds import Held, PlaceHold, SpendHeld
 from gateway.operator_ports import Desk
+from gateway.tool_holds import Held, PlaceHold, SpendHeld
 from ledger.audit import TrialBalance
 from ledger.balances import Balance
 from ledger.keys import ApiKey, Caller, NewApiKey

@@ -66,9 +66,7 @@ async def announce(conn: AsyncConnection, actor: Actor, new: NewPrice) -> PriceV
     row = (
         await conn.execute(
             insert(prices)
-            .values(
-                tool=new.tool, tokens=new.tokens, per_units=new.per_units, since=since, announced_at=now
-            )
+            .values(tool=new.tool, tokens=new.tokens, per_units=new.per_units, since=since, announced_at=now)
             .returning(prices)
         )
     ).one()
@@ -152,9 +150,7 @@ class PriceList:
 
 
 def _priced(tool: Tool, price: PriceVersion) -> Tool:
-    return replace(
-        tool, price=Price(price.tokens, price.per_units, price.version), since=price.since.date()
-    )
+    return replace(tool, price=Price(price.tokens, price.per_units, price.version), since=price.since.date())
 
 
 def _price(row: object) -> PriceVersion:

@@ -95,9 +95,7 @@ async def actor_of(conn: AsyncConnection, key_hash: bytes, request_id: str | Non
     ).one_or_none()
     if row is None:
         raise AuthRequired
-    unnoted = or_(
-        operators.c.last_used_at.is_(None), operators.c.last_used_at < func.now() - USE_NOTED_EVERY
-    )
+    unnoted = or_(operators.c.last_used_at.is_(None), operators.c.last_used_at < func.now() - USE_NOTED_EVERY)
     await conn.execute(
         update(operators).where(operators.c.id == row.id, unnoted).values(last_used_at=func.now())
     )

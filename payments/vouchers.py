@@ -143,9 +143,7 @@ async def redeem(conn: AsyncConnection, credential: bytes, code: str) -> Redempt
     """
     caller = await caller_of(conn, credential)
     await lock_one(conn, caller.account_id)
-    row = (
-        await conn.execute(select(vouchers).where(vouchers.c.code_hash == hash_code(code)))
-    ).one_or_none()
+    row = (await conn.execute(select(vouchers).where(vouchers.c.code_hash == hash_code(code)))).one_or_none()
     if row is None:
         raise NotFound("voucher")
     before = (

@@ -89,7 +89,9 @@ async def list_jobs(  # noqa: PLR0913  # its query parameters
     cursor: Cursor = None,
 ) -> Response:
     """Jobs that fit all that is given, newest first."""
-    query = ports.JobsQuery(limit + 1, page_before("job", cursor), status, searched("task", task), _user(user_id))
+    query = ports.JobsQuery(
+        limit + 1, page_before("job", cursor), status, searched("task", task), _user(user_id)
+    )
     return json_response({"ok": True, **page(await parts.ledger.find_jobs(by, query), limit, views.job)})
 
 

@@ -68,7 +68,9 @@ async def find_users(  # noqa: PLR0913  # its query parameters
     cursor: Cursor = None,
 ) -> Response:
     """Users that fit all that is given, newest first."""
-    query = ports.UserQuery(searched("q", term), searched("reference", reference), limit + 1, page_before("user", cursor))
+    query = ports.UserQuery(
+        searched("q", term), searched("reference", reference), limit + 1, page_before("user", cursor)
+    )
     found = await parts.ledger.find_users(by, query)
     return json_response({"ok": True, **page(found, limit, views.user)})
 
@@ -174,9 +176,7 @@ async def grant_credits(user_id: str, body: Grant, by: OperatorKey, parts: Parts
 )
 async def adjust_balance(user_id: str, body: Adjustment, by: OperatorKey, parts: PartsOf) -> Response:
     """Up or down, once for each reference; at most what is free is taken."""
-    command = ports.Adjust(
-        own_id("user", user_id), in_tokens(body.credits), body.reference, body.reason
-    )
+    command = ports.Adjust(own_id("user", user_id), in_tokens(body.credits), body.reference, body.reason)
     return _moved(await parts.ledger.adjust(by, command))
 
 
@@ -188,9 +188,7 @@ async def adjust_balance(user_id: str, body: Adjustment, by: OperatorKey, parts:
     responses=_RETURNS,
     openapi_extra=SECURED,
 )
-async def refund_transfer(
-    transfer_id: TransferId, body: Refund, by: OperatorKey, parts: PartsOf
-) -> Response:
+async def refund_transfer(transfer_id: TransferId, body: Refund, by: OperatorKey, parts: PartsOf) -> Response:
     """Gives back a charge or a part of it, once for each reference, to the grants that it was drawn from."""
     tokens = None if body.credits is None else in_tokens(body.credits)
     return _moved(

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from deployments import account_cli, operator_cli
 from deployments.audit_report import report_audit, report_chain
 from deployments.books import books, in_books
-from deployments.command_line import user_id_of
+from deployments.command_line import by_hand, user_id_of
 from deployments.launcher import Launcher, LaunchError
 from deployments.serve_api import dashboard_hint
 from kit import migrate as migrations
@@ -26,6 +26,7 @@ from kit.errors import AppError
 from kit.postgres import PostgresStartError
 from kit.settings import Settings, SettingsError, load_settings
 from ledger import keys as api_keys
+from ledger.actions import Action, record
 from ledger.users import account_of_email
 
 OPERATING = "Looking after accounts"
@@ -249,7 +250,9 @@ def create_key(
 
     async def make(conn: AsyncConnection) -> api_keys.NewApiKey:
         owner = await account_of_email(conn, email)
-        return await api_keys.mint(conn, owner.user_id, label, brand=settings.key_brand)
+        made = await api_keys.mint(conn, owner.user_id, label, brand=settings.key_brand)
+        await record(conn, by_hand(), Action("key.create", made.key.id, owner.user_id, after={"label": label}))
+        return made
 
     with books(settings) as url:
         made = in_books(url, make)
@@ -261,7 +264,10 @@ def revoke_key(email: Email, prefix: Annotated[str, typer.Argument(help="How the
     """Revoke the user's one key that begins so, from the next request on."""
 
     async def revoke(conn: AsyncConnection) -> api_keys.ApiKey:
-        return await api_keys.revoke(conn, await user_id_of(conn, email), prefix)
+        user_id = await user_id_of(conn, email)
+        gone = await api_keys.revoke(conn, user_id, prefix)
+        await record(conn, by_hand(), Action("key.revoke", gone.id, user_id, after={"label": gone.label}))
+        return gone
 
     with books(load_settings()) as url:
         gone = in_books(url, revoke)

@@ -50,7 +50,7 @@ def on_books(work: Callable[..., Awaitable[T]], *args: Any) -> T:
 
 
 def moment(option: str, text: str) -> datetime | None:
-    """Read a time with its offset; None for an empty one. Raises: InvalidRequest."""
+    """Read a time to come, with its offset; None for an empty one. Raises: InvalidRequest."""
     if not text:
         return None
     try:
@@ -59,6 +59,8 @@ def moment(option: str, text: str) -> datetime | None:
         read = None
     if read is None or read.tzinfo is None:
         raise InvalidRequest(option, "must be a time with its offset, such as 2027-01-31T00:00:00Z")
+    if read <= datetime.now(UTC):
+        raise InvalidRequest(option, "must lie in the future")
     return read.astimezone(UTC)
 
 

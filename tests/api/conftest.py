@@ -27,6 +27,7 @@ from gateway.ports import (
     StoredFile,
     SubmitJob,
 )
+from gateway.prices import PriceVersion
 from kit.db import Database
 from kit.errors import AuthRequired, NotFound
 from kit.settings import Settings
@@ -119,6 +120,11 @@ class StubLedger:
         if file_id not in self.stored:
             raise NotFound("file")
         return self.stored[file_id]
+
+    async def prices(self) -> list[PriceVersion]:
+        if self.broken is not None:
+            raise self.broken
+        return []
 
     async def trial_balance(self) -> TrialBalance:
         self.calls.append("trial_balance")

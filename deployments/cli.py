@@ -251,7 +251,9 @@ def create_key(
     async def make(conn: AsyncConnection) -> api_keys.NewApiKey:
         owner = await account_of_email(conn, email)
         made = await api_keys.mint(conn, owner.user_id, label, brand=settings.key_brand)
-        await record(conn, by_hand(), Action("key.create", made.key.id, owner.user_id, after={"label": label}))
+        await record(
+            conn, by_hand(), Action("key.create", made.key.id, owner.user_id, after={"label": label})
+        )
         return made
 
     with books(settings) as url:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,7 +18,7 @@ def show(console: Console, columns: Sequence[str], rows: Iterable[Sequence[objec
     lines = [[in_words(value) for value in row] for row in rows]
     if not console.is_terminal:
         for line in (columns, *lines):
-            console.print("\t".join(line), markup=False, soft_wrap=True)
+            typer.echo("\t".join(line))  # rich would turn tabs into spaces
         return
     table = Table(*columns)
     for line in lines:

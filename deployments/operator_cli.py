@@ -88,7 +88,7 @@ def make_vouchers(  # noqa: PLR0913, PLR0917  # its options
         label, credits_each * TOKENS_A_CREDIT, redemptions, moment("expires", expires), credits_days
     )
     for new in on_books(interventions.make_vouchers, by_hand(), terms, count, reason or None):
-        console.print(f"{new.code}\t{new.voucher.id}", markup=False, soft_wrap=True)
+        typer.echo(f"{new.code}\t{new.voucher.id}")
 
 
 @voucher_app.command("list")

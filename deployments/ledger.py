@@ -17,6 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.books import announce_books, forget_books
+from deployments.ledger_desk import LedgerDesk
 from deployments.ledger_quotas import counted
 from deployments.ledger_reads import LedgerReads
 from deployments.ledger_tools import LedgerTools
@@ -46,7 +47,7 @@ log = structlog.get_logger(__name__)
 KEYS_ROUTE: Final = "keys"
 
 
-class LedgerServer(LedgerReads, LedgerTools):
+class LedgerServer(LedgerReads, LedgerTools, LedgerDesk):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
 
     def __init__(self, settings: Settings | None = None) -> None:

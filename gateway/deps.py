@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Header, Request
+from structlog.contextvars import get_contextvars
 
 from gateway.catalog import Catalog
 from gateway.kept import Kept
+from gateway.operator_ports import Signed
 from gateway.ports import Credential, Ledger
+from gateway.prices import PriceList
 from kit.errors import AuthRequired, InvalidRequest, NotFound
 from kit.settings import Settings
 from kit.signing import SigningKeys
@@ -40,9 +43,12 @@ class Parts:
     checkout: Checkout | None
     objects: ObjectStore
     catalog: Catalog
+    """The file as it was read. What is sold now, with the prices that hold now, is `await parts.price_list()`."""
+    price_list: PriceList
     signer: UrlSigner
     receipt_keys: SigningKeys
     key_pattern: re.Pattern[str]
+    operator_pattern: re.Pattern[str]
     health: Kept[tuple[int, bytes]]
     trial_balance: Kept[TrialBalance]
     in_sandbox: bool
@@ -52,6 +58,11 @@ class Parts:
 def key_pattern(brand: str) -> re.Pattern[str]:
     """Return what a key of this server looks like."""
     return re.compile(rf"{brand}_live_{KEY_BODY}")
+
+
+def operator_pattern(brand: str) -> re.Pattern[str]:
+    """Return what an operator's key looks like: never what a customer's looks like."""
+    return re.compile(rf"{brand}_op_{KEY_BODY}")
 
 
 def parts_of(request: Request) -> Parts:
@@ -65,6 +76,15 @@ def credential_of(request: Request) -> Credential:
 
     Raises: AuthRequired; InvalidRequest when two keys are presented.
     """
+    return _presented(request, parts_of(request).key_pattern)
+
+
+def operator_credential_of(request: Request) -> Credential:
+    """Return the hash of the presented operator key. Raises: as `credential_of`, also for a customer's key."""
+    return _presented(request, parts_of(request).operator_pattern)
+
+
+def _presented(request: Request, pattern: re.Pattern[str]) -> Credential:
     headers = request.headers
     presented = set(headers.getlist("x-api-key"))
     for value in headers.getlist("authorization"):
@@ -75,7 +95,7 @@ def credential_of(request: Request) -> Credential:
     if len(presented) > 1:
         raise InvalidRequest("x-api-key", "differs from the key in Authorization; send one of them")
     key = presented.pop() if presented else ""
-    if not parts_of(request).key_pattern.fullmatch(key):
+    if not pattern.fullmatch(key):
         raise AuthRequired
     return hash_key(key)
 
@@ -94,6 +114,11 @@ async def optional_key(request: Request) -> Credential | None:
     """Give a public route its caller's credential, or None. Raises: as `caller_key`."""
     presented = "authorization" in request.headers or "x-api-key" in request.headers
     return credential_of(request) if presented else None
+
+
+async def operator_key(request: Request) -> Signed:
+    """Give an operator's route who calls, under which request id. Raises: AuthRequired, InvalidRequest."""
+    return Signed(operator_credential_of(request), get_contextvars().get("request_id"))
 
 
 async def retry_key(
@@ -163,5 +188,6 @@ def _unquoted(value: str) -> str:
 
 PartsOf = Annotated[Parts, Depends(parts)]
 CallerKey = Annotated[Credential, Depends(caller_key)]
+OperatorKey = Annotated[Signed, Depends(operator_key)]
 OptionalKey = Annotated[Credential | None, Depends(optional_key)]
 RetryKey = Annotated[str | None, Depends(retry_key)]

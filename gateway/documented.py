@@ -56,6 +56,7 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
         "A key for an agent": {"label": "Agent Worker A"},
         "A key that ends": {"label": "Build Agent", "expiresAt": "2100-01-31T00:00:00Z"},
     },
+    "redeemVoucher": {"As it was typed": {"code": "k7qx 2m4p 9trb wz3d"}},
     "revokeKey": {"By its first characters": {"keyPrefix": "abcde"}},
     "checkTool": {
         "A chat turn": {"tool": "chat", "units": 1},
@@ -199,6 +200,15 @@ ANSWERS: Final[Mapping[str, Any]] = {
                 "alg": "EdDSA",
             }
         ]
+    },
+    "redeemVoucher": {
+        "ok": True,
+        "credits": 5.0,
+        "tokens": 500,
+        "balance": 604.0,
+        "balanceTokens": 60400,
+        "creditsExpireAt": "2026-12-22T12:00:00Z",
+        "redeemedAt": _MADE,
     },
     "getTrialBalance": {
         "ok": True,

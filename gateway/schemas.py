@@ -91,6 +91,7 @@ def _future_instant(value: object) -> datetime:
     return instant
 
 
+FutureInstant = Annotated[datetime, BeforeValidator(_future_instant)]
 Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(one_line)]
 Guidance = Annotated[
     Decimal,
@@ -140,7 +141,7 @@ class CreateKey(Request):
 
     label: Label
     expires_at: Annotated[
-        Annotated[datetime, BeforeValidator(_future_instant)] | None,
+        FutureInstant | None,
         Field(description="RFC 3339 with an offset; the key stops working then. Without it, never."),
     ] = None
     idempotency_key: IdempotencyKey = None

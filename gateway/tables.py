@@ -1,4 +1,4 @@
-"""Jobs, files, holds of tools, counters of requests. A job carries its lease and fence; it ends once, by trigger."""
+"""Jobs, files, prices, holds of tools, counters of requests. A job has its lease and fence; it ends once, by trigger."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from sqlalchemy import (
     Column,
     DateTime,
     ForeignKey,
+    Identity,
     Index,
+    Integer,
     SmallInteger,
     Table,
     Text,
@@ -120,3 +122,18 @@ rate_counters = Table(
     prefixes=["UNLOGGED"],
 )
 """How many requests an identity made in the window that ends at `resets_at`."""
+
+prices = Table(
+    "prices",
+    metadata,
+    Column("version", Integer, Identity(always=True, start=1001), primary_key=True),
+    Column("tool", Text, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("per_units", Integer, nullable=False),
+    Column("since", DateTime(timezone=True), nullable=False),
+    Column("announced_at", DateTime(timezone=True), nullable=False),
+    CheckConstraint("tokens > 0 AND per_units IN (1, 10, 100, 1000)", name="price"),
+    CheckConstraint("since >= announced_at + interval '1 minute'", name="announced"),
+    Index("prices_tool_idx", "tool", "since", "version"),
+)
+"""Prices that overlay the catalogue file's, each announced before it begins. The file numbers its versions to 1000."""

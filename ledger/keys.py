@@ -106,7 +106,7 @@ async def mint(  # noqa: PLR0913  # the key's facts
     again although only its hash is stored.
     """
     key_id = new_id("key")
-    body = derive_secret(derive_from, key_id) if derive_from else _base62(secrets.token_bytes(SECRET_BYTES))
+    body = derive_secret(derive_from, key_id) if derive_from else new_secret()
     secret = f"{brand}_live_{body}"
     row = (
         await conn.execute(
@@ -123,6 +123,11 @@ async def mint(  # noqa: PLR0913  # the key's facts
         )
     ).one()
     return NewApiKey(_api_key(row), secret, replayed=False)
+
+
+def new_secret() -> str:
+    """Return the secret part of a new key, from the system's random source."""
+    return _base62(secrets.token_bytes(SECRET_BYTES))
 
 
 def derive_secret(root: bytes, key_id: str) -> str:

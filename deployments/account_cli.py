@@ -23,8 +23,9 @@ from deployments.command_line import (
     on_books,
     user_id_of,
 )
-from deployments.listing import TOKENS_A_CREDIT, in_credits, show
+from deployments.listing import show
 from gateway import interventions, lookups
+from gateway.catalog import TOKENS_PER_CREDIT
 from gateway.operator_ports import (
     GiveBack,
     GiveCredits,
@@ -36,6 +37,7 @@ from gateway.operator_ports import (
     UserOverview,
     UserQuery,
 )
+from gateway.responses import credits_text
 from kit.errors import InvalidRequest
 from kit.ids import new_id
 from ledger.users import account_of_email
@@ -67,9 +69,9 @@ def find_accounts(
             (
                 u.id,
                 u.email,
-                in_credits(u.free_tokens),
-                in_credits(u.held_tokens),
-                in_credits(u.debt_tokens),
+                credits_text(u.free_tokens),
+                credits_text(u.held_tokens),
+                credits_text(u.debt_tokens),
                 state(u),
             )
             for u in found
@@ -100,8 +102,8 @@ def show_account(user: User, as_json: AsJson = False) -> None:
         ("id", "email", "free credits", "held", "owed", "state", "since"),
         [
             (
-                *(owner.id, owner.email, in_credits(owner.free_tokens), in_credits(owner.held_tokens)),
-                *(in_credits(owner.debt_tokens), state(owner), owner.created_at),
+                *(owner.id, owner.email, credits_text(owner.free_tokens), credits_text(owner.held_tokens)),
+                *(credits_text(owner.debt_tokens), state(owner), owner.created_at),
             )
         ],
     )
@@ -113,8 +115,8 @@ def show_account(user: User, as_json: AsJson = False) -> None:
                 g.id,
                 g.source,
                 g.reference,
-                in_credits(g.remaining_tokens),
-                in_credits(g.amount_tokens),
+                credits_text(g.remaining_tokens),
+                credits_text(g.amount_tokens),
                 g.expires_at,
             )
             for g in found.grants
@@ -128,7 +130,7 @@ def show_account(user: User, as_json: AsJson = False) -> None:
     show(
         console,
         ("hold", "tool", "credits", "created", "job"),
-        [(h.id, h.tool, in_credits(h.amount_tokens), h.created_at, h.job_id) for h in found.holds],
+        [(h.id, h.tool, credits_text(h.amount_tokens), h.created_at, h.job_id) for h in found.holds],
     )
     show(
         console,
@@ -140,8 +142,8 @@ def show_account(user: User, as_json: AsJson = False) -> None:
         ("transfer", "kind", "tool", "reference", "credits", "balance after", "written"),
         [
             (
-                *(t.transfer_id, t.kind, t.tool, t.reference, in_credits(t.amount_tokens)),
-                *(in_credits(t.balance_after_tokens), t.written_at),
+                *(t.transfer_id, t.kind, t.tool, t.reference, credits_text(t.amount_tokens)),
+                *(credits_text(t.balance_after_tokens), t.written_at),
             )
             for t in found.transfers
         ],
@@ -198,11 +200,11 @@ def grant(
 
     async def give(conn: AsyncConnection) -> int:
         owner = await account_of_email(conn, email)
-        command = GiveCredits(owner.user_id, amount * TOKENS_A_CREDIT, name, reason, until)
+        command = GiveCredits(owner.user_id, amount * TOKENS_PER_CREDIT, name, reason, until)
         return (await interventions.give_credits(conn, by_hand(), command)).free_tokens
 
     free = on_books(give)
-    console.print(f"{email} has {in_credits(free)} credits free to spend (reference {name})")
+    console.print(f"{email} has {credits_text(free)} credits free to spend (reference {name})")
 
 
 def refund(
@@ -217,8 +219,8 @@ def refund(
     name = reference or new_id("req")
     moved = on_books(interventions.refund, by_hand(), GiveBack(transfer, tokens, name, reason))
     console.print(
-        f"{moved.user_id} got {in_credits(moved.amount_tokens)} credits back and has"
-        f" {in_credits(moved.free_tokens)} free (transfer {moved.transfer_id}, reference {name})",
+        f"{moved.user_id} got {credits_text(moved.amount_tokens)} credits back and has"
+        f" {credits_text(moved.free_tokens)} free (transfer {moved.transfer_id}, reference {name})",
         soft_wrap=True,
     )
 
@@ -236,7 +238,7 @@ def holds(
         if not reason:
             raise InvalidRequest("reason", "is required")
         freed = on_books(interventions.void_hold, by_hand(), void, reason)
-        console.print(f"{freed.id} is voided: {in_credits(freed.amount_tokens)} credits are free again")
+        console.print(f"{freed.id} is voided: {credits_text(freed.amount_tokens)} credits are free again")
         return
 
     async def pending(conn: AsyncConnection) -> list[HoldFound]:
@@ -252,7 +254,7 @@ def holds(
                 h.email,
                 h.tool,
                 h.reference,
-                in_credits(h.amount_tokens),
+                credits_text(h.amount_tokens),
                 h.created_at,
                 h.expires_at,
                 h.job_id,

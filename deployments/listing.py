@@ -10,8 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-TOKENS_A_CREDIT = 100
-
 
 def show(console: Console, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print rows under their columns; no value of theirs is read as markup."""
@@ -33,9 +31,3 @@ def in_words(value: object) -> str:
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%S}"
     return " ".join(str(value).split())
-
-
-def in_credits(tokens: int) -> str:
-    """Write tokens as credits with two places."""
-    whole, rest = divmod(abs(tokens), TOKENS_A_CREDIT)
-    return f"{'-' if tokens < 0 else ''}{whole:,}.{rest:02}"

@@ -12,10 +12,11 @@ from rich.console import Console
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.command_line import AsJson, Limit, Moment, Reason, by_hand, moment, on_books, user_id_of
-from deployments.listing import TOKENS_A_CREDIT, in_credits, show
+from deployments.listing import show
 from gateway import interventions, prices
-from gateway.catalog import load_catalog
+from gateway.catalog import TOKENS_PER_CREDIT, load_catalog
 from gateway.prices import NewPrice
+from gateway.responses import credits_text
 from kit.errors import InvalidRequest
 from kit.settings import load_settings
 from ledger import actions, operators
@@ -85,7 +86,7 @@ def make_vouchers(  # noqa: PLR0913, PLR0917  # its options
 ) -> None:
     """Make codes and print them, once: only their hashes are kept."""
     terms = VoucherTerms(
-        label, credits_each * TOKENS_A_CREDIT, redemptions, moment("expires", expires), credits_days
+        label, credits_each * TOKENS_PER_CREDIT, redemptions, moment("expires", expires), credits_days
     )
     for new in on_books(interventions.make_vouchers, by_hand(), terms, count, reason or None):
         typer.echo(f"{new.code}\t{new.voucher.id}")
@@ -99,7 +100,7 @@ def list_vouchers(limit: Limit = 50) -> None:
         ("id", "begins", "label", "credits", "redeemed", "expires", "disabled"),
         [
             (
-                *(v.id, v.hint, v.terms.label, in_credits(v.terms.amount_tokens)),
+                *(v.id, v.hint, v.terms.label, credits_text(v.terms.amount_tokens)),
                 *(f"{v.redemptions}/{v.terms.max_redemptions}", v.terms.expires_at, v.disabled_at),
             )
             for v in on_books(vouchers.list_vouchers, limit)

@@ -7,16 +7,11 @@ from typing import Any
 
 from gateway.operator_ports import GrantFound, HoldFound, JobFound, Movement, UserFound, UserOverview
 from gateway.prices import PriceVersion, current
-from gateway.responses import in_credits
+from gateway.responses import amount
 from gateway.routes import keys
 from ledger.actions import LoggedAction
 from ledger.statements import Line
 from payments.vouchers import NewVoucher, Voucher
-
-
-def amount(tokens: int) -> dict[str, Any]:
-    """Write an amount of money in both its units."""
-    return {"credits": in_credits(tokens), "tokens": tokens}
 
 
 def user(found: UserFound) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Jobs, files, prices, holds of tools, counters of requests. A job has its lease and fence; it ends once, by trigger."""
+"""Jobs, files, prices, holds of tools, counters of requests. A job has a lease, a fence, and one end, by trigger."""
 
 from __future__ import annotations
 

@@ -17,8 +17,7 @@ from payments.errors import VoucherClosed
 router = APIRouter(prefix="/api/v1", tags=["Credits"], route_class=StrictRoute)
 
 
-# A code has 80 random bits: a guess finds nothing. A rate limit of this route, by its operation id and the caller's
-# account, keeps guessing from costing us a query each.
+# A code has 80 random bits, so a guess finds nothing; `gateway.limits` keeps guessing slow all the same.
 @router.post(
     "/vouchers/redeem",
     operation_id="redeemVoucher",

@@ -27,8 +27,8 @@ from gateway.ports import (
     StoredFile,
     SubmitJob,
 )
-from gateway.quotas import Quota, Take
 from gateway.prices import PriceVersion
+from gateway.quotas import Quota, Take
 from kit.db import Database
 from kit.errors import AuthRequired, NotFound
 from kit.settings import Settings

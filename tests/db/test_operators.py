@@ -242,7 +242,7 @@ async def test_a_voided_hold_frees_its_money_once(conn, customers):
 async def test_a_jobs_hold_goes_with_its_job_alone(conn, customers):
     owner = await customers(conn, 100)
     job_id = new_id("job")
-    job = SubmitJob(owner.credential, job_id, "image.generate", "image", "image", {}, 60, 1, None, "f")
+    job = SubmitJob(owner.credential, job_id, "image.generate", "image", "image", {}, 1000, 60, 1, None, "f")
     await submit_many(conn, [job], timedelta(hours=1))
     (hold,) = await lookups.pending_holds(conn, HoldQuery(10, user_id=owner.user_id))
     assert (hold.job_id, hold.email) == (job_id, owner.email)
@@ -259,7 +259,7 @@ async def test_a_jobs_hold_goes_with_its_job_alone(conn, customers):
 async def test_jobs_are_found_by_what_they_are(conn, customers):
     owner = await customers(conn, 100)
     job_id = new_id("job")
-    job = SubmitJob(owner.credential, job_id, "image.generate", "image", "image", {}, 60, 1, None, "f")
+    job = SubmitJob(owner.credential, job_id, "image.generate", "image", "image", {}, 1000, 60, 1, None, "f")
     await submit_many(conn, [job], timedelta(hours=1))
     for fits in ({"status": "queued"}, {"task": "image.generate"}, {"user_id": owner.user_id}):
         assert [j.id for j in await lookups.find_jobs(conn, JobsQuery(10, **fits))] == [job_id]

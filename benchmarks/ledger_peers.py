@@ -28,7 +28,7 @@ from kit.db import Database
 from kit.postgres import EmbeddedPostgres
 from kit.settings import load_settings
 from ledger.credits import credit
-from ledger.keys import hash_key, mint
+from ledger.keys import Credential, hash_key, mint
 from ledger.spends import Spend
 from ledger.users import account_of_email
 
@@ -266,7 +266,7 @@ def contestants(server: EmbeddedPostgres, programs: Path, pgledger_dir: Path | N
     with psycopg.connect(books) as conn:
         conn.execute("CREATE TABLE bench_keys (n integer PRIMARY KEY, hash text)")
         for n, credential in enumerate(ours.credentials, 1):
-            conn.execute("INSERT INTO bench_keys VALUES (%s, %s)", (n, credential.hex()))
+            conn.execute("INSERT INTO bench_keys VALUES (%s, %s)", (n, credential.hash.hex()))
     asked = {"at": 0, "tool": "chat", "units": 1000, "cost": 1, "price_version": 1}
     found: list[Contestant] = [
         Pgbench(
@@ -328,10 +328,10 @@ def _libpq(url: str) -> str:
     return url.replace("postgresql+psycopg://", "postgresql://")
 
 
-async def _open_accounts(url: str) -> list[bytes]:
+async def _open_accounts(url: str) -> list[Credential]:
     books = Database(url, pool_size=1)
 
-    async def open_all(conn: Any) -> list[bytes]:
+    async def open_all(conn: Any) -> list[Credential]:
         found = []
         for n in range(ACCOUNTS):
             owner = await account_of_email(conn, f"bench{n}@example.com")
@@ -339,7 +339,8 @@ async def _open_accounts(url: str) -> list[bytes]:
                 conn, owner.account_id, kind="grant", house="promotion:bench", amount_tokens=TOKENS,
                 reference="bench",
             )  # fmt: skip
-            found.append(hash_key((await mint(conn, owner.user_id, "bench", brand="amai")).secret))
+            minted = await mint(conn, owner.user_id, "bench", brand="amai")
+            found.append(Credential(hash_key(minted.secret)))
         return found
 
     try:

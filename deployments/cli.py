@@ -27,6 +27,7 @@ from kit.errors import AppError
 from kit.postgres import PostgresStartError
 from kit.settings import Settings, SettingsError, load_settings
 from ledger import keys as api_keys
+from ledger.accounts import lock_by_user
 from ledger.actions import Action, record
 from ledger.users import account_of_email
 
@@ -269,8 +270,11 @@ def revoke_key(email: Email, prefix: Annotated[str, typer.Argument(help="How the
 
     async def revoke(conn: AsyncConnection) -> api_keys.ApiKey:
         user_id = await user_id_of(conn, email)
+        await lock_by_user(conn, user_id)
+        was_live = (await api_keys.match(conn, user_id, prefix, None)).revoked_at is None
         gone = await api_keys.revoke(conn, user_id, prefix)
-        await record(conn, by_hand(), Action("key.revoke", gone.id, user_id, after={"label": gone.label}))
+        if was_live:
+            await record(conn, by_hand(), Action("key.revoke", gone.id, user_id, after={"label": gone.label}))
         return gone
 
     with books(load_settings()) as url:

@@ -24,6 +24,7 @@ from gateway.quotas import Counted, Quota, Take, used_up
 from gateway.tool_holds import Held, PlaceHold, SpendHeld
 from kit.errors import AppError, Unavailable
 from ledger.balances import Balance
+from ledger.keys import Credential
 from ledger.spends import Allowance, Check, Spend, Spent
 
 log = structlog.get_logger(__name__)
@@ -92,9 +93,9 @@ class LedgerClient:
     def __init__(self, call: Call) -> None:
         self._call = call
         self._take: Coalescer[Take, Quota] = Coalescer(lambda takes: call("take_many", takes))
-        self._balance: Coalescer[Asked[bytes], Any] = _together(call, "balance_many")
+        self._balance: Coalescer[Asked[Credential], Any] = _together(call, "balance_many")
         self._submit: Coalescer[Asked[SubmitJob], Any] = _together(call, "submit_job_many")
-        self._job: Coalescer[Asked[tuple[bytes, str]], Any] = _together(call, "job_many")
+        self._job: Coalescer[Asked[tuple[Credential, str]], Any] = _together(call, "job_many")
         self._spend: Coalescer[Asked[Spend], Any] = _together(call, "spend_many")
         self._check: Coalescer[Asked[Check], Any] = _together(call, "check_many")
         self._hold_tool: Coalescer[Asked[PlaceHold], Any] = _together(call, "hold_tool_many")
@@ -104,7 +105,7 @@ class LedgerClient:
         """Count a request together with everyone else's."""
         return await self._take(take)
 
-    async def balance(self, credential: bytes) -> Balance:
+    async def balance(self, credential: Credential) -> Balance:
         """Read a balance together with everyone else who asks now."""
         return cast("Balance", await _counted(self._balance, credential))
 
@@ -112,7 +113,7 @@ class LedgerClient:
         """Submit a job together with everyone else who submits now."""
         return cast("JobReceipt", await _counted(self._submit, command))
 
-    async def job(self, credential: bytes, job_id: str) -> Job:
+    async def job(self, credential: Credential, job_id: str) -> Job:
         """Look at a job together with everyone else who polls now."""
         return cast("Job", await _counted(self._job, (credential, job_id)))
 

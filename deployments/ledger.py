@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
-from typing import Concatenate, Final, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import structlog
 from sqlalchemy import text
@@ -18,22 +18,23 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.books import announce_books, forget_books
 from deployments.ledger_desk import LedgerDesk
+from deployments.ledger_keys import LedgerKeys
 from deployments.ledger_quotas import counted
 from deployments.ledger_reads import LedgerReads
 from deployments.ledger_tools import LedgerTools
 from deployments.sweeps import Sweeps
-from gateway import files, idempotency, jobs, leases
-from gateway.ports import CreateKey, Job, JobQuery, JobReceipt, NewFile, StoredFile, SubmitJob
+from gateway import files, jobs, leases
+from gateway.ports import Job, JobQuery, JobReceipt, NewFile, StoredFile, SubmitJob
 from kit import migrate
 from kit.db import Database
 from kit.errors import AppError, Internal, Unavailable
 from kit.postgres import EmbeddedPostgres
 from kit.settings import Settings, load_settings
 from kit.telemetry import configure_logging, errors_total, ledger_batch_items, ledger_seconds
-from ledger import accounts, audit, keys
+from ledger import audit, keys, scopes
 from ledger.audit import TrialBalance
 from ledger.balances import Balance, balances_by_key
-from ledger.keys import ApiKey, Caller, NewApiKey
+from ledger.keys import Caller, Credential
 from ledger.spends import Allowance, Check, Spend, Spent, check_many, spend_many
 from payments import purchases, webhooks
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase
@@ -44,10 +45,8 @@ T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741  # an item of a batch
 log = structlog.get_logger(__name__)
 
-KEYS_ROUTE: Final = "keys"
 
-
-class LedgerServer(LedgerReads, LedgerTools, LedgerDesk):
+class LedgerServer(LedgerReads, LedgerTools, LedgerKeys, LedgerDesk):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -83,7 +82,7 @@ class LedgerServer(LedgerReads, LedgerTools, LedgerDesk):
     # -- hot paths: batches ------------------------------------------------------------------------------------
 
     @counted
-    async def balance_many(self, credentials: list[bytes]) -> list[Balance | AppError]:
+    async def balance_many(self, credentials: list[Credential]) -> list[Balance | AppError]:
         """Read the balance behind each key, in one statement."""
         return await self._batch("balance", balances_by_key, credentials, self._db.read)
 
@@ -99,10 +98,12 @@ class LedgerServer(LedgerReads, LedgerTools, LedgerDesk):
         return outcomes
 
     @counted
-    async def job_many(self, lookups: list[tuple[bytes, str]]) -> list[Job | AppError]:
+    async def job_many(self, lookups: list[tuple[Credential, str]]) -> list[Job | AppError]:
         """Return each caller's job: polling clients share one transaction."""
 
-        async def look(conn: AsyncConnection, batch: Sequence[tuple[bytes, str]]) -> list[Job | AppError]:
+        async def look(
+            conn: AsyncConnection, batch: Sequence[tuple[Credential, str]]
+        ) -> list[Job | AppError]:
             return [await _caught(self._job(conn, credential, job_id)) for credential, job_id in batch]
 
         return await self._batch("job", look, lookups, self._db.read)
@@ -123,73 +124,53 @@ class LedgerServer(LedgerReads, LedgerTools, LedgerDesk):
         """Return when money can move: the database answers and its schema is there."""
         await self._run("ping", _ping)
 
-    async def whoami(self, credential: bytes) -> Caller:
-        """Resolve a key."""
-        return await self._run("whoami", keys.caller_of, credential)
+    async def whoami(self, credential: Credential, need: str) -> Caller:
+        """Resolve a key for a use."""
+        return await self._run("whoami", keys.caller_of, credential, need)
 
     async def jobs(self, query: JobQuery) -> list[Job]:
         """Return a page of the caller's jobs."""
 
         async def page(conn: AsyncConnection) -> list[Job]:
-            caller = await keys.caller_of(conn, query.credential)
+            caller = await keys.caller_of(conn, query.credential, scopes.SEE_JOBS)
             return await jobs.list_jobs(conn, caller.account_id, query.limit, query.before, query.status)
 
         return await self._run("jobs", page)
 
-    async def cancel_job(self, credential: bytes, job_id: str) -> Job:
+    async def cancel_job(self, credential: Credential, job_id: str) -> Job:
         """End a queued job, ask a running one to stop."""
 
         async def cancel(conn: AsyncConnection) -> Job:
-            caller = await keys.caller_of(conn, credential)
-            return await jobs.cancel(conn, caller.account_id, job_id)
+            caller = await keys.caller_of(conn, credential, scopes.SUBMIT)
+            canceled = await jobs.cancel(conn, caller.account_id, job_id)
+            caller.require(scopes.task(canceled.task))  # a refusal undoes the cancellation
+            return canceled
 
         return await self._run("cancel_job", cancel)
-
-    async def keys(self, credential: bytes) -> list[ApiKey]:
-        """Return the caller's keys."""
-
-        async def page(conn: AsyncConnection) -> list[ApiKey]:
-            caller = await keys.caller_of(conn, credential)
-            return await keys.list_keys(conn, caller.user_id)
-
-        return await self._run("keys", page)
-
-    async def create_key(self, command: CreateKey) -> NewApiKey:
-        """Mint a key; under an idempotency key a repeat shows the same one again."""
-        return await self._run("create_key", self._create_key, command)
-
-    async def revoke_key(self, credential: bytes, prefix: str) -> ApiKey:
-        """Revoke the one key that begins so."""
-
-        async def revoke(conn: AsyncConnection) -> ApiKey:
-            caller = await keys.caller_of(conn, credential)
-            return await keys.revoke(conn, caller.user_id, prefix)
-
-        return await self._run("revoke_key", revoke)
 
     async def add_file(self, command: NewFile) -> StoredFile:
         """Record an upload."""
 
         async def add(conn: AsyncConnection) -> StoredFile:
-            caller = await keys.caller_of(conn, command.credential)
+            caller = await keys.caller_of(conn, command.credential, scopes.ADD_FILES)
             return await files.add_upload(conn, caller.account_id, command, self._settings.max_files_per_user)
 
         return await self._run("add_file", add)
 
-    async def files(self, credential: bytes, limit: int, before: str | None) -> list[StoredFile]:
+    async def files(self, credential: Credential, limit: int, before: str | None) -> list[StoredFile]:
         """Return a page of the caller's files."""
 
         async def page(conn: AsyncConnection) -> list[StoredFile]:
-            caller = await keys.caller_of(conn, credential)
+            caller = await keys.caller_of(conn, credential, scopes.SEE_FILES)
             return await files.list_files(conn, caller.account_id, limit, before)
 
         return await self._run("files", page)
 
-    async def file(self, credential: bytes, file_id: str) -> StoredFile:
+    async def file(self, credential: Credential, file_id: str) -> StoredFile:
         """Return one of the caller's files."""
 
         async def one(conn: AsyncConnection) -> StoredFile:
-            caller = await keys.caller_of(conn, credential)
+            caller = await keys.caller_of(conn, credential, scopes.SEE_FILES)
             return await files.file(conn, file_id, caller.account_id)
 
         return await self._run("file", one)
@@ -198,11 +179,11 @@ class LedgerServer(LedgerReads, LedgerTools, LedgerDesk):
         """Return a file for whoever holds its signed URL."""
         return await self._run("signed_file", files.file, file_id, None)
 
-    async def delete_file(self, credential: bytes, file_id: str) -> StoredFile:
+    async def delete_file(self, credential: Credential, file_id: str) -> StoredFile:
         """Forget one of the caller's files."""
 
         async def delete(conn: AsyncConnection) -> StoredFile:
-            caller = await keys.caller_of(conn, credential)
+            caller = await keys.caller_of(conn, credential, scopes.DROP_FILES)
             return await files.delete_file(conn, caller.account_id, file_id)
 
         return await self._run("delete_file", delete)
@@ -217,8 +198,10 @@ class LedgerServer(LedgerReads, LedgerTools, LedgerDesk):
         """Write down what is about to be sold."""
 
         async def open_it(conn: AsyncConnection) -> Purchase:
-            topup = await keys.caller_of(conn, command.credential) if command.credential else None
-            return await purchases.open_purchase(conn, command, topup.user_id if topup else None)
+            if command.credential is None:
+                return await purchases.open_purchase(conn, command, None)
+            topup = await keys.caller_of(conn, command.credential, scopes.CHECKOUT)
+            return await purchases.open_purchase(conn, command, topup.user_id)
 
         return await self._run("open_purchase", open_it)
 
@@ -308,47 +291,9 @@ class LedgerServer(LedgerReads, LedgerTools, LedgerDesk):
 
         return await self._run("claim_jobs", claim)
 
-    async def _job(self, conn: AsyncConnection, credential: bytes, job_id: str) -> Job:
-        caller = await keys.caller_of(conn, credential)
+    async def _job(self, conn: AsyncConnection, credential: Credential, job_id: str) -> Job:
+        caller = await keys.caller_of(conn, credential, scopes.SEE_JOBS)
         return await jobs.job(conn, caller.account_id, job_id)
-
-    async def _create_key(self, conn: AsyncConnection, command: CreateKey) -> NewApiKey:
-        caller = await keys.caller_of(conn, command.credential)
-        if command.idempotency_key is None:
-            return await keys.mint(
-                conn,
-                caller.user_id,
-                command.label,
-                brand=self._settings.key_brand,
-                expires_at=command.expires_at,
-            )
-        await accounts.lock(conn, [caller.account_id])
-        place = (caller.account_id, command.idempotency_key)
-        # The secret follows from our secret, the account and the caller's key: a replay shows it without keeping it.
-        root = b"|".join(
-            [
-                self._settings.secret.get_secret_value().encode(),
-                str(caller.account_id).encode(),
-                command.idempotency_key.encode(),
-            ]
-        )
-        if answered := (await idempotency.find(conn, KEYS_ROUTE, [place])).get(place):
-            answer = answered.replay(command.idempotency_key, command.fingerprint)
-            key = await keys.find(conn, answer["key_id"])
-            secret = f"{self._settings.key_brand}_live_{keys.derive_secret(root, key.id)}"
-            return NewApiKey(key, secret, replayed=True)
-        minted = await keys.mint(
-            conn,
-            caller.user_id,
-            command.label,
-            brand=self._settings.key_brand,
-            expires_at=command.expires_at,
-            derive_from=root,
-        )
-        await idempotency.remember(
-            conn, KEYS_ROUTE, [(*place, command.fingerprint, {"key_id": minted.key.id})]
-        )
-        return minted
 
     async def _run(
         self,

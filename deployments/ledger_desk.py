@@ -26,6 +26,7 @@ from gateway.operator_ports import (
 from gateway.prices import NewPrice, PriceVersion
 from ledger import actions
 from ledger.actions import Actor, LoggedAction
+from ledger.keys import Credential
 from ledger.operators import actor_of
 from payments import vouchers
 from payments.vouchers import NewVoucher, Redemption, Voucher, VoucherTerms
@@ -120,7 +121,7 @@ class LedgerDesk:
         found: list[PriceVersion] = await self._run("prices", prices.list_prices)
         return found
 
-    async def redeem_voucher(self, credential: bytes, code: str) -> Redemption:
+    async def redeem_voucher(self, credential: Credential, code: str) -> Redemption:
         """Redeem a code for a caller."""
         redeemed: Redemption = await self._run("redeem_voucher", vouchers.redeem, credential, code)
         return redeemed

@@ -19,7 +19,8 @@ from gateway.ports import FinishedJob, StatementQuery
 from gateway.usage import EVERY_DIMENSION, Dimension, Usage, usage
 from kit.db import Database
 from kit.telemetry import ledger_seconds
-from ledger import keys, statements
+from ledger import keys, scopes, statements
+from ledger.keys import Credential
 from ledger.statements import Cost, Statement
 
 P = ParamSpec("P")
@@ -31,15 +32,16 @@ class LedgerReads:
 
     _db: Database
 
-    async def balance_at(self, credential: bytes, at: datetime) -> int:
+    async def balance_at(self, credential: Credential, at: datetime) -> int:
         """Return the caller's balance at a time."""
-        return await self._read("balance_at", credential, statements.balance_at, at)
+        return await self._read("balance_at", credential, scopes.READ, statements.balance_at, at)
 
     async def statement(self, query: StatementQuery) -> Statement:
         """Return a page of the caller's statement."""
         return await self._read(
             "statement",
             query.credential,
+            scopes.READ,
             statements.statement,
             limit=query.limit,
             before=query.before,
@@ -48,29 +50,30 @@ class LedgerReads:
         )
 
     async def usage(
-        self, credential: bytes, since: date, until: date, by: AbstractSet[Dimension] = EVERY_DIMENSION
+        self, credential: Credential, since: date, until: date, by: AbstractSet[Dimension] = EVERY_DIMENSION
     ) -> list[Usage]:
         """Return the caller's usage, apart by the given dimensions."""
-        return await self._read("usage", credential, usage, since, until, by)
+        return await self._read("usage", credential, scopes.READ, usage, since, until, by)
 
-    async def cost(self, credential: bytes, reference: str, tool: str | None) -> Cost:
+    async def cost(self, credential: Credential, reference: str, tool: str | None) -> Cost:
         """Return what one of the caller's references cost."""
-        return await self._read("cost", credential, statements.cost_of, reference, tool)
+        return await self._read("cost", credential, scopes.READ, statements.cost_of, reference, tool)
 
-    async def finished_job(self, credential: bytes, job_id: str) -> FinishedJob:
+    async def finished_job(self, credential: Credential, job_id: str) -> FinishedJob:
         """Return what the receipt of one of the caller's jobs states."""
-        return await self._read("finished_job", credential, jobs.finished_job, job_id)
+        return await self._read("finished_job", credential, scopes.SEE_JOBS, jobs.finished_job, job_id)
 
     async def _read(
         self,
         method: str,
-        credential: bytes,
+        credential: Credential,
+        need: str,
         work: Callable[Concatenate[AsyncConnection, int, P], Awaitable[T]],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
         async def read(conn: AsyncConnection) -> T:
-            caller = await keys.caller_of(conn, credential)
+            caller = await keys.caller_of(conn, credential, need)
             return await work(conn, caller.account_id, *args, **kwargs)
 
         began = time.perf_counter()

@@ -64,9 +64,10 @@ def haproxy_binary(base_environment: Mapping[str, str]) -> Path | None:
 
 
 def loopback_haproxy(haproxy: Path, paths: HeadPaths, ports: HeadPorts) -> Path:
-    """Write a program that starts HAProxy with its statistics and metrics pages on loopback.
+    """Write a program that starts HAProxy with its statistics and metrics pages on loopback, naming its callers.
 
-    Ray's template binds the two to every interface and takes no address for them. The program reads the file
+    Ray's template binds the two to every interface and takes no address for them, and passes on whatever a caller
+    put into X-Forwarded-For without adding where the request came from. The program reads the file
     that Ray wrote and becomes HAProxy with a corrected copy. Ray recognises its HAProxy by the file's name
     among the arguments, so the name comes along as the name of this peer, which nothing uses.
     """
@@ -77,7 +78,9 @@ def loopback_haproxy(haproxy: Path, paths: HeadPaths, ports: HeadPorts) -> Path:
         "#!/bin/sh\n"
         "# Arguments as Ray gives them: -db -f CONFIG, and more when it reloads.\n"
         "config=$3; shift 3\n"
-        f'sed -E \'{correction}\' "$config" > "$config.loopback" || exit 1\n'
+        # A line of text after `a\\` is how every sed appends.
+        f"sed -E -e '{correction}' -e '/^defaults$/a\\\n    option forwardfor' "
+        '"$config" > "$config.loopback" || exit 1\n'
         f'exec {shlex.quote(str(haproxy))} -db -f "$config.loopback" -L "$config" "$@"\n'
     )
     script.chmod(0o700)
@@ -85,17 +88,19 @@ def loopback_haproxy(haproxy: Path, paths: HeadPaths, ports: HeadPorts) -> Path:
     return script if os.access(script, os.X_OK) else haproxy
 
 
-def head_environment(
+def head_environment(  # noqa: PLR0913  # what makes one head differ from another
     base_environment: Mapping[str, str],
     paths: HeadPaths,
     ports: HeadPorts,
     *,
     haproxy: Path | None,
+    names_callers: bool = False,
     python_path: Sequence[Path] = (),
 ) -> dict[str, str]:
     """Return the environment of the head and all its children.
 
     What keeps two instances apart or strangers out is ours to say; of the rest, what the base says wins.
+    `names_callers`: HAProxy adds each caller's address to X-Forwarded-For, so that it may be trusted with it.
     """
     environment = {name: value for name, value in base_environment.items() if name not in FOREIGN_CLUSTER}
     for name, value in (_tuning() | (_haproxy_tuning() if haproxy else {})).items():
@@ -108,7 +113,10 @@ def head_environment(
         "RAY_USAGE_STATS_ENABLED": "0",
         "TMPDIR": str(paths.tmp),
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
+        # uvicorn would take any X-Forwarded-For from loopback for the caller's address, before we can judge it.
+        "FORWARDED_ALLOW_IPS": "",
     }
+    environment["FAREBOX_FRONT"] = LOOPBACK if names_callers else ""
     if haproxy:
         environment |= _haproxy_places(paths, ports)
         environment["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(haproxy)

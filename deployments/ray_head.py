@@ -170,11 +170,13 @@ class RayHead:
     def _spawn(self, ports: HeadPorts) -> None:
         wanted = self._base_environment.get("RAY_SERVE_ENABLE_HA_PROXY") != "0"
         haproxy = haproxy_binary(self._base_environment) if wanted else None
+        front = loopback_haproxy(haproxy, self.paths, ports) if haproxy else None
         environment = head_environment(
             self._base_environment,
             self.paths,
             ports,
-            haproxy=loopback_haproxy(haproxy, self.paths, ports) if haproxy else None,
+            haproxy=front,
+            names_callers=front != haproxy,
             python_path=self._python_path,
         )
         command = head_command(self.paths, ports, self._resources)

@@ -121,8 +121,26 @@ class CheckoutStarted(Ok):
     email: str
 
 
-class KeyShown(Answer):
-    """A key as it may be shown at any time."""
+class SpendLimitSet(Answer):
+    """The most that a key and its children may spend in a UTC day, a UTC month, or altogether."""
+
+    credits: Credits
+    tokens: Tokens
+    per: Literal["day", "month", "total"]
+
+
+class SpendLimitShown(SpendLimitSet):
+    """A spend limit, and what of it is used now."""
+
+    used_credits: float
+    used_tokens: Annotated[int, Field(description="Spent or held since the window began.")]
+    resets_at: Annotated[
+        datetime | None, Field(description="When the window ends, in UTC; null for `total`.")
+    ]
+
+
+class KeyFields(Answer):
+    """A key as it was made."""
 
     id: str
     key_prefix: Annotated[
@@ -131,11 +149,26 @@ class KeyShown(Answer):
     label: str
     created_at: datetime
     expires_at: datetime | None
+    parent_id: Annotated[
+        str | None,
+        Field(
+            description="The key that this one is a child of: it ends with it, and spends from its limit too."
+        ),
+    ]
+    scopes: Annotated[list[str] | None, Field(description="Null: everything.")]
+    allowed_ips: Annotated[list[str] | None, Field(description="Null: from anywhere.")]
+
+
+class KeyShown(KeyFields):
+    """A key as it may be shown at any time."""
+
     revoked_at: datetime | None
+    last_used_at: Annotated[datetime | None, Field(description="To the minute.")]
+    spend_limit: SpendLimitShown | None
 
 
 class Keys(Ok):
-    """The account's keys, newest first."""
+    """The keys that the caller's key may see, newest first: all of the account's, or a limited key's family."""
 
     keys: list[KeyShown]
 
@@ -148,15 +181,11 @@ class KeyRevoked(Ok):
     key: KeyShown
 
 
-class KeyCreated(Ok):
+class KeyCreated(KeyFields, Ok):
     """The only answer that shows this key: only its hash is kept."""
 
     api_key: Annotated[str, Field(examples=["amai_live_..."])]
-    key_prefix: str
-    id: str
-    label: str
-    created_at: datetime
-    expires_at: datetime | None
+    spend_limit: SpendLimitSet | None
 
 
 class KeyClaimed(KeyCreated):

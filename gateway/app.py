@@ -113,6 +113,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
         price_list=PriceList(catalog, ledger),
         key_pattern=key_pattern(settings.key_brand),
         operator_pattern=operator_pattern(settings.key_brand),
+        proxies=settings.proxies,
         health=Kept(health.probe, HEALTH_KEPT_S),
         trial_balance=Kept(ledger.trial_balance, TRIAL_BALANCE_KEPT_S),
         in_sandbox=mode == "sandbox",

@@ -1,12 +1,13 @@
 """What routes take from a request first: the parts of the house, the caller's key, the retry key.
 
-A key is not resolved here: its hash rides in the ledger call and is checked in the same transaction, so that
-a revocation holds from the next request on.
+A key is not resolved here: its hash and the caller's address ride in the ledger call and are checked in the same
+transaction, so that a revocation holds from the next request on.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -16,14 +17,15 @@ from structlog.contextvars import get_contextvars
 from gateway.catalog import Catalog
 from gateway.kept import Kept
 from gateway.operator_ports import Signed
-from gateway.ports import Credential, Ledger
+from gateway.ports import Ledger
 from gateway.prices import PriceList
+from kit.addresses import Network, caller_address
 from kit.errors import AuthRequired, InvalidRequest, NotFound
 from kit.settings import Settings
 from kit.signing import SigningKeys
 from kit.storage import ObjectStore, UrlSigner
 from ledger.audit import TrialBalance
-from ledger.keys import hash_key
+from ledger.keys import Credential, hash_key
 from payments.checkout import Checkout
 
 KEY_BODY: Final = r"[0-9A-Za-z]{16,128}"
@@ -49,6 +51,7 @@ class Parts:
     receipt_keys: SigningKeys
     key_pattern: re.Pattern[str]
     operator_pattern: re.Pattern[str]
+    proxies: tuple[Network, ...]
     health: Kept[tuple[int, bytes]]
     trial_balance: Kept[TrialBalance]
     in_sandbox: bool
@@ -72,19 +75,20 @@ def parts_of(request: Request) -> Parts:
 
 
 def credential_of(request: Request) -> Credential:
-    """Return the hash of the presented key; what cannot be a key of ours never reaches the ledger.
+    """Return the presented key's hash and its caller's address; what cannot be a key never reaches the ledger.
 
     Raises: AuthRequired; InvalidRequest when two keys are presented.
     """
-    return _presented(request, parts_of(request).key_pattern)
+    parts = parts_of(request)
+    return Credential(_presented(request, parts.key_pattern), ip_of(request, parts.proxies))
 
 
-def operator_credential_of(request: Request) -> Credential:
+def operator_credential_of(request: Request) -> bytes:
     """Return the hash of the presented operator key. Raises: as `credential_of`, also for a customer's key."""
     return _presented(request, parts_of(request).operator_pattern)
 
 
-def _presented(request: Request, pattern: re.Pattern[str]) -> Credential:
+def _presented(request: Request, pattern: re.Pattern[str]) -> bytes:
     headers = request.headers
     presented = set(headers.getlist("x-api-key"))
     for value in headers.getlist("authorization"):
@@ -98,6 +102,12 @@ def _presented(request: Request, pattern: re.Pattern[str]) -> Credential:
     if not pattern.fullmatch(key):
         raise AuthRequired
     return hash_key(key)
+
+
+def ip_of(request: Request, proxies: Sequence[Network]) -> str | None:
+    """Return the caller's address, as these proxies of ours have it; None where it cannot be told."""
+    peer = request.client.host if request.client else None
+    return caller_address(peer, ",".join(request.headers.getlist("x-forwarded-for")), proxies)
 
 
 async def parts(request: Request) -> Parts:

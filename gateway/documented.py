@@ -16,6 +16,10 @@ _KEY: Final = {
     "label": "Agent Worker A",
     "createdAt": _MADE,
     "expiresAt": None,
+    "parentId": None,
+    "scopes": None,
+    "allowedIps": None,
+    "spendLimit": None,
 }
 _COST: Final = {"quoted": 1.0, "held": 1.0, "charged": None}
 _COST_TOKENS: Final = {"quotedTokens": 100, "heldTokens": 100, "chargedTokens": None}
@@ -55,8 +59,15 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "createKey": {
         "A key for an agent": {"label": "Agent Worker A"},
         "A key that ends": {"label": "Build Agent", "expiresAt": "2100-01-31T00:00:00Z"},
+        "A key with limits": {
+            "label": "Picture Agent",
+            "spendLimit": {"credits": 50, "per": "day"},
+            "scopes": ["tasks:image.generate", "read"],
+            "allowedIps": ["203.0.113.7", "2001:db8::/32"],
+        },
     },
     "redeemVoucher": {"As it was typed": {"code": "k7qx 2m4p 9trb wz3d"}},
+    "rotateKey": {"A day to change over": {"keyPrefix": "abcde", "overlapSeconds": 86400}},
     "revokeKey": {"By its first characters": {"keyPrefix": "abcde"}},
     "checkTool": {
         "A chat turn": {"tool": "chat", "units": 1},
@@ -116,6 +127,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
         "balanceTokens": 60000,
     },
     "createKey": {"ok": True, **_KEY},
+    "rotateKey": {"ok": True, **_KEY},
     "getBalance": {"ok": True, "credits": 599.0, "tokens": 59900, "held": {"credits": 1.0, "tokens": 100}},
     "checkTool": {"ok": True, "allowed": True, "cost_tokens": 5, "balance_after": 9995},
     "spendTool": {"ok": True, "charged": 5, "balance_after": 9990},

@@ -20,7 +20,7 @@ from gateway.ports import FinishedJob, Job, JobReceipt, JobStatus, StoredFile, S
 from gateway.tables import jobs
 from kit.errors import AppError, AuthRequired, NotFound
 from kit.ids import new_id
-from ledger import accounts, holds, tables
+from ledger import accounts, holds, scopes, tables
 from ledger.payers import Payer, authorise
 
 ROUTE: Final = "media.jobs"
@@ -34,8 +34,9 @@ async def submit_many(
     Keys, idempotency and balances are read under the accounts' locks; a refusal leaves no trace and touches no
     neighbour. Two with one idempotency key in the same batch are one job.
     """
-    payers = await authorise(conn, [c.credential for c in commands])
-    known = [payers.get(c.credential) for c in commands]
+    uses = [(command.credential, scopes.task(command.task)) for command in commands]
+    payers = await authorise(conn, uses)
+    known = [payers.get(use) for use in uses]
     answered = await idempotency.find(
         conn,
         ROUTE,

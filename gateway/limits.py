@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass, replace
@@ -22,10 +22,11 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.deps import credential_of, parts_of
+from gateway.deps import credential_of, ip_of, parts_of
 from gateway.errors import RateLimited
 from gateway.problems import problem_response
 from gateway.quotas import Quota, Take, used_up
+from kit.addresses import Network
 from kit.errors import AppError
 from kit.settings import Settings
 
@@ -67,6 +68,7 @@ ROUTES: Final[Mapping[str, BucketName]] = {
     "startStripeCheckout": "purchase",
     "claimStripeKey": "sensitive_auth",
     "createKey": "sensitive_auth",
+    "rotateKey": "sensitive_auth",
     "revokeKey": "sensitive_auth",
     "redeemVoucher": "sensitive_auth",
 }
@@ -182,18 +184,18 @@ def limited(route: BaseRoute, settings: Settings) -> BaseRoute:
     if bucket is None or not (limit := bucket.limit(settings)):
         return route
     gated = copy(route)  # the router's own route may serve another app of this process
-    gated.app = Gate(route.app, bucket, limit, settings.trusted_proxies)
+    gated.app = Gate(route.app, bucket, limit, settings.proxies if settings.trusted_proxies else ())
     return gated
 
 
 class Gate:
     """Stands in front of one route: counts each request once, and writes the RateLimit fields on its answer."""
 
-    def __init__(self, app: ASGIApp, bucket: Bucket, limit: int, trusted_proxies: int) -> None:
+    def __init__(self, app: ASGIApp, bucket: Bucket, limit: int, proxies: Sequence[Network]) -> None:
         self._app = app
         self.bucket = bucket
         self.limit = limit
-        self._trusted_proxies = trusted_proxies
+        self._proxies = proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
@@ -216,10 +218,10 @@ class Gate:
             credential = credential_of(request)
         except AppError:  # no key, or none of ours: the route says so, if it wants one
             credential = None
-        address = address_of(request, self._trusted_proxies)
+        address = address_of(request, self._proxies)
         known = stranger("address", address) if address else ""
         if credential and not known:
-            known = stranger("credential", credential.hex())
+            known = stranger("credential", credential.hash.hex())
         take = Take(self.bucket.name, self.bucket.per, credential, known, self.limit, WINDOW_S)
         # A riding bucket counts keys: what holds no possible key is refused, or has a signature, without the books.
         return Tally(take, waits=bool(credential or (known and not self.bucket.rides)))
@@ -273,21 +275,17 @@ def stranger(kind: Literal["address", "credential", "email", "session"], value: 
     return f"{kind}:{hashlib.sha256(value.encode()).hexdigest()[:32]}"
 
 
-def address_of(request: Request, trusted_proxies: int) -> str | None:
-    """Return the address that the outermost trusted proxy saw; None where nobody who can be trusted names one.
+def address_of(request: Request, proxies: Sequence[Network]) -> str | None:
+    """Return the address that the proxies saw; None where an operator named no proxies, or they name nobody.
 
-    What stands left of it in `X-Forwarded-For` is the caller's own invention, and without a proxy that writes the
-    field, all of it is; the connection itself comes from Ray's own proxy. An IPv6 caller is a /64.
+    A proxy that nobody named would stand for all its callers. An IPv6 caller is a /64.
     """
-    if not trusted_proxies:
+    written = ip_of(request, proxies) if proxies else None
+    if written is None:
         return None
-    seen = [part.strip() for value in request.headers.getlist("x-forwarded-for") for part in value.split(",")]
-    if len(seen) < trusted_proxies:
-        return None
-    try:
-        address = ipaddress.ip_address(seen[-trusted_proxies])
-    except ValueError:
+    address = ipaddress.ip_address(written)
+    if any(address in each for each in proxies):
         return None
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((address, 64), strict=False))
-    return str(address)
+    return written

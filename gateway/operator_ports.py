@@ -15,7 +15,7 @@ from typing import Protocol
 
 from gateway.prices import NewPrice, PriceVersion
 from ledger.actions import LoggedAction
-from ledger.keys import ApiKey
+from ledger.keys import ApiKey, Credential
 from ledger.statements import Line
 from payments.vouchers import NewVoucher, Redemption, Voucher, VoucherTerms
 
@@ -261,7 +261,7 @@ class Desk(Protocol):
     async def prices(self) -> list[PriceVersion]:
         """Return every announced price, for the quotes of an ingress replica."""
 
-    async def redeem_voucher(self, credential: bytes, code: str) -> Redemption:
+    async def redeem_voucher(self, credential: Credential, code: str) -> Redemption:
         """Grant a code's credits to a caller's account, once.
 
         Raises: AuthRequired, Forbidden; NotFound for no code of ours; VoucherClosed.

@@ -19,7 +19,7 @@ from gateway.tool_holds import Held, PlaceHold, SpendHeld
 from gateway.usage import EVERY_DIMENSION, Dimension, Usage
 from ledger.audit import TrialBalance
 from ledger.balances import Balance
-from ledger.keys import ApiKey, Caller, NewApiKey
+from ledger.keys import ApiKey, Caller, Credential, Limits, NewApiKey
 from ledger.spends import Allowance, Check, Spend, Spent
 from ledger.statements import Cost, Statement
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase
@@ -27,9 +27,6 @@ from payments.webhooks import ProviderEvent
 
 JobStatus = Literal["queued", "running", "succeeded", "failed", "canceled", "expired"]
 FINAL_STATUSES: frozenset[JobStatus] = frozenset({"succeeded", "failed", "canceled", "expired"})
-
-Credential = bytes
-"""The SHA-256 of the key that a caller presented. It rides in each call and is checked in the same transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +151,18 @@ class CreateKey:
 
     credential: Credential
     label: str
-    expires_at: datetime | None
+    limits: Limits
+    idempotency_key: str | None
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class RotateKey:
+    """A new secret for the one key that begins so; the old one works on for `overlap_s` seconds."""
+
+    credential: Credential
+    prefix: str
+    overlap_s: int
     idempotency_key: str | None
     fingerprint: str
 
@@ -187,8 +195,8 @@ class Ledger(Desk, Protocol):
     async def take(self, take: Take) -> Quota:
         """Count a request, by one count for all replicas. Raises: RateLimited."""
 
-    async def whoami(self, credential: Credential) -> Caller:
-        """Raises: AuthRequired, Forbidden (suspended)."""
+    async def whoami(self, credential: Credential, need: str) -> Caller:
+        """Raises: AuthRequired; Forbidden when suspended, elsewhere, or without the scope (`ledger.scopes`)."""
 
     async def balance(self, credential: Credential) -> Balance:
         """Raises: AuthRequired, Forbidden."""
@@ -254,13 +262,22 @@ class Ledger(Desk, Protocol):
         """End a queued job and void its hold; ask a running one to stop; leave an ended one as it is."""
 
     async def keys(self, credential: Credential) -> list[ApiKey]:
-        """Return the account's keys, newest first, revoked ones too."""
+        """Return the keys that the caller may see, newest first, revoked ones too.
+
+        A full key sees the account's keys; a limited one itself and its descendants.
+        """
 
     async def create_key(self, command: CreateKey) -> NewApiKey:
-        """Mint a key. Its secret is in this answer alone."""
+        """Mint a key: a child of a limited caller's. Its secret is in this answer alone.
+
+        Raises: Forbidden for more than the caller's key may; IdempotencyKeyReused.
+        """
+
+    async def rotate_key(self, command: RotateKey) -> NewApiKey:
+        """Give a key a new secret with the same settings. Raises: NotFound, AmbiguousPrefix, IdempotencyKeyReused."""
 
     async def revoke_key(self, credential: Credential, prefix: str) -> ApiKey:
-        """Revoke the one key that begins so. Raises: NotFound, AmbiguousPrefix (nothing revoked)."""
+        """Revoke the one key that begins so, with its descendants. Raises: NotFound, AmbiguousPrefix."""
 
     async def add_file(self, command: NewFile) -> StoredFile:
         """Record an upload. Raises: TooManyFiles."""

@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.errors import RateLimited
 from kit.errors import AppError
 from kit.queries import load_queries
+from ledger.keys import Credential
 
 queries: Final = load_queries(Path(__file__).with_suffix(".sql"))
 
@@ -40,7 +41,7 @@ class Take:
 
     bucket: str
     per: Literal["key", "user"]
-    credential: bytes | None
+    credential: Credential | None
     stranger: str
     limit: int
     window_s: int
@@ -77,7 +78,7 @@ async def take_many(conn: AsyncConnection, takes: Sequence[Take]) -> list[Quota 
             "at": at,
             "bucket": take.bucket,
             "per": take.per,
-            "hash": take.credential.hex() if take.credential else None,
+            "hash": take.credential.hash.hex() if take.credential else None,
             "stranger": take.stranger,
             "window_s": take.window_s,
         }

@@ -27,11 +27,17 @@ from pydantic.alias_generators import to_camel
 
 from gateway.catalog import TOKENS_PER_CREDIT
 from gateway.problems import InvalidFields, field_faults
+from kit.addresses import network, spelled
+from ledger.keys import Limits
 
 MAX_PROMPT_CHARS: Final = 4000
 """About the 1,024 tokens that the picture model reads at most."""
 MAX_SEED: Final = 2**32 - 1
 """Every client's JSON numbers hold it exactly, JavaScript's too."""
+MAX_LISTED: Final = 50
+"""Scopes or addresses of one key: each is looked at on each of its uses."""
+MAX_OVERLAP_S: Final = 30 * 24 * 3600
+"""A month covers the slowest of releases; an old secret that lives longer was not rotated."""
 MAX_CREDITS: Final = 10**9
 """A ceiling that no job comes near; it keeps a `1e999999` from becoming a number of a million digits."""
 
@@ -91,6 +97,17 @@ def _future_instant(value: object) -> datetime:
     return instant
 
 
+def _network(value: str) -> str:
+    return spelled(network(value))
+
+
+def _each_once(values: list[str]) -> list[str]:
+    return sorted(set(values))
+
+
+Scope = Annotated[
+    str, Field(pattern=r"^(read|files|keys|checkout|(tools|tasks):(\*|[a-z0-9][a-z0-9_.-]{0,63}))$")
+]
 FutureInstant = Annotated[datetime, BeforeValidator(_future_instant)]
 Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(one_line)]
 Guidance = Annotated[
@@ -136,27 +153,87 @@ class ClaimKey(Request):
     key_label: Label = "Primary key"
 
 
+class SpendLimit(Request):
+    """The most that a key and its children may spend together in a UTC day, a UTC month, or altogether."""
+
+    credits: Annotated[Credits, Field(description="At most two decimals.")]
+    per: Literal["day", "month", "total"]
+
+
 class CreateKey(Request):
     """A further key for the account, such as one per environment or agent."""
 
     label: Label
+    scopes: Annotated[
+        Annotated[list[Scope], Field(min_length=1, max_length=MAX_LISTED), AfterValidator(_each_once)] | None,
+        Field(
+            description="What the key may be used for; without it, everything. `read`: balance, statements, usage,"
+            " jobs, files, keys. `tools:<tool>` or `tools:*`: check and spend; `tools:consume`: consume credits."
+            " `tasks:<task>` or `tasks:*`: submit and cancel jobs, look at jobs, read and upload files. `files`: read,"
+            " upload and delete files. `keys`: list, make, rotate and revoke keys. `checkout`: top the account up.",
+            examples=[["tasks:image.generate", "read"]],
+        ),
+    ] = None
+    allowed_ips: Annotated[
+        Annotated[
+            list[Annotated[str, Field(max_length=49), AfterValidator(_network)]],
+            Field(min_length=1, max_length=MAX_LISTED),
+            AfterValidator(_each_once),
+        ]
+        | None,
+        Field(
+            description="IPv4 and IPv6 addresses, or networks in CIDR notation, from which alone the key works.",
+            examples=[["203.0.113.7", "2001:db8::/32"]],
+        ),
+    ] = None
+    spend_limit: SpendLimit | None = None
     expires_at: Annotated[
         FutureInstant | None,
         Field(description="RFC 3339 with an offset; the key stops working then. Without it, never."),
     ] = None
     idempotency_key: IdempotencyKey = None
 
+    @property
+    def limits(self) -> Limits:
+        """What narrows the key, as the books have it."""
+        cap = self.spend_limit
+        return Limits(
+            scopes=None if self.scopes is None else tuple(self.scopes),
+            allowed_ips=None if self.allowed_ips is None else tuple(self.allowed_ips),
+            cap_tokens=None if cap is None else int(cap.credits * TOKENS_PER_CREDIT),
+            cap_per=None if cap is None else cap.per,
+            expires_at=self.expires_at,
+        )
+
+
+KeyPrefix = Annotated[
+    str,
+    Field(
+        pattern=r"^[0-9A-Za-z]{1,10}$",
+        description="First characters of a key after its brand part, as `GET /api/v1/keys` shows them.",
+    ),
+]
+
+
+class RotateKey(Request):
+    """Give the one key that begins so a new secret; a prefix of several keys rotates none."""
+
+    key_prefix: KeyPrefix
+    overlap_seconds: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=MAX_OVERLAP_S,
+            description="How long the old secret works on; 0: it ends at once, as after a leak.",
+        ),
+    ]
+    idempotency_key: IdempotencyKey = None
+
 
 class RevokeKey(Request):
     """Revoke the one key that begins so; a prefix of several keys revokes none."""
 
-    key_prefix: Annotated[
-        str,
-        Field(
-            pattern=r"^[0-9A-Za-z]{1,10}$",
-            description="First characters of a key after its brand part, as `GET /api/v1/keys` shows them.",
-        ),
-    ]
+    key_prefix: KeyPrefix
 
 
 class ImageGenerate(Request):

@@ -21,9 +21,10 @@ from gateway.errors import CostExceedsHold
 from gateway.tables import tool_holds
 from kit.errors import AppError, AuthRequired, Forbidden, InvalidRequest, NotFound
 from kit.ids import new_id
-from ledger import holds, spends
+from ledger import holds, scopes, spends
 from ledger.errors import HoldResolved
-from ledger.payers import Payer, authorise
+from ledger.keys import Credential
+from ledger.payers import Payer, Use, authorise
 from ledger.spends import Allowance, Spent
 from ledger.tables import holds as holds_table
 
@@ -36,7 +37,7 @@ ROUTE: Final = "tools.check"
 class PlaceHold:
     """A check that holds what it quotes. Units: `units_milli` thousandths of the tool's unit."""
 
-    credential: bytes
+    credential: Credential
     tool: str
     units_milli: int
     price: Price
@@ -59,7 +60,7 @@ class Held:
 class SpendHeld:
     """A spend out of a hold. `reference` is unique for the account and tool, for ever, as any spend's is."""
 
-    credential: bytes
+    credential: Credential
     tool: str
     reference: str
     units_milli: int
@@ -74,10 +75,8 @@ async def place_many(
     Outcomes: AuthRequired or Forbidden for the key; IdempotencyKeyReused, or the first answer again; Held; Allowance
     when the cost may not be spent now, with nothing held.
     """
-    payers = await authorise(conn, [command.credential for command in commands])
-    return [
-        await _caught(_place(conn, command, _payer(payers, command.credential), ttl)) for command in commands
-    ]
+    payers = await authorise(conn, [_use(command) for command in commands])
+    return [await _caught(_place(conn, command, _payer(payers, command), ttl)) for command in commands]
 
 
 async def spend_many(conn: AsyncConnection, commands: Sequence[SpendHeld]) -> list[Spent | AppError]:
@@ -87,8 +86,8 @@ async def spend_many(conn: AsyncConnection, commands: Sequence[SpendHeld]) -> li
     if that was for something else; NotFound for a hold that is not this account's; InvalidRequest for one of another
     tool; HoldResolved; CostExceedsHold; else Spent.
     """
-    payers = await authorise(conn, [command.credential for command in commands])
-    return [await _caught(_spend(conn, command, _payer(payers, command.credential))) for command in commands]
+    payers = await authorise(conn, [_use(command) for command in commands])
+    return [await _caught(_spend(conn, command, _payer(payers, command))) for command in commands]
 
 
 async def _place(
@@ -167,8 +166,12 @@ async def _hold(conn: AsyncConnection, account_id: int, hold_id: str) -> Row[Any
     return found
 
 
-def _payer(payers: Mapping[bytes, Payer | Forbidden], credential: bytes) -> Payer | AppError:
-    return payers.get(credential) or AuthRequired()
+def _use(command: PlaceHold | SpendHeld) -> Use:
+    return command.credential, scopes.tool(command.tool)
+
+
+def _payer(payers: Mapping[Use, Payer | Forbidden], command: PlaceHold | SpendHeld) -> Payer | AppError:
+    return payers.get(_use(command)) or AuthRequired()
 
 
 async def _caught(work: Awaitable[T]) -> T | AppError:

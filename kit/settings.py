@@ -15,6 +15,8 @@ from typing import Literal
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from kit.addresses import Network, network
+
 Profile = Literal["tiny", "small", "gpu"]
 
 
@@ -44,6 +46,11 @@ class Settings(BaseSettings):
     profile: Profile = "tiny"
     public_url: str = ""
     """What callers reach us by; empty means `http://host:port`."""
+    trusted_proxies: str = ""
+    """Your proxies in front, addresses and networks with commas between: they append to `X-Forwarded-For` and are
+    believed. Only where they are named are requests counted by address too."""
+    front: str = ""
+    """Where the launcher's own HAProxy calls from, which names its callers in the same way."""
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     instance: str = ""
@@ -93,8 +100,6 @@ class Settings(BaseSettings):
     limit_referral_apply: int = Field(default=10, ge=0)
     limit_purchase: int = Field(default=60, ge=0)
     """Checkouts a minute of one user or e-mail: each opens a session at the provider."""
-    trusted_proxies: int = Field(default=0, ge=0, le=10)
-    """Your proxies in front that append to `X-Forwarded-For`. With 0 callers' addresses are unknown and not counted."""
 
     lease_s: float = Field(default=15.0, gt=0)
     """A runner renews every third of it; a dead runner's job is taken over after it."""
@@ -121,6 +126,13 @@ class Settings(BaseSettings):
                 "must be a postgresql:// URL (SQLite and others lack the locks that the books need)"
             )
         return url
+
+    @field_validator("trusted_proxies", "front")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        """Refuse a misspelt network at the start: a proxy that is not trusted stands for all its callers."""
+        _listed(value)
+        return value
 
     @field_validator("data_dir", "models_dir")
     @classmethod
@@ -164,6 +176,11 @@ class Settings(BaseSettings):
         if self.sandbox is None:
             return not self.stripe_secret_key.get_secret_value()
         return self.sandbox
+
+    @property
+    def proxies(self) -> tuple[Network, ...]:
+        """Whose `X-Forwarded-For` is believed."""
+        return _listed(f"{self.front},{self.trusted_proxies}")
 
     @property
     def base_url(self) -> str:
@@ -219,6 +236,10 @@ def environment_for(settings: Settings, base: Mapping[str, str] | None = None) -
         else:
             variables[key] = str(value)
     return variables
+
+
+def _listed(value: str) -> tuple[Network, ...]:
+    return tuple(network(part.strip()) for part in value.split(",") if part.strip())
 
 
 def _kept_secret(path: Path) -> str:

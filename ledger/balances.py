@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kit.errors import AppError, AuthRequired
+from ledger import scopes
 from ledger.accounts import queries
-from ledger.keys import suspended
+from ledger.keys import Credential, note_use, out_of_place, out_of_scope, pairs, suspended
 from ledger.tables import accounts
 
 
@@ -35,11 +38,22 @@ async def balance(conn: AsyncConnection, account_id: int) -> Balance:
     return Balance(row.balance, row.held)
 
 
-async def balances_by_key(conn: AsyncConnection, hashes: Sequence[bytes]) -> list[Balance | AppError]:
+async def balances_by_key(
+    conn: AsyncConnection, credentials: Sequence[Credential]
+) -> list[Balance | AppError]:
     """Check each key and read its account's balance, all in one statement; one bad key touches no other."""
-    rows = await conn.execute(queries["balances_by_key"], {"hashes": list(set(hashes))})
-    found: dict[bytes, Balance | AppError] = {
-        bytes(row.secret_hash): suspended() if row.suspended else Balance(row.balance, row.held)
-        for row in rows
-    }
-    return [found.get(key_hash) or AuthRequired() for key_hash in hashes]
+    wanted = list(set(credentials))
+    rows = (await conn.execute(queries["balances_by_key"], pairs(wanted))).all()
+    await note_use(conn, rows)
+    found = {wanted[row.place - 1]: _balance(row) for row in rows}
+    return [found.get(credential) or AuthRequired() for credential in credentials]
+
+
+def _balance(row: Row[Any]) -> Balance | AppError:
+    if row.suspended:
+        return suspended()
+    if not row.admitted:
+        return out_of_place()
+    return (
+        Balance(row.balance, row.held) if scopes.allow(row.scopes, scopes.READ) else out_of_scope(scopes.READ)
+    )

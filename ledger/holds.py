@@ -65,7 +65,7 @@ async def place(conn: AsyncConnection, requests: Sequence[HoldRequest]) -> list[
                 "price_versions": [r.price_version for r in accepted],
                 "expires_ats": [r.expires_at for r in accepted],
                 "key_ids": [r.payer.caller.key_id if r.payer.caller else None for r in accepted],
-                "cap_windows": [r.payer.cap.window if r.payer.cap else None for r in accepted],
+                "cap_windows": [r.payer.capped_on for r in accepted],
             },
         )
         await save_caps(conn, [r.payer for r in accepted])
@@ -162,15 +162,15 @@ class _Hold:
     amount: int
     price_version: int
     key_id: str | None
-    cap_window: date | None
+    capped_on: date | None
 
 
 async def _give_back_cap(conn: AsyncConnection, hold: _Hold, amount_tokens: int) -> None:
-    """Let the key's cap count only what the hold cost."""
-    if hold.cap_window and amount_tokens:
+    """Let the caps of the key and its ancestors count only what the hold cost."""
+    if hold.capped_on and amount_tokens:
         await conn.execute(
             queries["give_back_cap"],
-            {"key_id": hold.key_id, "cap_window": hold.cap_window, "amount": amount_tokens},
+            {"key_id": hold.key_id, "capped_on": hold.capped_on, "amount": amount_tokens},
         )
 
 

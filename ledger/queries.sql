@@ -134,19 +134,35 @@ WHERE id = :id AND state = 'pending'
 UPDATE accounts SET held = held - :amount WHERE id = :id
 
 -- name: authenticate
-SELECT k.secret_hash, k.id AS key_id, k.user_id, a.id AS account_id, u.email, u.suspended_at IS NOT NULL AS suspended,
-    k.cap_tokens, k.cap_per, k.cap_used, k.cap_window,
-    CAST(CASE k.cap_per
-        WHEN 'day' THEN date_trunc('day', clock_timestamp())
-        WHEN 'month' THEN date_trunc('month', clock_timestamp())
-        WHEN 'total' THEN to_timestamp(0)
-    END AS date) AS window_now
-FROM api_keys k
+-- `limited`: the key carries a limit of any kind. `unused`: its last use was written a minute ago or longer.
+SELECT g.place, k.id AS key_id, k.user_id, a.id AS account_id, u.email, u.suspended_at IS NOT NULL AS suspended, k.scopes,
+    k.allowed_ips IS NULL OR coalesce(g.ip <<= ANY (k.allowed_ips), false) AS admitted,
+    coalesce(k.last_used_at < clock_timestamp() - interval '1 minute', true) AS unused,
+    num_nonnulls(k.parent_id, k.expires_at, k.scopes, k.allowed_ips, k.cap_tokens) > 0 AS limited,
+    num_nonnulls(k.parent_id, k.cap_tokens) > 0 AS capped
+FROM unnest(CAST(:hashes AS bytea[]), CAST(:ips AS inet[])) WITH ORDINALITY AS g (secret_hash, ip, place)
+JOIN api_keys k ON k.secret_hash = g.secret_hash
 JOIN users u ON u.id = k.user_id
 JOIN accounts a ON a.user_id = k.user_id
-WHERE k.secret_hash = ANY(CAST(:hashes AS bytea[]))
-    AND k.revoked_at IS NULL
+WHERE k.revoked_at IS NULL
     AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
+
+-- name: note_use
+-- The account first, as every writer; nothing is waited for.
+WITH idle AS (
+    SELECT user_id FROM accounts WHERE id = ANY(CAST(:account_ids AS bigint[])) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE api_keys k
+SET last_used_at = clock_timestamp()
+FROM idle
+WHERE k.user_id = idle.user_id AND k.id = ANY(CAST(:key_ids AS text[]))
+
+-- name: caps
+-- The caps of keys and of their ancestors, on this UTC day.
+SELECT g.key_id AS spender, d.today, c.*
+FROM (SELECT CAST(statement_timestamp() AT TIME ZONE 'UTC' AS date) AS today) d,
+    unnest(CAST(:key_ids AS text[])) AS g (key_id),
+    LATERAL key_caps(g.key_id, d.today) c
 
 -- name: save_caps
 UPDATE api_keys k
@@ -155,18 +171,21 @@ FROM unnest(CAST(:ids AS text[]), CAST(:used AS bigint[]), CAST(:windows AS date
 WHERE k.id = g.id
 
 -- name: give_back_cap
--- What a hold set aside and did not cost, within the same window of the same key.
-UPDATE api_keys
-SET cap_used = greatest(0, cap_used - :amount)
-WHERE id = :key_id AND cap_window = :cap_window
+-- What a hold set aside and did not cost, from the key's cap and its ancestors', within the windows of its day.
+UPDATE api_keys k
+SET cap_used = greatest(0, k.cap_used - :amount)
+FROM key_line(:key_id) line
+WHERE k.id = line.id AND k.cap_window = cap_window(k.cap_per, CAST(:capped_on AS date))
 
 -- name: balances_by_key
-SELECT k.secret_hash, a.balance, a.held, u.suspended_at IS NOT NULL AS suspended
-FROM api_keys k
+SELECT g.place, a.balance, a.held, u.suspended_at IS NOT NULL AS suspended, k.scopes, k.id AS key_id, a.id AS account_id,
+    k.allowed_ips IS NULL OR coalesce(g.ip <<= ANY (k.allowed_ips), false) AS admitted,
+    coalesce(k.last_used_at < clock_timestamp() - interval '1 minute', true) AS unused
+FROM unnest(CAST(:hashes AS bytea[]), CAST(:ips AS inet[])) WITH ORDINALITY AS g (secret_hash, ip, place)
+JOIN api_keys k ON k.secret_hash = g.secret_hash
 JOIN users u ON u.id = k.user_id
 JOIN accounts a ON a.user_id = k.user_id
-WHERE k.secret_hash = ANY(CAST(:hashes AS bytea[]))
-    AND k.revoked_at IS NULL
+WHERE k.revoked_at IS NULL
     AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
 
 -- name: trial_balance

@@ -16,10 +16,10 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kit.errors import AppError, AuthRequired
-from ledger import grants
+from ledger import grants, scopes
 from ledger.accounts import queries
 from ledger.errors import AccountFrozen, InsufficientCredits, KeyCapReached, ReferenceConflict
-from ledger.keys import suspended
+from ledger.keys import Credential, out_of_place, out_of_scope, suspended
 from ledger.payers import Payer, look
 
 _SPEND_MANY: Final = text(
@@ -35,7 +35,7 @@ class Spend:
     Units: `units_milli` thousandths of the tool's unit, `cost_tokens` what they cost at `price_version`; both > 0.
     """
 
-    credential: bytes
+    credential: Credential
     tool: str
     reference: str
     units_milli: int
@@ -57,15 +57,16 @@ class Spent:
 async def spend_many(conn: AsyncConnection, spends: Sequence[Spend]) -> list[Spent | AppError]:
     """Decide each spend in the order given and write the accepted ones, all in the caller's transaction.
 
-    Outcomes, in this order: AuthRequired or Forbidden for the key; what the reference's first use was answered, or
-    ReferenceConflict if that was for other units, another reason, a hold or a job; AccountFrozen,
-    InsufficientCredits, KeyCapReached; else Spent. Keys, caps and freezes are read under the accounts' locks, so that
-    no race overruns them.
+    Outcomes, in this order: AuthRequired or Forbidden for the key, its address and its scopes; what the reference's
+    first use was answered, or ReferenceConflict if that was for other units, another reason, a hold or a job;
+    AccountFrozen, InsufficientCredits, KeyCapReached; else Spent. Keys, caps and freezes are read under the accounts'
+    locks, so that no race overruns them.
     """
     asked = [
         {
             "at": at,
-            "hash": spend.credential.hex(),
+            "hash": spend.credential.hash.hex(),
+            "ip": spend.credential.ip,
             "tool": spend.tool,
             "reference": spend.reference,
             "units": spend.units_milli,
@@ -112,6 +113,8 @@ def _outcome(row: Row[Any], spend: Spend) -> Spent | AppError:
     refusals: dict[str, AppError] = {
         "unknown": AuthRequired(),
         "suspended": suspended(),
+        "elsewhere": out_of_place(),
+        "scope": out_of_scope(scopes.tool(spend.tool)),
         "conflict": ReferenceConflict(spend.reference),
         "frozen": AccountFrozen(row.tokens),
         "poor": InsufficientCredits(spend.cost_tokens, row.free),
@@ -122,10 +125,11 @@ def _outcome(row: Row[Any], spend: Spend) -> Spent | AppError:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A question: could this key spend so much now? Units: tokens."""
+    """A question: could this key spend so much on this tool now? Units: tokens."""
 
-    credential: bytes
+    credential: Credential
     cost_tokens: int
+    tool: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +150,9 @@ async def check_many(conn: AsyncConnection, checks: Sequence[Check]) -> list[All
 
     Outcomes: AuthRequired or Forbidden for the key, else Allowance. Only a spend or a hold decides.
     """
-    payers = await look(conn, [c.credential for c in checks])
-    found = [payers.get(check.credential) for check in checks]
+    uses = [(check.credential, scopes.tool(check.tool)) for check in checks]
+    payers = await look(conn, uses)
+    found = [payers.get(use) for use in uses]
     return [
         allowance(payer, check.cost_tokens) if isinstance(payer, Payer) else payer or AuthRequired()
         for check, payer in zip(checks, found, strict=True)

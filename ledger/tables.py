@@ -37,7 +37,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, CIDR, JSONB
 
 from kit.db import metadata
 
@@ -105,6 +105,7 @@ holds = Table(
     Index(None, "account_id", postgresql_where=text("state = 'pending'")),
     Index(None, "expires_at", postgresql_where=text("state = 'pending'")),
 )
+"""`cap_window`: the UTC day on which it counted against the caps of its key and that key's ancestors."""
 
 transfers = Table(
     "transfers",
@@ -256,6 +257,10 @@ api_keys = Table(
     Column("cap_per", Text),
     Column("cap_window", Date),
     Column("cap_used", BigInteger, nullable=False, server_default=text("0")),
+    Column("parent_id", Text, ForeignKey("api_keys.id")),
+    Column("scopes", ARRAY(Text)),
+    Column("allowed_ips", ARRAY(CIDR)),
+    Column("last_used_at", DateTime(timezone=True)),
     CheckConstraint("octet_length(secret_hash) = 32", name="hash_only"),
     CheckConstraint("length(label) BETWEEN 1 AND 100", name="label"),
     CheckConstraint(
@@ -263,7 +268,12 @@ api_keys = Table(
         name="cap",
     ),
     CheckConstraint("cap_used BETWEEN 0 AND coalesce(cap_tokens, cap_used)", name="within_cap"),
+    CheckConstraint("parent_id <> id", name="parent"),
+    CheckConstraint("cardinality(scopes) > 0 AND cardinality(allowed_ips) > 0", name="lists"),
+    Index("api_keys_parent_id_idx", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
 )
+"""`parent_id`: the limited key that made it. A child is never wider than its parent and ends with it, by trigger;
+what it spends counts against every ancestor's cap. `last_used_at` is written at most once a minute."""
 
 operators = Table(
     "operators",

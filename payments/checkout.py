@@ -14,6 +14,7 @@ import structlog
 
 from kit.errors import AppError, NotFound
 from kit.ids import new_id
+from ledger.keys import Credential
 from payments.errors import PaymentMismatch
 from payments.packages import Package
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase
@@ -111,7 +112,7 @@ class Checkout:
         """Close the connections to the provider."""
         await self._provider.close()
 
-    async def start(self, email: str, package: Package, credential: bytes | None) -> StartedCheckout:
+    async def start(self, email: str, package: Package, credential: Credential | None) -> StartedCheckout:
         """Write the purchase down, then open the provider's session for it. Raises: PaymentsUnavailable."""
         purchase = await self._books.open_purchase(
             OpenPurchase(new_id("pur"), self._provider.name, email, package, credential)

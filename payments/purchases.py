@@ -18,7 +18,7 @@ from kit.errors import NotFound
 from ledger.balances import balance
 from ledger.credits import credit
 from ledger.grants import Terms
-from ledger.keys import ApiKey, mint
+from ledger.keys import ApiKey, Credential, mint
 from ledger.users import account_of_email, account_of_user
 from payments.errors import AccountExists, AlreadyClaimed, PaymentMismatch, PaymentPending
 from payments.packages import Package
@@ -33,7 +33,7 @@ class OpenPurchase:
     provider: str
     email: str
     package: Package
-    credential: bytes | None
+    credential: Credential | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kit.errors import NotFound
 from kit.ids import new_id
-from ledger import grants
+from ledger import grants, scopes
 from ledger.accounts import lock_one
 from ledger.credits import credit
 from ledger.grants import Terms
-from ledger.keys import caller_of
+from ledger.keys import Credential, caller_of
 from payments.errors import VoucherClosed
 from payments.tables import voucher_redemptions, vouchers
 
@@ -136,12 +136,12 @@ async def disable(conn: AsyncConnection, voucher_id: str) -> bool:
     return done.rowcount == 1
 
 
-async def redeem(conn: AsyncConnection, credential: bytes, code: str) -> Redemption:
+async def redeem(conn: AsyncConnection, credential: Credential, code: str) -> Redemption:
     """Grant a code's credits to the caller's account, once: a repeat is answered alike, whatever became of the code.
 
     Raises: AuthRequired, Forbidden; NotFound for no code of ours; VoucherClosed.
     """
-    caller = await caller_of(conn, credential)
+    caller = await caller_of(conn, credential, scopes.CHECKOUT)
     await lock_one(conn, caller.account_id)
     row = (await conn.execute(select(vouchers).where(vouchers.c.code_hash == hash_code(code)))).one_or_none()
     if row is None:

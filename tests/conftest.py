@@ -137,8 +137,8 @@ class Customer:
     secret: str
 
     @property
-    def credential(self) -> bytes:
-        return keys.hash_key(self.secret)
+    def credential(self) -> keys.Credential:
+        return keys.Credential(keys.hash_key(self.secret))
 
 
 async def open_customer(conn: AsyncConnection, tokens: int, email: str = "") -> Customer:

@@ -24,6 +24,7 @@ from gateway.ports import NewFile, StoredFile
 from gateway.responses import json_response
 from kit.errors import AppError, InvalidRequest, Unavailable, UnsupportedMediaType
 from kit.ids import new_id
+from ledger import scopes
 
 log = structlog.get_logger(__name__)
 router = APIRouter(prefix="/api/v1", tags=["Files"], route_class=StrictRoute)
@@ -48,7 +49,7 @@ async def upload_file(request: Request, credential: CallerKey, parts: PartsOf) -
     """Keeps a file for use as a job's input. Its type is read from its content."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise UnsupportedMediaType("multipart/form-data (curl: -F file=@picture.png)")
-    await parts.ledger.whoami(credential)  # a stranger's megabytes are not read
+    await parts.ledger.whoami(credential, scopes.ADD_FILES)  # a stranger's megabytes are not read
     name, data = await _read_upload(request)
     file_id = new_id("file")
     command = NewFile(

@@ -41,7 +41,7 @@ async def check_tool(
     price = (await parts.price_list()).tool(body.tool).price
     if not body.hold:
         cost_tokens = price.cost_tokens(body.units_milli)
-        return json_response(_allowance(await parts.ledger.check(Check(credential, cost_tokens))))
+        return json_response(_allowance(await parts.ledger.check(Check(credential, cost_tokens, body.tool))))
     meaning = fingerprint({"tool": body.tool, "units_milli": body.units_milli})
     outcome = await parts.ledger.hold_tool(
         PlaceHold(credential, body.tool, body.units_milli, price, header_key, meaning)

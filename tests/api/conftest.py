@@ -36,7 +36,7 @@ from kit.storage import ObjectStore
 from ledger.audit import TrialBalance, TrialBalanceRow
 from ledger.balances import Balance
 from ledger.chain import Block
-from ledger.keys import Caller, hash_key
+from ledger.keys import Caller, Credential, hash_key
 from ledger.spends import Allowance, Check
 
 STUB_KEY = "amai_live_" + "K" * 43
@@ -65,11 +65,11 @@ class StubLedger:
     broken: BaseException | None = None
     last_block: Block | None = None
 
-    def _caller(self, method: str, credential: bytes) -> None:
+    def _caller(self, method: str, credential: Credential) -> None:
         self.calls.append(method)
         if self.broken is not None:
             raise self.broken
-        if credential != hash_key(STUB_KEY):
+        if credential.hash != hash_key(STUB_KEY):
             raise AuthRequired
 
     async def ping(self) -> None:
@@ -82,11 +82,11 @@ class StubLedger:
             raise self.broken
         return Quota(take.bucket, take.limit, take.window_s, take.limit - 1, take.window_s)
 
-    async def whoami(self, credential: bytes) -> Caller:
+    async def whoami(self, credential: Credential, need: str) -> Caller:
         self._caller("whoami", credential)
         return Caller("user_1", 1, "key_1", "dev@company.com")
 
-    async def balance(self, credential: bytes) -> Balance:
+    async def balance(self, credential: Credential) -> Balance:
         self._caller("balance", credential)
         return Balance(60_000, 100)
 
@@ -105,7 +105,7 @@ class StubLedger:
         self.submitted.append(command)
         return JobReceipt(command.job_id, command.task, command.cost_tokens, 59_900, MOMENT, replayed)
 
-    async def job(self, credential: bytes, job_id: str) -> Job:
+    async def job(self, credential: Credential, job_id: str) -> Job:
         self._caller("job", credential)
         raise NotFound("job")
 
@@ -128,7 +128,7 @@ class StubLedger:
         self.stored[file.id] = file
         return file
 
-    async def file(self, credential: bytes, file_id: str) -> StoredFile:
+    async def file(self, credential: Credential, file_id: str) -> StoredFile:
         self._caller("file", credential)
         return await self.signed_file(file_id)
 

@@ -20,6 +20,7 @@ ROUTES = {
     "POST /api/v1/claim/stripe",
     "GET /api/v1/keys",
     "POST /api/v1/keys",
+    "POST /api/v1/keys/rotate",
     "POST /api/v1/keys/revoke",
     "GET /api/v1/credits/balance",
     "GET /api/v1/balance",

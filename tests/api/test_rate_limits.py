@@ -16,6 +16,7 @@ from gateway.app import create_app
 from gateway.documented import REQUESTS
 from gateway.limits import BUCKETS, OPERATOR, ROUTES, UNLIMITED, Gate, UndeclaredRoute, address_of, bucket_of
 from kit.errors import Unavailable
+from kit.settings import Settings
 
 BALANCE, JOBS, KEYS, REVOKE = "/api/v1/balance", "/api/v1/media/jobs", "/api/v1/keys", "/api/v1/keys/revoke"
 CLAIM, CHECKOUT = "/api/v1/claim/stripe", "/api/v1/checkout/stripe"
@@ -260,7 +261,7 @@ async def test_checkouts_without_a_key_are_counted_by_email(client, owner):
 
 
 async def test_addresses_are_counted_where_a_proxy_of_ours_names_them(ingress):
-    async with client_of(ingress(trusted_proxies=1)) as client:
+    async with client_of(ingress(trusted_proxies="127.0.0.1")) as client:
 
         def claim(number, forwarded):
             headers = {"x-forwarded-for": forwarded}
@@ -282,19 +283,19 @@ async def test_addresses_are_counted_where_a_proxy_of_ours_names_them(ingress):
 @pytest.mark.parametrize(
     ("proxies", "said", "address"),
     [
-        (0, ["9.9.9.9"], None),
-        (1, [], None),
-        (1, ["unknown"], None),
-        (1, ["1.1.1.1, 9.9.9.9"], "9.9.9.9"),
-        (2, ["1.1.1.1, 9.9.9.9", "10.0.0.1"], "9.9.9.9"),
-        (2, ["9.9.9.9"], None),
-        (1, ["2001:db8:1:2:3::4"], "2001:db8:1:2::/64"),
+        ("", ["9.9.9.9"], None),
+        ("7.7.7.7", [], None),
+        ("7.7.7.7", ["unknown"], None),
+        ("7.7.7.7", ["1.1.1.1, 9.9.9.9"], "9.9.9.9"),
+        ("7.7.7.7,10.0.0.1", ["1.1.1.1, 9.9.9.9", "10.0.0.1"], "9.9.9.9"),
+        ("10.0.0.1", ["9.9.9.9"], "7.7.7.7"),
+        ("7.7.7.7", ["2001:db8:1:2:3::4"], "2001:db8:1:2::/64"),
     ],
 )
 def test_only_what_a_trusted_proxy_wrote_is_an_address(proxies, said, address):
     headers = [(b"x-forwarded-for", value.encode()) for value in said]
     request = Request({"type": "http", "headers": headers, "client": ("7.7.7.7", 1)})
-    assert address_of(request, proxies) == address
+    assert address_of(request, Settings(trusted_proxies=proxies).proxies) == address
 
 
 # -- off, and away -------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from gateway.statement_csv import COLUMNS
 from kit.ids import new_id
 from ledger import statements
 from ledger.credits import credit
-from ledger.keys import hash_key
+from ledger.keys import Credential, hash_key
 from ledger.spends import Spend
 from ledger.users import account_of_email
 
@@ -21,7 +21,7 @@ STATEMENT = "/api/v1/statement"
 
 
 async def spend(ledger, owner, reference, cost=5):
-    return await ledger.spend(Spend(hash_key(owner.key), "chat", reference, 1000, cost, 1))
+    return await ledger.spend(Spend(Credential(hash_key(owner.key)), "chat", reference, 1000, cost, 1))
 
 
 async def test_200_lines_come_newest_first_with_the_balance_after_each(customer, ledger):

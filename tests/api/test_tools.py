@@ -15,7 +15,7 @@ from gateway.catalog import Price
 from gateway.tool_answers import ToolChecked, ToolSpent
 from gateway.tool_holds import PlaceHold
 from ledger import accounts
-from ledger.keys import hash_key
+from ledger.keys import Credential, hash_key
 
 CHECK = "/api/v1/tools/check"
 SPEND = "/api/v1/tools/spend"
@@ -444,7 +444,9 @@ async def test_a_hold_that_lives_is_not_swept(owner, server):
 
 async def test_a_hold_keeps_the_price_of_its_check(owner, ledger):
     """Placed at 3 tokens a turn, version 7; today's price is 5."""
-    held = await ledger.hold_tool(PlaceHold(hash_key(owner.key), "chat", 2000, Price(3, 1, 7), None, ""))
+    held = await ledger.hold_tool(
+        PlaceHold(Credential(hash_key(owner.key)), "chat", 2000, Price(3, 1, 7), None, "")
+    )
     assert held.cost_tokens == 6
     answer = await spend(owner, "a", units=1.5, hold_id=held.hold_id)
     assert answer.json() == {"ok": True, "charged": 5, "balance_after": 9_995}

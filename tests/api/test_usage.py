@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from gateway.account_answers import CostShown, UsageShown
-from ledger.keys import hash_key
+from ledger.keys import Credential, hash_key
 from ledger.spends import Spend
 
 USAGE, COST, JOBS = "/api/v1/usage", "/api/v1/cost", "/api/v1/media/jobs"
@@ -15,7 +15,7 @@ FOX = {"task": "image.generate", "input": {"prompt": "cinematic fox astronaut"}}
 
 
 async def spend(ledger, owner, reference, *, tool="chat", units_milli=1500, cost=5):
-    return await ledger.spend(Spend(hash_key(owner.key), tool, reference, units_milli, cost, 1))
+    return await ledger.spend(Spend(Credential(hash_key(owner.key)), tool, reference, units_milli, cost, 1))
 
 
 async def test_200_usage_is_split_by_everything_unless_asked_otherwise(customer, ledger):

@@ -31,7 +31,7 @@ from ledger.errors import (
     ReferenceConflict,
 )
 from ledger.grants import Terms
-from ledger.keys import hash_key
+from ledger.keys import UNLIMITED, Credential, hash_key
 from ledger.spends import Check, Spend, Spent
 from payments.packages import Package
 from payments.purchases import OpenPurchase, PaidSession
@@ -287,9 +287,9 @@ class Writer:
     async def keys(self):
         """Make a key, let everyone spend with it for a while, revoke it: from the answer on it is refused."""
         made = await self.server.create_key(
-            CreateKey(self.wallet.main, "short-lived", None, self.name(), "same")
+            CreateKey(self.wallet.main, "short-lived", UNLIMITED, self.name(), "same")
         )
-        credential = hash_key(made.secret)
+        credential = Credential(hash_key(made.secret))
         self.wallet.others.append(credential)
         for _ in range(3):
             await self.spend()
@@ -312,7 +312,7 @@ class Writer:
     async def look(self):
         found = await self.ledger.balance(self.wallet.main)
         assert 0 <= found.held_tokens <= found.total_tokens
-        await self.ledger.check(Check(self.wallet.capped, 5))
+        await self.ledger.check(Check(self.wallet.capped, 5, "image"))
 
     async def audit(self):
         """The invariants hold at every moment, not only at the end."""
@@ -335,14 +335,16 @@ async def wallets(db, servers, customers):
     for _ in range(ACCOUNTS):
         async with db.transaction() as conn:
             customer = await customers(conn, 300)
-        capped = await servers[0].create_key(CreateKey(customer.credential, "capped", None, None, ""))
+        capped = await servers[0].create_key(CreateKey(customer.credential, "capped", UNLIMITED, None, ""))
         async with db.transaction() as conn:
             await conn.execute(
                 text("UPDATE api_keys SET cap_tokens = :cap, cap_per = 'total' WHERE id = :id"),
                 {"cap": CAP_TOKENS, "id": capped.key.id},
             )
         wallets.append(
-            Wallet(customer.account_id, customer.email, customer.credential, hash_key(capped.secret))
+            Wallet(
+                customer.account_id, customer.email, customer.credential, Credential(hash_key(capped.secret))
+            )
         )
     return wallets
 

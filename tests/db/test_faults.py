@@ -24,6 +24,7 @@ from kit.errors import Unavailable
 from kit.ids import new_id
 from kit.settings import load_settings
 from ledger.balances import balance
+from ledger.keys import UNLIMITED
 from ledger.spends import Spend, Spent
 from payments.packages import Package
 from payments.purchases import OpenPurchase, PaidSession
@@ -148,7 +149,9 @@ async def submits(case):
 
 
 async def makes_a_key(case):
-    made = await case.server.create_key(CreateKey(case.customer.credential, "app", None, case.name, "same"))
+    made = await case.server.create_key(
+        CreateKey(case.customer.credential, "app", UNLIMITED, case.name, "same")
+    )
     return made.key.id, made.secret
 
 

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from kit.errors import NotFound
 from kit.ids import new_id
-from ledger import accounts, debts, grants, holds, refunds
+from ledger import accounts, debts, grants, holds, refunds, scopes
 from ledger.audit import LEDGER_CHECKS, run_checks
 from ledger.balances import balance
 from ledger.credits import adjust, credit, schedule
@@ -54,7 +54,7 @@ async def buy(conn, account_id, amount, purchase_id):
 
 
 async def hold(conn, account_id, amount):
-    payer = Payer(await accounts.lock_one(conn, account_id), None, None)
+    payer = Payer(await accounts.lock_one(conn, account_id), None)
     request = holds.HoldRequest(new_id("hold"), payer, "image", new_id("job"), amount, 1, None)
     outcome = (await holds.place(conn, [request]))[0]
     assert isinstance(outcome, int), outcome
@@ -188,7 +188,7 @@ async def test_expired_credits_cannot_be_spent_though_no_sweep_has_passed(conn, 
         )
     )
     await conn.execute(text("UPDATE accounts SET due_at = now() WHERE kind = 'user'"))
-    payer = (await authorise(conn, [customer.credential]))[customer.credential]
+    payer = (await authorise(conn, [(customer.credential, scopes.ANY)]))[(customer.credential, scopes.ANY)]
     assert payer.refusal(1) == InsufficientCredits(1, 0)
 
 
@@ -336,7 +336,7 @@ async def test_what_was_spent_of_a_payment_taken_back_is_owed_and_freezes_spendi
     await charge(conn, account, 30)
     assert await take_back(conn, account, 100, "pay_1") == debts.Clawback(70, 30)
     assert await remaining(conn, account) == {"pay_1": 0, "other": 50}
-    payer = Payer(await accounts.lock_one(conn, account), None, None)
+    payer = Payer(await accounts.lock_one(conn, account), None)
     assert payer.refusal(1) == AccountFrozen(30)
 
 
@@ -348,7 +348,7 @@ async def test_the_next_purchase_pays_the_debt_first(conn, account):
     assert (await debt(conn, account), await free(conn, account)) == (40, 0)
     await buy(conn, account, 60, "pay_3")
     assert (await debt(conn, account), await free(conn, account)) == (0, 20)
-    assert Payer(await accounts.lock_one(conn, account), None, None).refusal(20) is None
+    assert Payer(await accounts.lock_one(conn, account), None).refusal(20) is None
     assert await remaining(conn, account) == {"pay_1": 0, "pay_2": 0, "pay_3": 20}
 
 
@@ -442,9 +442,9 @@ async def test_a_debt_is_the_minus_of_its_house_account(conn, account):
 async def test_an_operators_freeze_stops_spending_until_it_is_taken_back(conn, account):
     await give(conn, account, 100, "a")
     await accounts.freeze(conn, account)
-    assert Payer(await accounts.lock_one(conn, account), None, None).refusal(1) == AccountFrozen(0)
+    assert Payer(await accounts.lock_one(conn, account), None).refusal(1) == AccountFrozen(0)
     await accounts.unfreeze(conn, account)
-    assert Payer(await accounts.lock_one(conn, account), None, None).refusal(1) is None
+    assert Payer(await accounts.lock_one(conn, account), None).refusal(1) is None
 
 
 async def test_an_adjustment_goes_both_ways_and_never_below_zero(conn, account):

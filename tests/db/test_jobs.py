@@ -16,6 +16,7 @@ from kit.errors import AuthRequired, NotFound
 from kit.ids import new_id
 from ledger.balances import balance
 from ledger.errors import InsufficientCredits
+from ledger.keys import Credential
 
 HOUR = timedelta(hours=1)
 LEASE = timedelta(seconds=30)
@@ -106,7 +107,7 @@ async def test_each_submit_of_a_batch_is_decided_on_its_own(conn, customers):
         conn,
         [
             submit_of(rich),
-            submit_of(rich, credential=b"?" * 32),
+            submit_of(rich, credential=Credential(b"?" * 32)),
             submit_of(poor),
             submit_of(poor),
             submit_of(rich),

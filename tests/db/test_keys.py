@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from kit.errors import AuthRequired, Forbidden, NotFound
-from ledger import keys
+from ledger import keys, scopes
 from ledger.balances import Balance, balances_by_key
 from ledger.errors import AmbiguousPrefix
 
@@ -26,31 +26,36 @@ async def test_only_a_hash_of_the_secret_is_stored(conn, customers):
 
 async def test_a_revoked_key_is_unknown_from_the_next_statement_on(conn, customers):
     customer = await customers(conn, 0)
-    assert (await keys.caller_of(conn, customer.credential)).user_id == customer.user_id
+    assert (await keys.caller_of(conn, customer.credential, scopes.ANY)).user_id == customer.user_id
     await keys.revoke(conn, customer.user_id, customer.secret.removeprefix("amai_live_")[:10])
     with pytest.raises(AuthRequired):
-        await keys.caller_of(conn, customer.credential)
+        await keys.caller_of(conn, customer.credential, scopes.ANY)
 
 
 async def test_an_expired_key_is_unknown(conn, customers):
     customer = await customers(conn, 0)
     past = datetime.now(UTC) - timedelta(seconds=1)
-    made = await keys.mint(conn, customer.user_id, "short", brand="amai", expires_at=past)
+    made = await keys.mint(conn, customer.user_id, "short", brand="amai", limits=keys.Limits(expires_at=past))
     with pytest.raises(AuthRequired):
-        await keys.caller_of(conn, keys.hash_key(made.secret))
+        await keys.caller_of(conn, keys.Credential(keys.hash_key(made.secret)), scopes.ANY)
 
 
 async def test_a_suspended_user_is_forbidden_with_every_key(conn, customers):
     customer = await customers(conn, 100)
     await conn.execute(text("UPDATE users SET suspended_at = now() WHERE id = :id"), {"id": customer.user_id})
     with pytest.raises(Forbidden):
-        await keys.caller_of(conn, customer.credential)
+        await keys.caller_of(conn, customer.credential, scopes.ANY)
     assert isinstance((await balances_by_key(conn, [customer.credential]))[0], Forbidden)
 
 
 async def test_one_bad_key_of_a_batch_touches_no_other(conn, customers):
     one, two = await customers(conn, 100), await customers(conn, 200)
-    asked = [one.credential, keys.hash_key("amai_live_wrong"), two.credential, one.credential]
+    asked = [
+        one.credential,
+        keys.Credential(keys.hash_key("amai_live_wrong")),
+        two.credential,
+        one.credential,
+    ]
     assert await balances_by_key(conn, asked) == [
         Balance(100, 0),
         AuthRequired(),

@@ -20,7 +20,7 @@ from ledger.transfers import Posting, post
 
 
 async def payer_of(conn, account_id):
-    return Payer(await accounts.lock_one(conn, account_id), None, None)
+    return Payer(await accounts.lock_one(conn, account_id), None)
 
 
 def hold_of(payer, amount, reference=None, expires_at=None):

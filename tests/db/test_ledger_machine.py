@@ -39,6 +39,7 @@ from ledger.errors import (
     ReferenceConflict,
 )
 from ledger.grants import PRIORITY, Terms
+from ledger.keys import Credential
 from ledger.payers import Payer
 from ledger.spends import Spend, Spent, spend_many
 
@@ -86,7 +87,7 @@ class Move:
 @dataclass
 class Wallet:
     account_id: int
-    credential: bytes
+    credential: Credential
     balance: int = 0
     debt: int = 0
     moved: int = 0
@@ -318,7 +319,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(who=WHO, amount=AMOUNTS)
     def hold(self, who, amount):
         wallet = self.wallets[who]
-        payer = Payer(self.run(accounts.lock_one(self.conn, wallet.account_id)), None, None)
+        payer = Payer(self.run(accounts.lock_one(self.conn, wallet.account_id)), None)
         request = holds.HoldRequest(new_id("hold"), payer, "image", new_id("job"), amount, 1, None)
         outcome = self.run(holds.place(self.conn, [request]))[0]
         if wallet.stopped:

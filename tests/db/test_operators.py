@@ -16,7 +16,7 @@ from gateway.operator_ports import Adjust, GiveBack, GiveCredits, HoldQuery, Job
 from gateway.ports import SubmitJob
 from kit.errors import AppError, AuthRequired, Forbidden, NotFound
 from kit.ids import new_id
-from ledger import actions, operators
+from ledger import actions, operators, scopes
 from ledger.actions import Actor
 from ledger.errors import (
     AccountFrozen,
@@ -51,7 +51,8 @@ def gift(owner, tokens=500, reference="ticket-17", **terms):
 
 
 async def hold_of(conn, owner, tokens=40):
-    payer = (await authorise(conn, [owner.credential]))[owner.credential]
+    use = (owner.credential, scopes.tool("chat"))
+    payer = (await authorise(conn, [use]))[use]
     hold_id = new_id("hold")
     await place(conn, [HoldRequest(hold_id, payer, "chat", "h1", tokens, 1, None)])
     return hold_id
@@ -87,7 +88,7 @@ async def test_a_live_name_is_taken_and_a_revoked_one_is_free_again(conn):
 async def test_a_customers_key_is_no_operators(conn, customers):
     owner = await customers(conn, 0)
     with pytest.raises(AuthRequired):
-        await operators.actor_of(conn, owner.credential, None)
+        await operators.actor_of(conn, owner.credential.hash, None)
 
 
 # -- the log ---------------------------------------------------------------------------------------------------------

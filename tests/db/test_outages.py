@@ -21,6 +21,7 @@ from kit import migrate
 from kit.db import Database
 from kit.errors import Unavailable
 from kit.postgres import EmbeddedPostgres
+from kit.postgres.processes import POLL_S
 from kit.settings import Settings
 from kit.storage import ObjectStore
 from ledger.spends import Spend, Spent
@@ -119,7 +120,7 @@ async def until_answered(call, *args):
             try:
                 return await call(*args)
             except Unavailable:
-                await asyncio.sleep(0)
+                await asyncio.sleep(POLL_S)
 
 
 async def test_while_postgres_is_away_every_caller_hears_503_and_service_resumes_by_itself(
@@ -210,17 +211,18 @@ async def test_a_standby_takes_no_money_until_it_is_promoted(
     first = await ledger.spend(spend_of(customer, "before"))
     await stop(standing)
     (standing.cluster_dir / "standby.signal").touch()
-    starting = asyncio.create_task(start(standing))  # it counts as started when it may write
+    # It counts as started when it may write: its patience must outlast the whole of what is tried meanwhile.
+    starting = asyncio.create_task(asyncio.to_thread(standing.start, 2 * PATIENCE_S))
     superuser = create_async_engine(standing.superuser_url, isolation_level="AUTOCOMMIT")
     try:
         async with asyncio.timeout(PATIENCE_S):
-            while True:
+            while not starting.done():
                 try:
                     async with superuser.connect() as conn:
                         assert (await conn.execute(text("SELECT pg_is_in_recovery()"))).scalar_one()
                         break
                 except OperationalError:
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(POLL_S)  # a busy loop here starves the thread that starts it
         for _ in range(3):
             with pytest.raises(Unavailable):
                 await ledger.spend(spend_of(customer, "after"))

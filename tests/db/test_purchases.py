@@ -10,8 +10,9 @@ from sqlalchemy import text
 
 from kit.errors import AppError, NotFound
 from kit.ids import new_id
+from ledger import scopes
 from ledger.balances import balance
-from ledger.keys import caller_of, hash_key
+from ledger.keys import Credential, caller_of, hash_key
 from ledger.users import account_of_email
 from payments import purchases, webhooks
 from payments.errors import AccountExists, AlreadyClaimed, PaymentMismatch, PaymentPending
@@ -78,7 +79,7 @@ async def test_a_claim_mints_the_first_key_once(conn):
     claim = await purchases.claim(conn, "stripe", paid.session_id, "Primary", brand="amai")
     assert claim.secret.startswith("amai_live_")
     assert (claim.email, claim.credits_tokens, claim.balance_tokens) == ("dev@company.com", 60_000, 60_000)
-    assert (await caller_of(conn, hash_key(claim.secret))).email == "dev@company.com"
+    assert (await caller_of(conn, Credential(hash_key(claim.secret)), scopes.ANY)).email == "dev@company.com"
     with pytest.raises(AlreadyClaimed):
         await purchases.claim(conn, "stripe", paid.session_id, "Again", brand="amai")
 

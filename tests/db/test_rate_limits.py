@@ -20,6 +20,7 @@ from kit.settings import load_settings
 from ledger import keys
 from ledger.balances import Balance
 from ledger.errors import InsufficientCredits
+from ledger.keys import Credential
 from ledger.spends import Check, Spend, Spent
 
 
@@ -115,7 +116,7 @@ async def test_a_key_that_is_not_valid_counts_against_no_one_who_is(conn, custom
     owner = await customers(conn, 0)
     revoked = await second_key(conn, owner)
     await keys.revoke(conn, owner.user_id, revoked.secret.split("_")[-1][:8])
-    unknown = Take("sensitive_auth", "user", b"\7" * 32, "stranger:1", 3, 60)
+    unknown = Take("sensitive_auth", "user", Credential(b"\7" * 32), "stranger:1", 3, 60)
     outcomes = await take_many(conn, [by_user(revoked), unknown, unknown, by_user(revoked), by_user(owner)])
     assert summary(outcomes) == [2, 1, 0, "refused", 2]
 
@@ -161,7 +162,7 @@ async def test_the_first_call_of_a_request_carries_its_take_and_no_other(replica
     ledger = local_ledger(replicas[0])
     calls = {
         "hot": lambda: ledger.balance(customer.credential),
-        "check": lambda: ledger.check(Check(customer.credential, 1)),
+        "check": lambda: ledger.check(Check(customer.credential, 1, "chat")),
         "cold": lambda: ledger.keys(customer.credential),
     }
     for name, call in calls.items():
@@ -184,7 +185,7 @@ async def test_an_error_of_a_counted_call_is_raised_as_it_is(replicas, customers
     async with db.transaction() as conn:
         customer = await customers(conn, 0)
     ledger = local_ledger(replicas[0])
-    for credential, error in ((b"\7" * 32, AuthRequired), (customer.credential, NotFound)):
+    for credential, error in ((Credential(b"\7" * 32), AuthRequired), (customer.credential, NotFound)):
         token = tallies.set(Tally(replace(by_key(customer), credential=credential), waits=True))
         with pytest.raises(error):
             await ledger.job(credential, "job_01k8z0c6m5n7q2r4t6v8x0y2z4")

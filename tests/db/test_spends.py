@@ -79,7 +79,7 @@ async def top_up(conn, customer, tokens):
 
 
 async def hold(conn, customer, reference, amount):
-    payer = Payer(await accounts.lock_one(conn, customer.account_id), None, None)
+    payer = Payer(await accounts.lock_one(conn, customer.account_id), None)
     request = holds.HoldRequest(new_id("hold"), payer, "image", reference, amount, 1, None)
     await holds.place(conn, [request])
     return request.id
@@ -92,7 +92,7 @@ async def test_each_spend_of_a_batch_is_decided_on_its_own(conn, customers):
     await keys.revoke(conn, revoked.user_id, revoked.secret.split("_")[-1][:8])
     await conn.execute(text("UPDATE users SET suspended_at = now() WHERE id = :id"), {"id": banned.user_id})
     await cap(conn, capped, 3)
-    unknown = Spend(b"\0" * 32, "image", "r", 1000, 1, 1)
+    unknown = Spend(keys.Credential(b"\0" * 32), "image", "r", 1000, 1, 1)
     outcomes = await spend_many(
         conn,
         [
@@ -261,8 +261,9 @@ async def test_a_check_charges_nothing_and_says_what_a_spend_would_meet(conn, cu
     await accounts.freeze(conn, frozen.account_id)
     await cap(conn, capped, 3)
     asked = [
-        Check(rich.credential, 40), Check(rich.credential, 100), Check(rich.credential, 101),
-        Check(frozen.credential, 1), Check(capped.credential, 4), Check(b"\0" * 32, 1),
+        Check(rich.credential, 40, "image"), Check(rich.credential, 100, "image"),
+        Check(rich.credential, 101, "image"), Check(frozen.credential, 1, "image"),
+        Check(capped.credential, 4, "image"), Check(keys.Credential(b"\0" * 32), 1, "image"),
     ]  # fmt: skip
     *answers, unknown = await check_many(conn, asked)
     assert [(a.allowed, a.balance_after_tokens, a.reason) for a in answers] == [
@@ -376,7 +377,7 @@ async def test_spends_that_wait_together_travel_together_and_fail_alone(server, 
     asked = [spend(rich, f"{n}", 2) for n in range(50)] + [spend(poor, "a", 2), spend(poor, "b", 1)]
     outcomes = await asyncio.gather(*(ledger.spend(s) for s in asked), return_exceptions=True)
     assert summary(outcomes) == [2] * 50 + [InsufficientCredits, 1]
-    assert (await ledger.check(Check(rich.credential, 900))).allowed
+    assert (await ledger.check(Check(rich.credential, 900, "image"))).allowed
     again = await asyncio.gather(*(ledger.spend(s) for s in asked[:50]))
     assert all(o.replayed for o in again)
     await assert_sound(db)

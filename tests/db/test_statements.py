@@ -22,7 +22,7 @@ from gateway.usage import queries as usage_queries
 from kit.errors import AuthRequired, InvalidRequest, NotFound
 from kit.ids import new_id
 from kit.settings import Settings
-from ledger import accounts, debts, grants, holds, keys, refunds
+from ledger import accounts, debts, grants, holds, keys, refunds, scopes
 from ledger.audit import LEDGER_CHECKS
 from ledger.balances import balance
 from ledger.credits import adjust, credit
@@ -164,7 +164,7 @@ class Life:
         caller = self.keys[amount % 2]
         if self.taken(tool, reference) or self.debt or amount > self.free:
             return
-        payer = Payer(await accounts.lock_one(self.conn, self.account_id), caller, None)
+        payer = Payer(await accounts.lock_one(self.conn, self.account_id), caller)
         request = holds.HoldRequest(new_id("hold"), payer, tool, reference, amount, 7, None)
         assert (await holds.place(self.conn, [request]))[0] == self.free - amount
         self.holds.append(Held(request.id, tool, reference, caller.key_id, amount))
@@ -379,7 +379,7 @@ async def live(conn, customers, steps) -> list[Life]:
     lives = []
     for _ in range(2):
         customer = await customers(conn, 0)
-        callers = [await keys.caller_of(conn, customer.credential)]
+        callers = [await keys.caller_of(conn, customer.credential, scopes.ANY)]
         more = await keys.mint(conn, customer.user_id, "second", brand="amai")
         callers.append(replace(callers[0], key_id=more.key.id))
         lives.append(Life(conn, customer.account_id, callers))
@@ -613,7 +613,7 @@ async def test_two_accounts_may_use_one_reference_and_each_has_its_own_cost(conn
 
 async def test_a_hold_of_a_tool_that_never_charged_is_found_without_naming_the_tool(conn, customers):
     customer = await customers(conn, 100)
-    life = Life(conn, customer.account_id, [await keys.caller_of(conn, customer.credential)] * 2)
+    life = Life(conn, customer.account_id, [await keys.caller_of(conn, customer.credential, scopes.ANY)] * 2)
     life.note(Happened("grant", "grant", "start", 100))
     await life.hold(30, 2)
     assert life.holds[0].tool == "video"
@@ -777,5 +777,5 @@ async def test_each_key_reads_the_past_of_its_own_account(db, fresh_url, tmp_pat
 
     total, page, used, cost = await read(other.credential)
     assert (total, len(page.lines), used, cost) == (7, 1, [], NotFound("reference"))
-    assert [type(outcome) for outcome in await read(b"unknown")] == [AuthRequired] * 4
+    assert [type(outcome) for outcome in await read(keys.Credential(b"unknown"))] == [AuthRequired] * 4
     await server.close()

@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from kit.errors import AppError, AuthRequired, Forbidden, NotFound
 from ledger.balances import balance
+from ledger.keys import Credential
 from ledger.tables import users
 from payments import vouchers
 from payments.errors import VoucherClosed
@@ -116,7 +117,7 @@ async def test_an_unknown_code_a_bad_key_and_a_suspended_user_get_nothing(conn, 
     with pytest.raises(NotFound):
         await vouchers.redeem(conn, owner.credential, "0000-0000-0000-0000")
     with pytest.raises(AuthRequired):
-        await vouchers.redeem(conn, b"\0" * 32, made.code)
+        await vouchers.redeem(conn, Credential(b"\0" * 32), made.code)
     await conn.execute(
         update(users).where(users.c.id == owner.user_id).values(suspended_at=datetime.now(UTC))
     )

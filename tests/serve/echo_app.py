@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from ray import serve
 from ray.serve import Application
 
@@ -21,8 +21,14 @@ def build_app() -> FastAPI:
     app = FastAPI()
 
     @app.get("/echo")
-    async def echo() -> dict[str, object]:
-        return {"pid": os.getpid(), "cwd": str(Path.cwd())}
+    async def echo(request: Request) -> dict[str, object]:
+        return {
+            "pid": os.getpid(),
+            "cwd": str(Path.cwd()),
+            "peer": request.client.host if request.client else None,
+            "forwarded_for": ",".join(request.headers.getlist("x-forwarded-for")),
+            "front": os.environ.get("FAREBOX_FRONT", ""),
+        }
 
     return app
 

@@ -19,6 +19,8 @@ from deployments.ray_environment import LOOPBACK, HeadResources, haproxy_binary
 from deployments.ray_head import RayHead, RayHeadError, reap
 from deployments.ray_session import HeadRecord, living_members
 from deployments.serve_api import ApplicationStatus, ServeRefused, dashboard_hint
+from kit.addresses import caller_address
+from kit.settings import Settings
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -53,13 +55,16 @@ def config(front_port: int, *names: str) -> dict[str, object]:
     }
 
 
-def ask(head: RayHead) -> dict[str, object]:
+def ask(head: RayHead, headers: dict[str, str] | None = None) -> dict[str, object]:
     """Return the application's answer; HAProxy may learn of a replica a moment after Serve tells us."""
     deadline = time.monotonic() + ANSWER_S
     while True:
         try:
             answer = httpx.get(
-                f"http://{LOOPBACK}:{head.front_port}/echo-app/echo", trust_env=False, timeout=ANSWER_S
+                f"http://{LOOPBACK}:{head.front_port}/echo-app/echo",
+                headers=headers,
+                trust_env=False,
+                timeout=ANSWER_S,
             )
             answer.raise_for_status()
         except httpx.HTTPError:
@@ -107,6 +112,19 @@ def test_the_front_door_is_haproxy_on_loopback(head: RayHead) -> None:
         outside.settimeout(ANSWER_S)
         # All of 127.0.0.0/8 is this machine: a server on all interfaces would answer here as well.
         assert outside.connect_ex(("127.0.0.2", head.front_port)) != 0
+
+
+def test_a_forged_address_is_told_from_the_one_that_the_front_wrote(head: RayHead) -> None:
+    told = ask(head, {"x-forwarded-for": "203.0.113.7"})
+    proxies = Settings(front=str(told["front"])).proxies
+    peer, chain = str(told["peer"]), str(told["forwarded_for"])
+    assert peer == LOOPBACK, "uvicorn must leave the judgement to us"
+    if haproxy_binary(os.environ) is None:
+        assert (chain, proxies) == ("203.0.113.7", ())
+    else:
+        assert chain.replace(" ", "") == f"203.0.113.7,{LOOPBACK}"
+        # The test itself calls from loopback. Were it anyone else, the walk would end at what the front wrote.
+        assert caller_address(peer, chain.replace(f",{LOOPBACK}", ",198.51.100.1"), proxies) == "198.51.100.1"
 
 
 def test_nothing_listens_beyond_loopback_but_what_asks_for_the_token(head: RayHead) -> None:

@@ -106,6 +106,16 @@ def test_an_operator_may_tune_the_rest(tmp_path: Path) -> None:
     assert environment["DATABASE_URL"] == "postgresql://x"
 
 
+def test_only_a_front_that_names_its_callers_is_trusted_with_it(tmp_path: Path) -> None:
+    base = {"FAREBOX_FRONT": "0.0.0.0/0", "FORWARDED_ALLOW_IPS": "*"}
+    plain = head_environment(base, head_paths(tmp_path), PORTS, haproxy=Path("/usr/sbin/haproxy"))
+    naming = head_environment(
+        base, head_paths(tmp_path), PORTS, haproxy=Path("/usr/sbin/haproxy"), names_callers=True
+    )
+    assert (plain["FAREBOX_FRONT"], naming["FAREBOX_FRONT"]) == ("", "127.0.0.1")
+    assert {plain["FORWARDED_ALLOW_IPS"], naming["FORWARDED_ALLOW_IPS"]} == {""}
+
+
 def test_without_haproxy_serve_runs_its_own_proxy(tmp_path: Path) -> None:
     environment = head_environment({}, head_paths(tmp_path), PORTS, haproxy=None)
     assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
@@ -142,7 +152,7 @@ def test_haproxy_is_the_named_one_before_the_wheels(tmp_path: Path) -> None:
     assert unnamed is None or (unnamed.name, os.access(unnamed, os.X_OK)) == ("haproxy", True)
 
 
-def test_haproxys_pages_move_to_loopback_and_its_front_stays_where_it_was_put(tmp_path: Path) -> None:
+def test_haproxys_pages_move_to_loopback_and_its_front_names_callers_where_it_was_put(tmp_path: Path) -> None:
     paths = lay_out(tmp_path)
     if paths.short_dir:  # the script is what counts here
         remove_short_dir(paths.short_dir)
@@ -152,7 +162,8 @@ def test_haproxys_pages_move_to_loopback_and_its_front_stays_where_it_was_put(tm
     pretend.chmod(0o700)
     config = tmp_path / "haproxy.cfg"
     config.write_text(
-        "frontend prometheus\n    bind :7\nfrontend http_frontend\n    bind *:8000\n    bind *:77\n"
+        "defaults\n    mode http\nfrontend prometheus\n    bind :7\nfrontend http_frontend\n"
+        "    bind *:8000\n    bind *:77\n"
         "  bind *:6\n"
     )
     script = loopback_haproxy(pretend, paths, PORTS)
@@ -160,6 +171,7 @@ def test_haproxys_pages_move_to_loopback_and_its_front_stays_where_it_was_put(tm
     arguments = told.read_text().splitlines()
     assert arguments == ["-db", "-f", f"{config}.loopback", "-L", str(config), "-dR", "-sf", "12"]
     assert Path(f"{config}.loopback").read_text() == (
+        "defaults\n    option forwardfor\n    mode http\n"
         "frontend prometheus\n    bind 127.0.0.1:7\nfrontend http_frontend\n    bind *:8000\n    bind *:77\n"
         "  bind 127.0.0.1:6\n"
     )

@@ -170,7 +170,8 @@ class CreateKey(Request):
             description="What the key may be used for; without it, everything. `read`: balance, statements, usage,"
             " jobs, files, keys. `tools:<tool>` or `tools:*`: check and spend; `tools:consume`: consume credits."
             " `tasks:<task>` or `tasks:*`: submit and cancel jobs, look at jobs, read and upload files. `files`: read,"
-            " upload and delete files. `keys`: list, make, rotate and revoke keys. `checkout`: top the account up.",
+            " upload and delete files. `keys`: list, make, rotate and revoke keys. `checkout`: top the account up, by a"
+            " payment or a voucher.",
             examples=[["tasks:image.generate", "read"]],
         ),
     ] = None

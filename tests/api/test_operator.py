@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from gateway import operator_answers as answers
+from gateway.documented import REQUESTS
 from gateway.lookups import find_users
 from gateway.operator_ports import UserQuery
 from ledger import operators
@@ -196,6 +197,27 @@ async def test_a_suspended_user_gets_403_on_the_next_request_and_then_not(operat
     assert (suspended["requestId"], suspended["reason"], suspended["userId"]) == ("rq-7", "ticket 17", mine)
     assert suspended["by"]["name"] == "grace"
     assert suspended["by"]["operatorId"].startswith("op_")
+
+
+async def test_a_suspended_user_gets_403_on_every_route_that_wants_a_key(app, operator, customer, user_id):
+    owner = await customer()
+    await operator.post(f"{ROOT}/users/{await user_id(owner)}/suspend", json=WHY)
+    tried = set()
+    for path, operations in app.openapi()["paths"].items():
+        for method, operation in operations.items():
+            security = operation.get("security", [])
+            if not security or {} in security or "Operator" in operation["tags"]:
+                continue
+            place = path.format(job_id=f"job_{UNKNOWN}", file_id=f"file_{UNKNOWN}", reference="r")
+            name = operation["operationId"]
+            body = {"json": next(iter(REQUESTS[name].values()))} if name in REQUESTS else {}
+            if name == "uploadFile":
+                body = {"files": {"file": ("fox.png", b"\x89PNG\r\n\x1a\n", "image/png")}}
+            query = {"reference": "r"} if name == "getCost" else {}
+            answer = await owner.client.request(method, place, params=query, **body)
+            assert refused(answer, 403, "forbidden"), name
+            tried.add(name)
+    assert tried >= {"getBalance", "createKey", "spendTool", "checkTool", "submitJob", "redeemVoucher"}
 
 
 async def test_a_frozen_account_reads_and_does_not_spend(operator, customer, user_id):

@@ -115,7 +115,8 @@ def test_a_price_is_announced_and_listed(farebox):
 
 def test_keys_made_and_revoked_here_are_logged(farebox, owner):
     farebox("keys", "create", "dev@example.com", "--label", "spare")
-    farebox("keys", "revoke", "dev@example.com", owner.secret.removeprefix("amai_live_")[:10])
+    for _ in range(2):
+        farebox("keys", "revoke", "dev@example.com", owner.secret.removeprefix("amai_live_")[:10])
     assert [(line["action"], line["user_id"]) for line in told(farebox)] == [
         ("key.create", owner.user_id),
         ("key.revoke", owner.user_id),

@@ -9,11 +9,12 @@ import pytest
 from sqlalchemy import delete, text, update
 from sqlalchemy.exc import IntegrityError
 
-from gateway import interventions, lookups
+from gateway import interventions, lookups, prices
 from gateway.errors import HoldOfJob
 from gateway.jobs import submit_many
 from gateway.operator_ports import Adjust, GiveBack, GiveCredits, HoldQuery, JobsQuery, Undo, UserQuery
 from gateway.ports import SubmitJob
+from gateway.prices import NewPrice
 from kit.errors import AppError, AuthRequired, Forbidden, NotFound
 from kit.ids import new_id
 from ledger import actions, operators, scopes
@@ -33,8 +34,11 @@ from ledger.payers import authorise
 from ledger.spends import Spend, spend_many
 from ledger.tables import operator_actions
 from ledger.tables import operators as operators_table
+from payments.vouchers import VoucherTerms
 
 HAND = Actor(None, "ada", None)
+NAMELESS = Actor(None, "", None)
+"""The log refuses a line without a name, and with it the change that it was to tell."""
 
 
 async def told(conn, user_id=None):
@@ -56,6 +60,13 @@ async def hold_of(conn, owner, tokens=40):
     hold_id = new_id("hold")
     await place(conn, [HoldRequest(hold_id, payer, "chat", "h1", tokens, 1, None)])
     return hold_id
+
+
+async def job_of(conn, owner):
+    job_id = new_id("job")
+    job = SubmitJob(owner.credential, job_id, "image.generate", "image", "image", {}, 1000, 60, 1, None, "f")
+    await submit_many(conn, [job], timedelta(hours=1))
+    return job_id
 
 
 # -- keys ------------------------------------------------------------------------------------------------------------
@@ -119,12 +130,42 @@ async def test_an_action_that_fails_leaves_no_line_and_an_action_without_its_lin
         owner = await customers(conn, 100)
     with pytest.raises(InsufficientCredits):
         await db.run(interventions.adjust, HAND, Adjust(owner.user_id, -200, "a1", "wrong"))
-    nameless = Actor(None, "", None)  # the log refuses it, and with it what it was to tell
     with pytest.raises(IntegrityError):
-        await db.run(interventions.give_credits, nameless, gift(owner))
+        await db.run(interventions.give_credits, NAMELESS, gift(owner))
     async with db.transaction() as conn:
         assert await told(conn) == []
         assert (await lookups.user(conn, owner.user_id)).balance_tokens == 100
+
+
+async def test_no_change_of_any_kind_is_possible_without_its_line(conn, customers):
+    owner, banned = await customers(conn, 1000), await customers(conn, 100)
+    charge = (await spend(conn, owner)).transfer_id
+    hold_id, job_id = await hold_of(conn, owner), await job_of(conn, owner)
+    (code,) = await interventions.make_vouchers(conn, HAND, VoucherTerms("x", 5, 1, None, None), 1, None)
+    await operators.add(conn, HAND, "grace", brand="amai")
+    await interventions.set_suspended(conn, HAND, banned.user_id, True, "x")
+    await interventions.set_frozen(conn, HAND, banned.user_id, True, "x")
+    changes = (
+        lambda: interventions.set_suspended(conn, NAMELESS, owner.user_id, True, "x"),
+        lambda: interventions.set_suspended(conn, NAMELESS, banned.user_id, False, "x"),
+        lambda: interventions.set_frozen(conn, NAMELESS, owner.user_id, True, "x"),
+        lambda: interventions.set_frozen(conn, NAMELESS, banned.user_id, False, "x"),
+        lambda: interventions.give_credits(conn, NAMELESS, gift(owner)),
+        lambda: interventions.adjust(conn, NAMELESS, Adjust(owner.user_id, -1, "a", "x")),
+        lambda: interventions.refund(conn, NAMELESS, GiveBack(charge, 1, "r", "x")),
+        lambda: interventions.reverse(conn, NAMELESS, Undo(charge, "u", "x")),
+        lambda: interventions.void_hold(conn, NAMELESS, hold_id, "x"),
+        lambda: interventions.end_job(conn, NAMELESS, job_id, "x"),
+        lambda: interventions.make_vouchers(conn, NAMELESS, code.voucher.terms, 1, None),
+        lambda: interventions.disable_voucher(conn, NAMELESS, code.voucher.id, "x"),
+        lambda: prices.announce(conn, NAMELESS, NewPrice("chat", 7, 1, None, "x")),
+        lambda: operators.add(conn, NAMELESS, "ada", brand="amai"),
+        lambda: operators.revoke(conn, NAMELESS, "grace"),
+    )
+    for change in changes:
+        with pytest.raises(IntegrityError, match="operator_actions_named_check"):
+            async with conn.begin_nested():
+                await change()
 
 
 async def test_the_log_is_read_in_pages_and_by_user(conn, customers):
@@ -158,6 +199,33 @@ async def test_a_suspended_user_is_refused_until_that_is_taken_back_and_repeats_
     ]
     assert lines[0].before == {"suspended_at": None}
     assert lines[0].after["suspended_at"] is not None
+
+
+async def test_nothing_is_spent_after_the_commit_of_a_suspension_or_a_freeze(db, customers, assert_sound):
+    async with db.transaction() as conn:
+        owners = [await customers(conn, 10_000) for _ in range(2)]
+
+    async def balance_of(owner):
+        async with db.transaction() as conn:
+            return (await lookups.user(conn, owner.user_id)).balance_tokens
+
+    async def spends_until_refused(owner, agent):
+        for number in range(10_000):
+            async with db.transaction() as conn:
+                outcome = await spend(conn, owner, cost=1, reference=f"{agent}-{number}")
+            if isinstance(outcome, AppError):
+                return type(outcome)
+
+    stops = ((interventions.set_suspended, Forbidden), (interventions.set_frozen, AccountFrozen))
+    for owner, (stop, refusal) in zip(owners, stops, strict=True):
+        spending = asyncio.gather(*(spends_until_refused(owner, agent) for agent in range(4)))
+        while await balance_of(owner) == 10_000:  # a query is a real pause
+            continue
+        await db.run(stop, HAND, owner.user_id, True, "abuse")
+        stood = await balance_of(owner)
+        assert await spending == [refusal] * 4
+        assert await balance_of(owner) == stood
+    await assert_sound(db)
 
 
 async def test_a_frozen_account_spends_nothing_until_it_is_thawed(conn, customers):
@@ -206,6 +274,26 @@ async def test_a_charge_is_refunded_in_parts_or_whole_and_never_more(conn, custo
     assert [line.action for line in await told(conn)] == ["transfer.refund"] * 2
 
 
+async def test_refunds_at_once_never_give_back_more_than_the_charge(db, customers, assert_sound):
+    async with db.transaction() as conn:
+        owner = await customers(conn, 100)
+        charge = (await spend(conn, owner)).transfer_id
+
+    async def refund(number):
+        try:
+            return (
+                await db.run(interventions.refund, HAND, GiveBack(charge, 30, f"r{number}", "x"))
+            ).amount_tokens
+        except ExceedsOriginal:
+            return 0
+
+    assert sorted(await asyncio.gather(*(refund(number) for number in range(8)))) == [0] * 5 + [30] * 3
+    async with db.transaction() as conn:
+        assert (await lookups.user(conn, owner.user_id)).balance_tokens == 90
+        assert len(await told(conn)) == 3
+    await assert_sound(db)
+
+
 async def test_what_is_no_charge_is_not_refunded_and_what_is_no_users_is_not_found(conn, customers):
     owner = await customers(conn, 100)
     given = await interventions.give_credits(conn, HAND, gift(owner))
@@ -242,9 +330,7 @@ async def test_a_voided_hold_frees_its_money_once(conn, customers):
 
 async def test_a_jobs_hold_goes_with_its_job_alone(conn, customers):
     owner = await customers(conn, 100)
-    job_id = new_id("job")
-    job = SubmitJob(owner.credential, job_id, "image.generate", "image", "image", {}, 1000, 60, 1, None, "f")
-    await submit_many(conn, [job], timedelta(hours=1))
+    job_id = await job_of(conn, owner)
     (hold,) = await lookups.pending_holds(conn, HoldQuery(10, user_id=owner.user_id))
     assert (hold.job_id, hold.email) == (job_id, owner.email)
     with pytest.raises(HoldOfJob):
@@ -259,9 +345,7 @@ async def test_a_jobs_hold_goes_with_its_job_alone(conn, customers):
 
 async def test_jobs_are_found_by_what_they_are(conn, customers):
     owner = await customers(conn, 100)
-    job_id = new_id("job")
-    job = SubmitJob(owner.credential, job_id, "image.generate", "image", "image", {}, 1000, 60, 1, None, "f")
-    await submit_many(conn, [job], timedelta(hours=1))
+    job_id = await job_of(conn, owner)
     for fits in ({"status": "queued"}, {"task": "image.generate"}, {"user_id": owner.user_id}):
         assert [j.id for j in await lookups.find_jobs(conn, JobsQuery(10, **fits))] == [job_id]
     for other in ({"status": "failed"}, {"task": "x"}, {"user_id": "user_x"}, {"before": job_id}):

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from kit.errors import AppError, AuthRequired, Forbidden, NotFound
 from ledger.balances import balance
-from ledger.keys import Credential
+from ledger.keys import Credential, Limits, hash_key, mint
 from ledger.tables import users
 from payments import vouchers
 from payments.errors import VoucherClosed
@@ -124,6 +124,16 @@ async def test_an_unknown_code_a_bad_key_and_a_suspended_user_get_nothing(conn, 
     with pytest.raises(Forbidden):
         await vouchers.redeem(conn, owner.credential, made.code)
     assert (await vouchers.voucher(conn, made.voucher.id)).redemptions == 0
+
+
+async def test_a_key_that_may_top_up_may_redeem_and_any_other_limited_one_may_not(conn, customers):
+    owner = await customers(conn, 0)
+    made = (await vouchers.make(conn, GIFT, 1))[0]
+    narrow = await mint(conn, owner.user_id, "x", brand="amai", limits=Limits(scopes=("tools:*", "read")))
+    with pytest.raises(Forbidden, match="checkout"):
+        await vouchers.redeem(conn, Credential(hash_key(narrow.secret)), made.code)
+    payer = await mint(conn, owner.user_id, "y", brand="amai", limits=Limits(scopes=("checkout",)))
+    assert (await vouchers.redeem(conn, Credential(hash_key(payer.secret)), made.code)).amount_tokens == 500
 
 
 @pytest.mark.parametrize("statement", [delete(vouchers_table), update(vouchers_table).values(amount=1)])

@@ -23,6 +23,7 @@ from gateway.routes import (
     balance,
     consumption,
     files,
+    job_events,
     keys,
     media,
     operations,
@@ -57,8 +58,8 @@ NO_TELEMETRY: Final = {
 """FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
 
 ROUTERS: Final = (
-    tools, balance, media, operations, keys, usage, receipts, files, consumption, purchases, pricing, vouchers,
-    pages, operator_users, operator_desk,
+    tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, pricing,
+    vouchers, pages, operator_users, operator_desk,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 

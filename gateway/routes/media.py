@@ -84,7 +84,11 @@ async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
             idempotency_key=agreed_key(
                 [key for key in (header_key, body.idempotency_key) if key is not None]
             ),
-            fingerprint=fingerprint({"task": task.name, "input": job_input, "limit": limit_tokens}),
+            fingerprint=fingerprint(
+                {"task": task.name, "input": job_input, "limit": limit_tokens} | body.terms
+            ),
+            priority=body.rank,
+            deadline=body.deadline,
         )
     )
     urls = _urls(parts, receipt.job_id)

@@ -29,6 +29,7 @@ from gateway.deps import (
     operator_key,
     parts_of,
     retry_key_of,
+    session_caller,
 )
 from gateway.problems import SHOWN_NAME_CHARS, field_faults
 from kit.errors import InvalidRequest, UnsupportedMediaType
@@ -101,10 +102,13 @@ class StrictRoute(APIRoute):
             for key, credential in ((caller_key, credential_of), (operator_key, operator_credential_of))
             if _depends_on(self.dependant, key)
         ]
+        needs_session = _depends_on(self.dependant, session_caller)
 
         async def strict(request: Request) -> Response:
             for credential in presented:
                 credential(request)
+            if needs_session:
+                await session_caller(request)
             require_json(request)
             raw = await read_body(request)
             return await handler(_ReadRequest(request, raw, parse_json(raw)))

@@ -129,6 +129,13 @@ IdempotencyKey = Annotated[
 ]
 
 
+Email = Annotated[
+    str,
+    Field(min_length=3, max_length=254, json_schema_extra={"format": "email"}),
+    AfterValidator(_email),
+]
+
+
 class Request(BaseModel):
     """A body of the first document's routes: camelCase, strict, no field that is not listed."""
 
@@ -138,11 +145,7 @@ class Request(BaseModel):
 class StartCheckout(Request):
     """Buy a package. With an API key it tops up that key's account; without, it opens one for the e-mail."""
 
-    email: Annotated[
-        str,
-        Field(min_length=3, max_length=254, json_schema_extra={"format": "email"}),
-        AfterValidator(_email),
-    ]
+    email: Email
     package_code: Annotated[str, Field(max_length=64, description="A `code` of `GET /api/v1/packages`.")]
 
 

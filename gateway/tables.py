@@ -1,4 +1,7 @@
-"""Jobs, files, prices, holds of tools, counters of requests. A job has a lease, a fence, and one end, by trigger."""
+"""Jobs, files, prices, holds of tools, counters of requests, sign-in codes.
+
+A job carries its lease and fence; it ends once, by trigger.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     SmallInteger,
     Table,
     Text,
@@ -157,6 +161,30 @@ rate_counters = Table(
     prefixes=["UNLOGGED"],
 )
 """How many requests an identity made in the window that ends at `resets_at`."""
+
+sign_in_codes = Table(
+    "sign_in_codes",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("email", Text, nullable=False),
+    Column("network", Text),
+    Column("code_hmac", LargeBinary, nullable=False),
+    Column("tries", SmallInteger, nullable=False, server_default=text("0")),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now(), index=True),
+    Column("expires_at", DateTime(timezone=True), nullable=False),
+    Column("consumed_at", DateTime(timezone=True)),
+    Column("voided_at", DateTime(timezone=True)),
+    CheckConstraint("octet_length(code_hmac) = 32", name="hmac_only"),
+    CheckConstraint("tries BETWEEN 0 AND 5", name="tries"),
+    CheckConstraint("consumed_at IS NULL OR voided_at IS NULL", name="one_end"),
+    Index(
+        "sign_in_codes_open_idx",
+        "email",
+        unique=True,
+        postgresql_where=text("consumed_at IS NULL AND voided_at IS NULL"),
+    ),
+)
+"""One-time codes; an address has one open code at most. `network`: who asked, for the budgets."""
 
 prices = Table(
     "prices",

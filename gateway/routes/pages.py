@@ -74,7 +74,7 @@ async def show_canceled(parts: PartsOf) -> Response:
 @router.get("/pricing")
 async def show_pricing(parts: PartsOf) -> Response:
     """What everything costs."""
-    catalog = parts.catalog
+    catalog = await parts.price_list.last_known()
     return _page(
         parts,
         "pricing.html",

@@ -428,6 +428,7 @@ async def test_a_price_is_announced_and_sold_from_its_since_on(operator, custome
     assert spent.json()["charged"] == 7
     shown = (await owner.client.get("/api/v1/pricing")).json()["tools"]
     assert [t["price_version"] for t in shown if t["tool"] == "chat"] == [price["version"]]
+    assert "7 tokens" in (await owner.client.get("/pricing")).text
 
 
 @pytest.mark.parametrize(

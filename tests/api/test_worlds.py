@@ -12,6 +12,8 @@ from sqlalchemy import text
 from gateway.answers import CreditsRefilled, JobAccepted, KeyCreated, Keys, TrialBalance
 from gateway.app import create_app
 from gateway.ports import ModelState
+from ledger import operators
+from ledger.actions import Actor
 from ledger.keys import Credential, hash_key
 from payments.checkout import Checkout, ProviderSession
 from payments.packages import Package
@@ -417,3 +419,59 @@ async def test_200_a_deletion_forgets_the_test_world_too(
         assert word not in str(left), word
     assert [tuple(row) for row in balances] == [(0, 0), (0, 0)], "test credits are no balance to give up"
     await assert_sound(db)
+
+
+# -- operators -----------------------------------------------------------------------------------------------
+
+
+@pytest_asyncio.fixture
+async def operator(app, db) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with an operator's key."""
+    async with db.transaction() as conn:
+        made = await operators.add(conn, Actor(None, "setup", None), "grace", brand="amai")
+    transport = httpx.ASGITransport(app)
+    base = "http://farebox.test/api/v1/operator"
+    async with httpx.AsyncClient(
+        transport=transport, base_url=base, headers={"x-api-key": made.secret}
+    ) as client:
+        yield client
+
+
+async def test_200_an_operator_finds_a_user_once_by_what_is_in_either_world(customer, calls, operator):
+    owner = await customer(500)
+    test = (await make(owner))["apiKey"]
+    job = (await calls(test, "POST", JOBS, json=PICTURE)).json()["jobId"]
+    await calls(test, "POST", SPEND, json={"tool": "chat", "units": 1, "reference": "only-in-test"})
+    for sought in ({"q": owner.email}, {"q": job}, {"reference": "only-in-test"}):
+        (found,) = (await operator.get("/users", params=sought)).json()["data"]
+        assert (found["email"], found["free"]["tokens"]) == (owner.email, 500)
+    overview = await operator.get(f"/users/{found['id']}")
+    assert overview.status_code == 200
+
+
+async def test_200_an_operator_cancels_a_test_job(customer, calls, operator, db, assert_sound):
+    test = (await make(await customer()))["apiKey"]
+    job = (await calls(test, "POST", JOBS, json=PICTURE)).json()["jobId"]
+    ended = await operator.post(f"/jobs/{job}/cancel", json={"reason": "ticket 17"})
+    assert (ended.status_code, ended.json()["job"]["status"]) == (200, "canceled")
+    assert await tokens(calls, test) == FULL
+    await assert_sound(db)
+
+
+async def test_403_a_suspension_stops_test_keys_too(customer, calls, operator):
+    owner = await customer()
+    test = (await make(owner))["apiKey"]
+    (found,) = (await operator.get("/users", params={"q": owner.email})).json()["data"]
+    assert (await operator.post(f"/users/{found['id']}/suspend", json={"reason": "x"})).status_code == 200
+    assert refusal(await calls(test, "GET", BALANCE)) == (403, "forbidden")
+
+
+async def test_403_a_test_key_uses_up_no_voucher(customer, calls, operator):
+    owner = await customer(0)
+    test = (await make(owner))["apiKey"]
+    terms = {"label": "spring", "credits": 5, "maxRedemptions": 1}
+    (voucher,) = (await operator.post("/vouchers", json=terms)).json()["vouchers"]
+    redeem = {"json": {"code": voucher["code"]}}
+    assert refusal(await calls(test, "POST", "/api/v1/vouchers/redeem", **redeem)) == (403, "forbidden")
+    assert (await calls(owner.key, "POST", "/api/v1/vouchers/redeem", **redeem)).status_code == 200
+    assert await owner.tokens() == 500

@@ -92,6 +92,7 @@ UNLIMITED: Final = frozenset(
         "show_home",
         "show_success",
         "show_canceled",
+        "show_dashboard",
         "show_docs",
         "show_receipts",
         "show_account",

@@ -29,6 +29,7 @@ from gateway.routes import (
     pricing,
     purchases,
     receipts,
+    referral,
     tools,
     usage,
 )
@@ -53,7 +54,7 @@ NO_TELEMETRY: Final = {
 """FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
 
 ROUTERS: Final = (
-    tools, balance, media, operations, keys, usage, receipts, files, consumption, purchases, pricing, pages,
+    tools, balance, media, operations, keys, usage, receipts, files, consumption, purchases, referral, pricing, pages,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 

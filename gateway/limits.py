@@ -70,6 +70,8 @@ ROUTES: Final[Mapping[str, BucketName]] = {
     "createKey": "sensitive_auth",
     "rotateKey": "sensitive_auth",
     "revokeKey": "sensitive_auth",
+    "getReferral": "referral_read",
+    "applyReferral": "referral_apply",
 }
 """By operation id. A route that wants a key and is not named here is counted in `key`."""
 

@@ -130,6 +130,6 @@ referrals = Table(
         postgresql_where=text("state = 'rewarded' AND taken_back_at IS NOT NULL"),
     ),
 )
-"""Who applied whose code, and what became of the reward. `purchase_id`: the referee's first paid order; `taken_back_at`:
-when credits of it were first taken back, written by trigger with that very clawback. No ring, by trigger.
+"""Who applied whose code, and what became of the reward. No ring, by trigger. `purchase_id`: the referee's first paid
+order; `taken_back_at`: when credits of it were first taken back, written by trigger with that very clawback.
 Units: `reward` tokens, as promised when the code was applied."""

@@ -46,16 +46,16 @@ PAYMENT_CHECKS: Final = (
            JOIN accounts a ON a.id = r.referee_id
            WHERE r.purchase_id IS NOT NULL AND p.user_id IS DISTINCT FROM a.user_id
                OR r.state = 'applied' AND EXISTS (
-                   SELECT 1 FROM purchases paid WHERE paid.user_id = a.user_id AND paid.fulfilled_at > r.applied_at
+                   SELECT 1 FROM grants g WHERE g.account_id = r.referee_id AND g.source = 'purchase'
                )""",
     ),
     Check(
-        "a referral knows whether its order was taken back, and keeps nothing of a reward that was reversed",
-        """SELECT r.id AS referral_id, r.state, r.taken_back_at, o.clawed, g.amount, g.clawed AS reward_clawed
+        "a referral hears that its order was taken back, and leaves nothing of a reward that was reversed",
+        """SELECT r.id AS referral_id, r.state, o.clawed, g.remaining, g.clawed AS reward_clawed
            FROM referrals r
            JOIN grants o ON o.purchase_id = r.purchase_id AND o.source = 'purchase'
            LEFT JOIN grants g ON g.transfer_id = r.transfer_id
-           WHERE r.state IN ('ordered', 'rewarded') AND (o.clawed > 0) <> (r.taken_back_at IS NOT NULL)
-               OR r.state = 'reversed' AND (o.clawed = 0 OR g.remaining > 0 AND g.clawed = 0)""",
+           WHERE r.state IN ('ordered', 'rewarded') AND o.clawed > 0 AND r.taken_back_at IS NULL
+               OR r.state = 'reversed' AND g.remaining > 0 AND g.clawed = 0""",
     ),
 )

@@ -32,10 +32,6 @@ class LedgerReferrals:
 
     async def apply_referral(self, credential: Credential, code: str) -> Application:
         """Note whose code brought the caller."""
-
-        async def apply(conn: AsyncConnection) -> Application:
-            caller = await keys.caller_of(conn, credential, scopes.CHECKOUT)
-            return await referrals.apply(conn, caller, code, referrals.programme(self._settings))
-
-        application: Application = await self._run("apply_referral", apply)
+        rules = referrals.programme(self._settings)
+        application: Application = await self._run("apply_referral", referrals.apply, credential, code, rules)
         return application

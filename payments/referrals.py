@@ -27,11 +27,11 @@ from kit.errors import Forbidden, NotFound
 from kit.ids import new_id
 from kit.queries import load_queries
 from kit.settings import Settings
-from ledger import debts, grants
+from ledger import debts, grants, scopes
 from ledger.accounts import lock, lock_one
 from ledger.credits import credit
 from ledger.grants import Terms
-from ledger.keys import Caller
+from ledger.keys import Credential, caller_of
 from payments.errors import AlreadyReferred, ReferralRing, ReferralTooLate, SelfReferral
 from payments.tables import referrals
 
@@ -143,19 +143,18 @@ async def _code_of(conn: AsyncConnection, account_id: int) -> str:
     return code
 
 
-async def apply(conn: AsyncConnection, caller: Caller, code: str, rules: Programme) -> Application:
+async def apply(conn: AsyncConnection, credential: Credential, code: str, rules: Programme) -> Application:
     """Note that the caller was brought by a code's owner, once and for good; the same code again changes nothing.
 
     An unknown code, and one whose owner is suspended, takes the same statements as any other and the same answer.
-    Raises: Forbidden while the programme is closed; NotFound; SelfReferral; AlreadyReferred; ReferralTooLate once
-    an order of the account was paid; ReferralRing.
+    Raises: AuthRequired; Forbidden, also while the programme is closed; NotFound; SelfReferral; AlreadyReferred;
+    ReferralTooLate once an order of the account was paid; ReferralRing.
     """
+    await conn.execute(queries["lock_parties"], {"code": code, "hash": credential.hash})
+    caller = await caller_of(conn, credential, scopes.CHECKOUT)
     account_id = caller.account_id
-    if not rules.reward_tokens:
-        raise Forbidden("This server has no referral programme.")
     owner = (await conn.execute(queries["owner_of_code"], {"code": code})).one_or_none()
     owner_id = owner.account_id if owner else account_id
-    await lock(conn, [account_id, owner_id])
     await conn.execute(queries["one_at_a_time"])
     facts = (await conn.execute(queries["may_apply"], {"account_id": account_id, "owner_id": owner_id})).one()
     if owner is None:
@@ -168,6 +167,8 @@ async def apply(conn: AsyncConnection, caller: Caller, code: str, rules: Program
         raise SelfReferral
     if facts.applied_to is not None:
         raise AlreadyReferred
+    if not rules.reward_tokens:
+        raise Forbidden("This server has no referral programme.")
     if facts.has_ordered:
         raise ReferralTooLate
     if facts.brought_owner:

@@ -24,6 +24,19 @@ FROM referrals r
 JOIN referral_codes c ON c.account_id = r.referrer_id
 WHERE r.referee_id = :account_id
 
+-- name: lock_parties
+-- The account behind the key and that of the code's owner, before anything of them is read, and before the key's last
+-- use is noted, which would lock one of them out of order.
+SELECT id
+FROM accounts
+WHERE id = ANY(ARRAY(
+    SELECT account_id FROM referral_codes WHERE code = :code
+    UNION ALL
+    SELECT a.id FROM api_keys k JOIN accounts a ON a.user_id = k.user_id WHERE k.secret_hash = :hash
+))
+ORDER BY id
+FOR NO KEY UPDATE
+
 -- name: owner_of_code
 SELECT c.account_id, u.email, u.suspended_at IS NOT NULL AS suspended
 FROM referral_codes c

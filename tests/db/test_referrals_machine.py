@@ -25,10 +25,9 @@ from sqlalchemy import text
 
 from kit.db import Database
 from kit.ids import new_id
-from ledger import accounts, debts, scopes
+from ledger import accounts, debts
 from ledger.credits import adjust
 from ledger.errors import ExceedsOriginal
-from ledger.keys import caller_of
 from payments import purchases, referrals
 from payments.audit import PAYMENT_CHECKS
 from payments.errors import AlreadyReferred, ReferralRing, ReferralTooLate, SelfReferral
@@ -48,9 +47,8 @@ KNOWN = 6
 
 
 async def apply(conn, referee, referrer):
-    caller = await caller_of(conn, referee.credential, scopes.CHECKOUT)
     code = (await referrals.standing(conn, referrer.account_id, RULES)).code
-    return await referrals.apply(conn, caller, code, RULES)
+    return await referrals.apply(conn, referee.credential, code, RULES)
 
 
 async def order(conn, person, purchase_id, card=None):

@@ -25,6 +25,7 @@ from deployments.ledger_tools import LedgerTools
 from deployments.sweeps import Sweeps
 from gateway import files, jobs, leases
 from gateway.ports import Job, JobQuery, JobReceipt, NewFile, StoredFile, SubmitJob
+from gateway.turns import Concurrency
 from kit import migrate
 from kit.db import Database
 from kit.errors import AppError, Internal, Unavailable
@@ -62,6 +63,9 @@ class LedgerServer(LedgerReads, LedgerTools, LedgerKeys, LedgerReferrals):
             announce_books(self._settings.data_dir, url)
         self._db = Database(url, pool_size=self._settings.database_pool)
         self._lease = timedelta(seconds=self._settings.lease_s)
+        self._concurrency = Concurrency(
+            self._settings.account_concurrency or None, self._settings.key_concurrency or None
+        )
         self._queue_ttl = timedelta(seconds=self._settings.job_queue_ttl_s)
         self._submitted = asyncio.Event()
         self._sweeps = Sweeps(self._run, self._settings.job_attempts, referrals.programme(self._settings))
@@ -286,7 +290,9 @@ class LedgerServer(LedgerReads, LedgerTools, LedgerKeys, LedgerReferrals):
         async def claim(conn: AsyncConnection) -> list[leases.ClaimedJob]:
             claimed: list[leases.ClaimedJob] = []
             for application, limit in sorted(free_places.items()):
-                claimed += await leases.claim(conn, runner, application, limit, self._lease)
+                claimed += await leases.claim(
+                    conn, runner, application, limit, self._lease, self._concurrency
+                )
             return claimed
 
         return await self._run("claim_jobs", claim)

@@ -159,7 +159,7 @@ class Runner:
         job = run.job
         run.generation = asyncio.create_task(self._generate(run))
         try:
-            async with asyncio.timeout(self._settings.job_run_ttl_s):
+            async with asyncio.timeout(self._patience_s(job)):
                 output = await run.generation
         except asyncio.CancelledError:
             if not run.stop:
@@ -172,12 +172,20 @@ class Runner:
             self._away_until[job.application] = time.monotonic() + AWAY_S
             return str(await self._until_answered("give_back_job", job.id, job.fence))
         except TimeoutError:
+            if job.deadline is not None and job.deadline <= datetime.now(UTC):
+                return await self._fail(run, "deadline_passed", "The job's deadline passed.", retryable=False)
             return await self._fail(run, "timed_out", "The model did not finish in time.", retryable=True)
         except AppError as error:
             return await self._fail(run, error.code, error.message, retryable=error.retryable)
         stored = [await self._store(job, place, media) for place, media in enumerate(output.media)]
         settlement = Settlement(job.id, job.fence, stored, job.quoted_tokens, self._metrics(run, output))
         return str(await self._until_answered("settle_job", settlement))
+
+    def _patience_s(self, job: ClaimedJob) -> float:
+        """How long a run may take: no longer than the caller waits for it."""
+        if job.deadline is None:
+            return self._settings.job_run_ttl_s
+        return min(self._settings.job_run_ttl_s, (job.deadline - datetime.now(UTC)).total_seconds())
 
     async def _generate(self, run: _Run) -> Output:
         job = run.job

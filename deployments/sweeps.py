@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from gateway import idempotency, leases, quotas
+from gateway import idempotency, leases, quotas, turns
 from ledger import chain, grants, holds
 from payments import referrals
 from payments.referrals import Programme
@@ -41,6 +41,7 @@ class Sweeps:
         await self._run("sweep_holds", holds.expire_due, EXPIRED_HOLDS_A_SWEEP)
         await self._run("sweep_idempotency", idempotency.forget_old)
         await self._run("sweep_counters", quotas.forget_old)
+        await self._run("sweep_turns", turns.forget_turns)
         for account_id in await self._run("sweep_due", grants.accounts_due, DUE_ACCOUNTS_A_SWEEP):
             await self._run("settle_due", grants.settle_due, account_id)
         behind, self._looked_at = await self._run(

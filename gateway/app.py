@@ -22,6 +22,7 @@ from gateway.routes import (
     balance,
     consumption,
     files,
+    job_events,
     keys,
     media,
     operations,
@@ -54,7 +55,8 @@ NO_TELEMETRY: Final = {
 """FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
 
 ROUTERS: Final = (
-    tools, balance, media, operations, keys, usage, receipts, files, consumption, purchases, referral, pricing, pages,
+    tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, referral, pricing,
+    pages,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 

@@ -142,7 +142,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
         "balanceAfter": 599.0,
         "balanceAfterTokens": 59900,
         "createdAt": _MADE,
-        "urls": {"get": _JOB_URL, "cancel": f"{_JOB_URL}/cancel"},
+        "urls": {"get": _JOB_URL, "cancel": f"{_JOB_URL}/cancel", "events": f"{_JOB_URL}/events"},
     },
     "getUsage": {
         "ok": True,
@@ -276,7 +276,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
         "createdAt": _MADE,
         "startedAt": _MADE,
         "finishedAt": "2026-11-22T12:00:09Z",
-        "urls": {"get": _JOB_URL, "cancel": f"{_JOB_URL}/cancel"},
+        "urls": {"get": _JOB_URL, "cancel": f"{_JOB_URL}/cancel", "events": f"{_JOB_URL}/events"},
     },
 }
 """By operation id: an answer to each of the operations that a newcomer meets first."""

@@ -108,6 +108,9 @@ REPLAYED: Final[dict[str, Any]] = {
 LOCATION: Final[dict[str, Any]] = {
     "Location": {"description": "The job's own address.", "schema": {"type": "string", "format": "uri"}}
 }
+WAITED: Final[dict[str, Any]] = {
+    "Preference-Applied": {"description": "How long was waited at most.", "schema": {"type": "string"}}
+}
 UPLOAD: Final[dict[str, Any]] = {
     "requestBody": {
         "required": True,

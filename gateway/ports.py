@@ -45,6 +45,9 @@ class SubmitJob:
     idempotency_key: str | None
     fingerprint: str
     """SHA-256 of what the caller meant: task, input and ceiling, in canonical form."""
+    priority: int = 0
+    """Among the account's own jobs: 1 goes first, -1 last."""
+    deadline: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
 
@@ -323,7 +323,36 @@ class SubmitJob(Request):
             " `cost_exceeds_limit` and nothing is held. At most two decimals.",
         ),
     ] = None
+    priority: Annotated[
+        Literal["low", "normal", "high"],
+        Field(description="Among your own jobs; between accounts, models take turns."),
+    ] = "normal"
+    deadline_seconds: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=86_400,
+            description="A job that has not ended after so many seconds is ended, at no cost.",
+        ),
+    ] = None
     idempotency_key: IdempotencyKey = None
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """What was asked for beyond the usual, as part of what the request means."""
+        return self.model_dump(include={"priority", "deadline_seconds"}, exclude_defaults=True)
+
+    @property
+    def rank(self) -> int:
+        """The priority as a number: 1 goes first, -1 last."""
+        return ("low", "normal", "high").index(self.priority) - 1
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the job must have ended, counted from now."""
+        if self.deadline_seconds is None:
+            return None
+        return datetime.now(UTC) + timedelta(seconds=self.deadline_seconds)
 
     @property
     def limit_tokens(self) -> int | None:

@@ -9,6 +9,7 @@ from sqlalchemy import (
     DateTime,
     ForeignKey,
     Index,
+    Integer,
     SmallInteger,
     Table,
     Text,
@@ -48,6 +49,8 @@ jobs = Table(
     Column("started_at", DateTime(timezone=True)),
     Column("finished_at", DateTime(timezone=True)),
     Column("units_milli", BigInteger),
+    Column("priority", SmallInteger, nullable=False, server_default=text("0")),
+    Column("deadline", DateTime(timezone=True)),
     CheckConstraint(
         "status IN ('queued', 'running', 'succeeded', 'failed', 'canceled', 'expired')", name="status"
     ),
@@ -62,10 +65,43 @@ jobs = Table(
     ),
     CheckConstraint("progress_percent BETWEEN 0 AND 100", name="progress"),
     CheckConstraint("units_milli > 0", name="units"),
-    Index("jobs_queue_idx", "application", "id", postgresql_where=text("status = 'queued'")),
+    CheckConstraint("priority BETWEEN -1 AND 1", name="priority"),
+    Index(
+        "jobs_line_idx",
+        "application",
+        "account_id",
+        text("priority DESC"),
+        "id",
+        postgresql_where=text("status = 'queued'"),
+    ),
+    Index("jobs_waiting_idx", "expires_at", postgresql_where=text("status = 'queued'")),
+    Index("jobs_running_idx", "account_id", "key_id", postgresql_where=text("status = 'running'")),
     Index("jobs_lease_idx", "lease_until", postgresql_where=text("status = 'running'")),
     Index("jobs_account_idx", "account_id", "id"),
 )
+
+queue_turns = Table(
+    "queue_turns",
+    metadata,
+    Column("application", Text, primary_key=True),
+    Column("account_id", BigInteger, primary_key=True),
+    Column("begun", BigInteger, nullable=False),
+    Column("ended", BigInteger, nullable=False),
+    CheckConstraint("begun >= 0 AND ended > begun", name="times"),
+    Index("queue_turns_clock_idx", "application", "begun"),
+)
+"""The last turn of each account at an application, in virtual time: see `gateway.turns`."""
+
+account_shares = Table(
+    "account_shares",
+    metadata,
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), primary_key=True),
+    Column("weight", SmallInteger, nullable=False, server_default=text("1")),
+    Column("max_running", Integer),
+    CheckConstraint("weight BETWEEN 1 AND 100", name="weight"),
+    CheckConstraint("max_running > 0", name="running"),
+)
+"""What an operator gave an account beyond the common share of the models."""
 
 files = Table(
     "files",

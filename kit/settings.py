@@ -120,6 +120,10 @@ class Settings(BaseSettings):
     """A job that no model took within the hour expires, and its hold with it."""
     job_run_ttl_s: int = Field(default=1800, ge=1)
     """A run that is not over after half an hour hangs; it is stopped and tried again."""
+    account_concurrency: int = Field(default=0, ge=0)
+    """Jobs of one account that run at the same time, over all models; turns alone share them out. 0: no bound."""
+    key_concurrency: int = Field(default=0, ge=0)
+    """The same for one key."""
     tool_hold_s: int = Field(default=600, ge=1)
     """What a check set aside for a tool is free again after ten minutes: most work is charged well before."""
     metrics_dir: Path | None = Field(default=None, validation_alias=_variable("PROMETHEUS_MULTIPROC_DIR"))

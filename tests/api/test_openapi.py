@@ -27,6 +27,7 @@ ROUTES = {
     "POST /api/v1/media/jobs",
     "GET /api/v1/media/jobs",
     "GET /api/v1/media/jobs/{job_id}",
+    "GET /api/v1/media/jobs/{job_id}/events",
     "POST /api/v1/media/jobs/{job_id}/cancel",
     "POST /api/v1/files",
     "GET /api/v1/files",

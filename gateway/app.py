@@ -55,8 +55,8 @@ NO_TELEMETRY: Final = {
 """FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
 
 ROUTERS: Final = (
-    tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, referral, pricing,
-    pages,
+    tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, referral,
+    pricing, pages,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 

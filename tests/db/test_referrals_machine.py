@@ -237,8 +237,8 @@ def test_any_life_of_referrals_agrees_with_the_model(shared_url, customers):
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=30,
-            stateful_step_count=30,
+            max_examples=15,
+            stateful_step_count=25,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),

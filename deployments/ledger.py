@@ -17,7 +17,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.books import announce_books, forget_books
+from deployments.ledger_desk import LedgerDesk
 from deployments.ledger_keys import LedgerKeys
+from deployments.ledger_people import LedgerPeople
 from deployments.ledger_quotas import counted
 from deployments.ledger_reads import LedgerReads
 from deployments.ledger_referrals import LedgerReferrals
@@ -47,7 +49,7 @@ I = TypeVar("I")  # noqa: E741  # an item of a batch
 log = structlog.get_logger(__name__)
 
 
-class LedgerServer(LedgerReads, LedgerTools, LedgerKeys, LedgerReferrals):
+class LedgerServer(LedgerReads, LedgerTools, LedgerKeys, LedgerPeople, LedgerDesk, LedgerReferrals):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
 
     def __init__(self, settings: Settings | None = None) -> None:

@@ -22,7 +22,9 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.handles import Call, ModelAway, ModelHandles, ledger_call, remote_ledger
 from deployments.models.contract import GenerateRequest, Output, Progress
+from deployments.postman import Postman
 from gateway.leases import ClaimedJob, Failure, Heartbeat, LeaseLost, Settlement
+from gateway.mail import mailer_for
 from gateway.ports import StoredFile
 from kit.errors import AppError, Unavailable
 from kit.ids import new_id
@@ -41,6 +43,8 @@ BEAT_S: Final = 1.0
 """How often progress is written and a cancellation is noticed, unless a third of the lease is shorter."""
 SWEEP_S: Final = 2.0
 """How often expired leases, jobs and holds are looked for; a dead runner's job waits lease + this at most."""
+MAIL_S: Final = 1.0
+"""How often mails are sent: somebody waits for a sign-in code."""
 AWAY_S: Final = 2.0
 """How long an application that cannot be called is left alone before its jobs are claimed again."""
 EVENTS_A_SWEEP: Final = 20
@@ -92,6 +96,7 @@ class Runner:
         self._models = models
         self._objects = objects
         self._checkout = checkout
+        self._postman = Postman(ledger, mailer_for(settings))
         self._places = dict(places)
         self._runs: dict[str, _Run] = {}
         self._away_until: dict[str, float] = {}
@@ -102,6 +107,7 @@ class Runner:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._every(min(BEAT_S, self._settings.lease_s / 3), self._beat))
             group.create_task(self._every(SWEEP_S, self._sweep))
+            group.create_task(self._every(MAIL_S, self._postman.deliver))
             await self._dispatch(group)
 
     # -- taking work -------------------------------------------------------------------------------------------

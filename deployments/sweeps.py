@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from gateway import idempotency, leases, quotas, turns
+from gateway import idempotency, leases, quotas, sign_in, turns
+from kit import outbox
 from ledger import chain, grants, holds
 from payments import referrals
 from payments.referrals import Programme
@@ -37,11 +38,13 @@ class Sweeps:
         return outcome
 
     async def books(self) -> None:
-        """Expire holds, forget old answers and counters, work out grants, settle referrals, seal what was decided."""
+        """Expire holds, forget old answers, counters, codes and mails, work out grants, settle referrals, seal."""
         await self._run("sweep_holds", holds.expire_due, EXPIRED_HOLDS_A_SWEEP)
         await self._run("sweep_idempotency", idempotency.forget_old)
         await self._run("sweep_counters", quotas.forget_old)
         await self._run("sweep_turns", turns.forget_turns)
+        await self._run("sweep_codes", sign_in.forget_old)
+        await self._run("sweep_outbox", outbox.forget_old)
         for account_id in await self._run("sweep_due", grants.accounts_due, DUE_ACCOUNTS_A_SWEEP):
             await self._run("settle_due", grants.settle_due, account_id)
         behind, self._looked_at = await self._run(

@@ -230,6 +230,24 @@ async def cancel(conn: AsyncConnection, account_id: int, job_id: str) -> Job:
     return await job(conn, account_id, job_id)
 
 
+async def cancel_queued(conn: AsyncConnection, account_id: int) -> None:
+    """End every queued job of an account whose lock is held."""
+    queued = await conn.scalars(
+        select(jobs.c.id)
+        .where(jobs.c.account_id == account_id, jobs.c.status == "queued")
+        .order_by(jobs.c.hold_id)
+    )
+    for job_id in queued.all():
+        await cancel(conn, account_id, job_id)
+
+
+async def forget_inputs(conn: AsyncConnection, account_id: int) -> None:
+    """Empty the inputs of an account's jobs; what they cost stays in the books."""
+    await conn.execute(
+        update(jobs).where(jobs.c.account_id == account_id).values(input={}, error_message=None)
+    )
+
+
 async def _jobs(conn: AsyncConnection, *terms: ColumnElement[bool], limit: int = 1) -> list[Job]:
     rows = (await conn.execute(select(jobs).where(*terms).order_by(jobs.c.id.desc()).limit(limit))).all()
     outputs = await outputs_of(conn, [row.id for row in rows if row.status == "succeeded"])

@@ -1,4 +1,4 @@
-"""The invariants that tie purchases and referrals to the books."""
+"""The invariants that tie purchases, vouchers and referrals to the books."""
 
 from __future__ import annotations
 
@@ -57,5 +57,19 @@ PAYMENT_CHECKS: Final = (
            LEFT JOIN grants g ON g.transfer_id = r.transfer_id
            WHERE r.state IN ('ordered', 'rewarded') AND o.clawed > 0 AND r.taken_back_at IS NULL
                OR r.state = 'reversed' AND g.remaining > 0 AND g.clawed = 0""",
+    ),
+    Check(
+        "a voucher counts its redemptions, each a grant of its amount to the account that redeemed it",
+        """SELECT v.id AS voucher_id, v.redemptions, r.grants
+           FROM vouchers v
+           LEFT JOIN (
+               SELECT r.voucher_id, count(*) AS redeemed, count(t.id) AS grants
+               FROM voucher_redemptions r
+               JOIN vouchers v ON v.id = r.voucher_id
+               LEFT JOIN transfers t ON t.id = r.transfer_id AND t.account_id = r.account_id AND t.kind = 'grant'
+                   AND t.amount = v.amount
+               GROUP BY r.voucher_id
+           ) r ON r.voucher_id = v.id
+           WHERE v.redemptions <> coalesce(r.redeemed, 0) OR r.redeemed <> r.grants""",
     ),
 )

@@ -79,6 +79,23 @@ class PaymentMismatch(AppError):
 
 
 @dataclass
+class VoucherClosed(AppError):
+    """The voucher is used up, expired or disabled. Nothing was granted."""
+
+    state: str
+    code = "voucher_closed"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return f"This voucher is {self.state.replace('_', ' ')}."
+
+    @property
+    def details(self) -> dict[str, str]:
+        return {"state": self.state}
+
+
+@dataclass
 class SelfReferral(AppError):
     """The code is the caller's own, or that of another account of theirs. Nothing was written."""
 

@@ -38,7 +38,7 @@ ORDER BY id
 FOR NO KEY UPDATE
 
 -- name: owner_of_code
-SELECT c.account_id, u.email, u.suspended_at IS NOT NULL AS suspended
+SELECT c.account_id, u.email, coalesce(u.suspended_at, u.deleted_at) IS NOT NULL AS suspended
 FROM referral_codes c
 JOIN accounts a ON a.id = c.account_id
 JOIN users u ON u.id = a.user_id
@@ -73,7 +73,7 @@ ORDER BY ordered_at, id LIMIT :limit)
 SELECT r.id, r.state, r.reward, r.referrer_id, r.purchase_id, r.taken_back_at,
     r.ordered_at <= CAST(:now AS timestamptz) - CAST(:hold AS interval) AS ripe,
     referrer.email AS referrer_email, referee.email AS referee_email, p.email AS payer_email,
-    referrer.suspended_at IS NOT NULL OR referee.suspended_at IS NOT NULL AS suspended,
+    coalesce(referrer.suspended_at, referrer.deleted_at, referee.suspended_at, referee.deleted_at) IS NOT NULL AS suspended,
     EXISTS (
         SELECT FROM purchases theirs
         WHERE theirs.card_fingerprint = p.card_fingerprint AND theirs.user_id = referrer.id

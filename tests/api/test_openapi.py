@@ -34,6 +34,13 @@ ROUTES = {
     "GET /api/v1/files/{file_id}",
     "DELETE /api/v1/files/{file_id}",
     "GET /api/v1/files/{file_id}/content",
+    "POST /api/v1/auth/email/start",
+    "POST /api/v1/auth/email/verify",
+    "GET /api/v1/auth/session",
+    "POST /api/v1/auth/sign-out",
+    "POST /api/v1/auth/sign-out-everywhere",
+    "GET /api/v1/account/export",
+    "POST /api/v1/account/delete",
     "POST /api/v1/webhooks/stripe",
     "GET /api/v1/ledger/trial-balance",
     "GET /api/v1/usage",
@@ -42,6 +49,27 @@ ROUTES = {
     "GET /api/v1/media/jobs/{job_id}/receipt",
     "GET /api/v1/jobs/{job_id}/receipt",
     "GET /.well-known/jwks.json",
+    "POST /api/v1/vouchers/redeem",
+    "GET /api/v1/operator/users",
+    "GET /api/v1/operator/users/{user_id}",
+    "POST /api/v1/operator/users/{user_id}/suspend",
+    "POST /api/v1/operator/users/{user_id}/unsuspend",
+    "POST /api/v1/operator/users/{user_id}/freeze",
+    "POST /api/v1/operator/users/{user_id}/unfreeze",
+    "POST /api/v1/operator/users/{user_id}/grants",
+    "POST /api/v1/operator/users/{user_id}/adjustments",
+    "POST /api/v1/operator/transfers/{transfer_id}/refund",
+    "POST /api/v1/operator/transfers/{transfer_id}/reverse",
+    "GET /api/v1/operator/holds",
+    "POST /api/v1/operator/holds/{hold_id}/void",
+    "GET /api/v1/operator/jobs",
+    "POST /api/v1/operator/jobs/{job_id}/cancel",
+    "POST /api/v1/operator/vouchers",
+    "GET /api/v1/operator/vouchers",
+    "POST /api/v1/operator/vouchers/{voucher_id}/disable",
+    "GET /api/v1/operator/prices",
+    "POST /api/v1/operator/prices",
+    "GET /api/v1/operator/audit",
     "POST /api/v1/tools/check",
     "POST /api/v1/tools/spend",
     "GET /api/v1/pricing",
@@ -53,6 +81,8 @@ PUBLIC = {
     "getHealth",
     "listPackages",
     "claimStripeKey",
+    "startSignIn",
+    "verifySignIn",
     "receiveStripeWebhook",
     "getTrialBalance",
     "getPricing",
@@ -118,7 +148,7 @@ def test_every_operation_is_named_tagged_and_explained(document):
 
 
 def test_every_operation_says_who_may_call_it_and_how_it_refuses(document):
-    assert set(document["components"]["securitySchemes"]) == {"bearer", "apiKey"}
+    assert set(document["components"]["securitySchemes"]) == {"bearer", "apiKey", "session"}
     for name, operation in operations(document):
         assert ("security" in operation) is (operation["operationId"] not in PUBLIC), name
         assert "422" not in operation["responses"], name

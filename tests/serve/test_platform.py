@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -324,3 +325,21 @@ def test_metrics_are_summed_over_the_processes(platform, http):
     assert "farebox_jobs_total" in text, "counted in the Runner's process, not in the ingress"
     assert "farebox_ledger_seconds_count" in text
     assert "amai_live_" not in text
+
+
+def test_a_code_that_the_runner_mailed_signs_a_browser_in(platform: Launcher, http: httpx.Client):
+    outbox = platform.settings.data_dir / "outbox"
+    started = http.post("/api/v1/auth/email/start", json={"email": "ada@example.com"})
+    assert started.status_code == 200, started.text
+    deadline = time.monotonic() + WAIT_S
+    while not (mails := sorted(outbox.glob("*.eml"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    code = re.findall(r"^ +(\d{4} \d{4})$", mails[-1].read_text(), re.MULTILINE)[0]
+    signed_in = http.post("/api/v1/auth/email/verify", json={"email": "ada@example.com", "code": code})
+    assert signed_in.status_code == 200, signed_in.text
+    token = {"x-csrf-token": signed_in.json()["csrfToken"]}
+    assert http.post("/api/v1/keys", json={"label": "from the page"}).status_code == 403
+    assert http.post("/api/v1/keys", json={"label": "from the page"}, headers=token).status_code == 200
+    assert http.post("/api/v1/auth/sign-out", headers=token).status_code == 200
+    assert http.get("/api/v1/auth/session").status_code == 401

@@ -360,10 +360,18 @@ async def test_what_a_referrer_may_earn_in_all_is_bounded(conn, customers, anna)
     assert await free(conn, anna) == 2_000
 
 
+async def forget(conn, person):
+    await conn.execute(
+        text("UPDATE users SET deleted_at = now(), email = 'deleted-' || id || '@invalid' WHERE id = :id"),
+        {"id": person.user_id},
+    )
+
+
+@pytest.mark.parametrize("end", [suspend, forget])
 @pytest.mark.parametrize("whom", ["referrer", "referee"])
-async def test_nothing_is_earned_by_or_for_the_suspended(conn, customers, anna, whom):
+async def test_nothing_is_earned_by_or_for_the_suspended_and_the_deleted(conn, customers, anna, whom, end):
     ben, _ = await brought(conn, customers, anna)
-    await suspend(conn, anna if whom == "referrer" else ben)
+    await end(conn, anna if whom == "referrer" else ben)
     await sweep(conn)
     assert (await state(conn, ben), await free(conn, anna)) == ("suspended", 0)
 

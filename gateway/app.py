@@ -35,6 +35,7 @@ from gateway.routes import (
     pricing,
     purchases,
     receipts,
+    referral,
     sign_in,
     tools,
     usage,
@@ -63,7 +64,7 @@ NO_TELEMETRY: Final = {
 
 ROUTERS: Final = (
     tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, pricing,
-    vouchers, sign_in, account, pages, operator_users, operator_desk,
+    vouchers, referral, sign_in, account, pages, operator_users, operator_desk,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 

@@ -70,6 +70,8 @@ ROUTES: Final[Mapping[str, BucketName]] = {
     "createKey": "sensitive_auth",
     "rotateKey": "sensitive_auth",
     "revokeKey": "sensitive_auth",
+    "getReferral": "referral_read",
+    "applyReferral": "referral_apply",
     "startSignIn": "sensitive_auth",
     "verifySignIn": "sensitive_auth",
     "signOutEverywhere": "sensitive_auth",

@@ -35,6 +35,7 @@ from gateway.routes import (
     pricing,
     purchases,
     receipts,
+    referral,
     refills,
     sign_in,
     tools,
@@ -64,7 +65,7 @@ NO_TELEMETRY: Final = {
 
 ROUTERS: Final = (
     tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, refills,
-    pricing, vouchers, sign_in, account, pages, operator_users, operator_desk,
+    pricing, vouchers, referral, sign_in, account, pages, operator_users, operator_desk,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 

@@ -91,6 +91,7 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
             "hold_id": "hold_01k8z0e2k4m6n8p0q2r4s6t8v0",
         },
     },
+    "applyReferral": {"As it was dictated": {"code": "k7q2-9xwm"}},
     "consumeCredits": {
         "A charge, safe to retry": {"credits": 1.5, "reason": "rendering", "idempotencyKey": "render-001"},
     },
@@ -199,6 +200,16 @@ ANSWERS: Final[Mapping[str, Any]] = {
         "held": _NOTHING,
         "lines": [_CHARGE],
     },
+    "getReferral": {
+        "ok": True,
+        "code": "K7Q29XWM",
+        "earned": {"credits": 20.0, "tokens": 2000},
+        "pending": {"credits": 10.0, "tokens": 1000},
+        "reward": {"credits": 10.0, "tokens": 1000},
+        "referrals": {"applied": 3, "ordered": 1, "rewarded": 2},
+        "applied": None,
+    },
+    "applyReferral": {"ok": True, "applied": {"code": "K7Q29XWM", "at": _MADE}},
     "getReceipt": {
         "ok": True,
         "issuer": "https://api.example.com",

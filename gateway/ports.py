@@ -26,6 +26,7 @@ from ledger.sessions import Session
 from ledger.spends import Allowance, Check, Spend, Spent
 from ledger.statements import Cost, Statement
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase
+from payments.referrals import Application, Standing
 from payments.webhooks import ProviderEvent
 
 JobStatus = Literal["queued", "running", "succeeded", "failed", "canceled", "expired"]
@@ -377,6 +378,15 @@ class Ledger(Desk, Protocol):
 
     async def claim(self, provider: str, session_id: str, label: str) -> Claim:
         """Mint the first key of a payment, once. Raises: NotFound, PaymentPending, AlreadyClaimed, AccountExists."""
+
+    async def referral(self, credential: Credential) -> Standing:
+        """Return the caller's referral code, made at the first look, and what it has brought."""
+
+    async def apply_referral(self, credential: Credential, code: str) -> Application:
+        """Note whose code brought the caller, once; the same code again gets the same answer.
+
+        Raises: NotFound, SelfReferral, AlreadyReferred, ReferralTooLate, ReferralRing; Forbidden without a programme.
+        """
 
     async def store_event(self, event: ProviderEvent) -> bool:
         """Keep a verified event; return False for one that is already there and applied."""

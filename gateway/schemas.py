@@ -30,6 +30,7 @@ from gateway.problems import InvalidFields, field_faults
 from kit.addresses import network, spelled
 from ledger.accounts import World
 from ledger.keys import Limits
+from payments.referrals import CODE_CHARS, read_code
 
 MAX_PROMPT_CHARS: Final = 4000
 """About the 1,024 tokens that the picture model reads at most."""
@@ -96,6 +97,12 @@ def _future_instant(value: object) -> datetime:
     if instant <= datetime.now(UTC):
         raise ValueError("must lie in the future")
     return instant
+
+
+def _referral_code(value: str) -> str:
+    if (code := read_code(value)) is None:
+        raise ValueError(f"must be a referral code: {CODE_CHARS} letters and digits")
+    return code
 
 
 def _network(value: str) -> str:
@@ -246,6 +253,19 @@ class RevokeKey(Request):
     """Revoke the one key that begins so; a prefix of several keys revokes none."""
 
     key_prefix: KeyPrefix
+
+
+class ApplyReferral(Request):
+    """The code of whoever brought you."""
+
+    code: Annotated[
+        str,
+        Field(
+            max_length=32,
+            description="As it was given to you: upper or lower case, with or without hyphens and spaces.",
+        ),
+        AfterValidator(_referral_code),
+    ]
 
 
 class ImageGenerate(Request):

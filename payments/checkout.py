@@ -49,6 +49,7 @@ class ProviderSession:
     amount_minor: int
     currency: str
     livemode: bool
+    card_fingerprint: str | None = None
 
 
 class Provider(Protocol):
@@ -192,5 +193,6 @@ class Checkout:
                 currency=session.currency,
                 livemode=session.livemode,
                 expect_livemode=self._provider.livemode,
+                card_fingerprint=session.card_fingerprint,
             )
         )

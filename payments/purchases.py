@@ -21,6 +21,7 @@ from ledger.credits import credit
 from ledger.grants import Terms
 from ledger.keys import ApiKey, Credential, mint
 from ledger.users import account_of_email, account_of_user
+from payments import referrals
 from payments.errors import AccountExists, AlreadyClaimed, PaymentMismatch, PaymentPending
 from payments.packages import Package
 from payments.tables import purchases
@@ -39,7 +40,10 @@ class OpenPurchase:
 
 @dataclass(frozen=True, slots=True)
 class PaidSession:
-    """What the provider says of a paid session, read from its API. Units: `amount_minor` minor units."""
+    """What the provider says of a paid session, read from its API. Units: `amount_minor` minor units.
+
+    `card_fingerprint`: the provider's name for the card, the same wherever that card pays; None where it has none.
+    """
 
     provider: str
     session_id: str
@@ -48,6 +52,7 @@ class PaidSession:
     currency: str
     livemode: bool
     expect_livemode: bool
+    card_fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,10 +213,12 @@ async def fulfil(conn: AsyncConnection, paid: PaidSession) -> Purchase:
                 opened_account=owner.opened,
                 transfer_id=transfer_id,
                 fulfilled_at=func.now(),
+                card_fingerprint=paid.card_fingerprint,
             )
             .returning(purchases)
         )
     ).one()
+    await referrals.note_order(conn, owner.account_id, row.id)
     return _purchase(done)
 
 

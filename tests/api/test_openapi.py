@@ -75,6 +75,8 @@ ROUTES = {
     "POST /api/v1/tools/spend",
     "GET /api/v1/pricing",
     "POST /api/v1/credits/consume",
+    "GET /api/v1/referral",
+    "POST /api/v1/referral/apply",
 }
 PUBLIC = {
     "getHealth",

@@ -207,7 +207,7 @@ class LedgerServer(LedgerReads, LedgerTools, LedgerKeys, LedgerPeople, LedgerDes
             if command.credential is None:
                 return await purchases.open_purchase(conn, command, None)
             topup = await keys.caller_of(conn, command.credential, scopes.CHECKOUT)
-            return await purchases.open_purchase(conn, command, topup.user_id)
+            return await purchases.open_purchase(conn, command, topup.user_id, topup.world)
 
         return await self._run("open_purchase", open_it)
 

@@ -36,6 +36,7 @@ from gateway.routes import (
     purchases,
     receipts,
     referral,
+    refills,
     sign_in,
     tools,
     usage,
@@ -63,8 +64,8 @@ NO_TELEMETRY: Final = {
 """FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
 
 ROUTERS: Final = (
-    tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, pricing,
-    vouchers, referral, sign_in, account, pages, operator_users, operator_desk,
+    tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, refills,
+    pricing, vouchers, referral, sign_in, account, pages, operator_users, operator_desk,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 
@@ -111,6 +112,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
     app.state.parts = Parts(
         settings=settings,
         ledger=ledger,
+        models=models,
         checkout=checkout,
         objects=objects,
         catalog=catalog,

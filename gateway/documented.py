@@ -15,6 +15,7 @@ _KEY: Final = {
     "keyPrefix": "abcde0F3kq",
     "id": "key_01k8z0b2c4d6f8g0h2j4k6m8n0",
     "label": "Agent Worker A",
+    "mode": "live",
     "createdAt": _MADE,
     "expiresAt": None,
     "parentId": None,
@@ -59,6 +60,7 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "claimStripeKey": {"The first key": {"sessionId": "cs_test_...", "keyLabel": "Primary key"}},
     "createKey": {
         "A key for an agent": {"label": "Agent Worker A"},
+        "A test key": {"label": "Continuous integration", "mode": "test"},
         "A key that ends": {"label": "Build Agent", "expiresAt": "2100-01-31T00:00:00Z"},
         "A key with limits": {
             "label": "Picture Agent",
@@ -145,6 +147,13 @@ ANSWERS: Final[Mapping[str, Any]] = {
         "opened": False,
     },
     "rotateKey": {"ok": True, **_KEY},
+    "refillTestCredits": {
+        "ok": True,
+        "granted": 400.0,
+        "grantedTokens": 40000,
+        "balance": 1000.0,
+        "balanceTokens": 100000,
+    },
     "getBalance": {"ok": True, "credits": 599.0, "tokens": 59900, "held": {"credits": 1.0, "tokens": 100}},
     "checkTool": {"ok": True, "allowed": True, "cost_tokens": 5, "balance_after": 9995},
     "spendTool": {"ok": True, "charged": 5, "balance_after": 9990},
@@ -252,9 +261,16 @@ ANSWERS: Final[Mapping[str, Any]] = {
     "getTrialBalance": {
         "ok": True,
         "rows": [
-            {"kind": "clearing", "accounts": 1, "entries": 1, "credits": -600.0, "tokens": -60000},
-            {"kind": "revenue", "accounts": 1, "entries": 1, "credits": 1.0, "tokens": 100},
-            {"kind": "user", "accounts": 1, "entries": 2, "credits": 599.0, "tokens": 59900},
+            {
+                "mode": "live",
+                "kind": "clearing",
+                "accounts": 1,
+                "entries": 1,
+                "credits": -600.0,
+                "tokens": -60000,
+            },
+            {"mode": "live", "kind": "revenue", "accounts": 1, "entries": 1, "credits": 1.0, "tokens": 100},
+            {"mode": "live", "kind": "user", "accounts": 1, "entries": 2, "credits": 599.0, "tokens": 59900},
         ],
         "totalTokens": 0,
         "balanced": True,

@@ -28,6 +28,7 @@ from pydantic.alias_generators import to_camel
 from gateway.catalog import TOKENS_PER_CREDIT
 from gateway.problems import InvalidFields, field_faults
 from kit.addresses import network, spelled
+from ledger.accounts import World
 from ledger.keys import Limits
 from payments.referrals import CODE_CHARS, read_code
 
@@ -174,6 +175,13 @@ class CreateKey(Request):
     """A further key for the account, such as one per environment or agent."""
 
     label: Label
+    mode: Annotated[
+        World | None,
+        Field(
+            description="`test`: a key to the test world, with the same API, books of its own, the tiny models, and"
+            " credits that cost nothing. Without it, as the key that asks; a test key makes test keys alone."
+        ),
+    ] = None
     scopes: Annotated[
         Annotated[list[Scope], Field(min_length=1, max_length=MAX_LISTED), AfterValidator(_each_once)] | None,
         Field(

@@ -134,6 +134,8 @@ class Settings(BaseSettings):
     """A job that no model took within the hour expires, and its hold with it."""
     job_run_ttl_s: int = Field(default=1800, ge=1)
     """A run that is not over after half an hour hangs; it is stopped and tried again."""
+    test_credits: int = Field(default=1_000, ge=0, le=10**7)
+    """What a refill leaves free on a test account: a thousand pictures, more than a day's test runs make."""
     account_concurrency: int = Field(default=0, ge=0)
     """Jobs of one account that run at the same time, over all models; turns alone share them out. 0: no bound."""
     key_concurrency: int = Field(default=0, ge=0)

@@ -14,7 +14,7 @@ PAYMENT_CHECKS: Final = (
            JOIN transfers t ON t.id = p.transfer_id
            JOIN accounts a ON a.id = t.account_id
            WHERE t.kind <> 'purchase' OR t.amount <> p.credits_tokens OR t.reference <> p.id
-               OR a.user_id <> p.user_id""",
+               OR a.user_id <> p.user_id OR a.world <> p.world""",
     ),
     Check(
         "every purchase transfer belongs to a fulfilled purchase",

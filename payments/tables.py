@@ -45,6 +45,7 @@ purchases = Table(
     Column("key_id", Text, ForeignKey("api_keys.id"), unique=True),
     Column("claimed_at", DateTime(timezone=True)),
     Column("card_fingerprint", Text),
+    Column("world", Text, nullable=False, server_default=text("'live'")),
     UniqueConstraint("provider", "session_id"),
     CheckConstraint("credits_tokens > 0 AND amount_minor > 0", name="amounts"),
     CheckConstraint(
@@ -54,10 +55,12 @@ purchases = Table(
     ),
     CheckConstraint("(claimed_at IS NULL) = (key_id IS NULL)", name="claimed_whole"),
     CheckConstraint("claimed_at IS NULL OR opened_account", name="claim_needs_new_account"),
+    CheckConstraint("world = 'live' OR world = 'test' AND topup_user_id IS NOT NULL", name="world"),
     Index(None, "card_fingerprint", postgresql_where=text("card_fingerprint IS NOT NULL")),
 )
 """`opened_account`: this very payment created the account, so its payer may claim the first key. `card_fingerprint`:
-the provider's name for the card, the same wherever that card pays; empty where it has none."""
+the provider's name for the card, the same wherever that card pays; empty where it has none. `world`: whose account it
+fills; only a key to top up says the test world's."""
 
 provider_events = Table(
     "provider_events",

@@ -24,7 +24,7 @@ export function keysPanel(call, say) {
     const row = document.createElement("tr");
     const state = stateOf(key);
     const prefix = document.createElement("code");
-    prefix.textContent = `${byId("keys").dataset.brand}_live_${key.keyPrefix}`;
+    prefix.textContent = `${byId("keys").dataset.brand}_${key.mode}_${key.keyPrefix}`;
     for (const content of [key.label, prefix, day(key.createdAt), state]) row.insertCell().append(content);
     const last = row.insertCell();
     if (state.startsWith("live")) {

@@ -25,6 +25,7 @@ class LedgerReferrals:
 
         async def look(conn: AsyncConnection) -> Standing:
             caller = await keys.caller_of(conn, credential, scopes.READ)
+            caller.require_live()
             return await referrals.standing(conn, caller.account_id, referrals.programme(self._settings))
 
         standing: Standing = await self._run("referral", look)

@@ -85,6 +85,11 @@ class Caller:
         if not self.may(need):
             raise out_of_scope(need)
 
+    def require_live(self) -> None:
+        """Raises: Forbidden for a test key: play money is no way to live credits."""
+        if self.world == "test":
+            raise Forbidden("Test keys may not do this; use a live key.")
+
     def require_full(self) -> None:
         """Raises: Forbidden for a test key or one with a limit: what is the person's is no business of its own."""
         if self.limited or self.world == "test":

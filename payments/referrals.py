@@ -152,8 +152,7 @@ async def apply(conn: AsyncConnection, credential: Credential, code: str, rules:
     """
     await conn.execute(queries["lock_parties"], {"code": code, "hash": credential.hash})
     caller = await caller_of(conn, credential, scopes.CHECKOUT)
-    if caller.world == "test":
-        raise Forbidden("Test keys take no part in referrals: no money moves in the test world.")
+    caller.require_live()
     account_id = caller.account_id
     owner = (await conn.execute(queries["owner_of_code"], {"code": code})).one_or_none()
     owner_id = owner.account_id if owner else account_id

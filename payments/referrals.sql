@@ -77,7 +77,7 @@ SELECT r.id, r.state, r.reward, r.referrer_id, r.purchase_id, r.taken_back_at,
     coalesce(referrer.suspended_at, referrer.deleted_at, referee.suspended_at, referee.deleted_at) IS NOT NULL AS suspended,
     EXISTS (
         SELECT FROM purchases theirs
-        WHERE theirs.card_fingerprint = p.card_fingerprint AND theirs.user_id = referrer.id
+        WHERE theirs.card_fingerprint = p.card_fingerprint AND theirs.user_id = referrer.id AND theirs.world = 'live'
     ) AS same_card,
     given.this_month, given.tokens
 FROM referrals r

@@ -173,3 +173,17 @@ async def test_429_after_sixty_looks_and_ten_applications_in_a_minute(anna):
     assert [answer.status_code for answer in tries] == [404] * 10 + [429]
     assert refused(tries[-1]) == (429, "rate_limited")
     assert tries[0].headers["ratelimit-policy"] == '"referral_apply";q=10;w=60'
+
+
+async def test_a_test_key_has_no_part_in_referrals(customer):
+    owner, other = await customer(), await customer()
+    code = (await other.client.get("/api/v1/referral")).json()["code"]
+    made = await owner.client.post("/api/v1/keys", json={"label": "play", "mode": "test"})
+    play = {"authorization": f"Bearer {made.json()['apiKey']}"}
+    for answer in (
+        await owner.client.get("/api/v1/referral", headers=play),
+        await owner.client.post("/api/v1/referral/apply", json={"code": code}, headers=play),
+    ):
+        assert (answer.status_code, answer.json()["error"]) == (403, "forbidden")
+    live = await owner.client.post("/api/v1/referral/apply", json={"code": code})
+    assert live.status_code == 200, live.text

@@ -475,3 +475,10 @@ async def test_403_a_test_key_uses_up_no_voucher(customer, calls, operator):
     assert refusal(await calls(test, "POST", "/api/v1/vouchers/redeem", **redeem)) == (403, "forbidden")
     assert (await calls(owner.key, "POST", "/api/v1/vouchers/redeem", **redeem)).status_code == 200
     assert await owner.tokens() == 500
+
+
+async def test_403_a_test_key_takes_no_part_in_referrals(customer, calls):
+    code = (await (await customer()).client.get("/api/v1/referral")).json()["code"]
+    test = (await make(await customer()))["apiKey"]
+    answer = await calls(test, "POST", "/api/v1/referral/apply", json={"code": code})
+    assert refusal(answer) == (403, "forbidden")

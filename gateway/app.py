@@ -32,7 +32,7 @@ from gateway.routes import (
     tools,
     usage,
 )
-from gateway.schemas import INPUTS
+from gateway.task_schemas import INPUTS
 from kit.settings import Settings
 from kit.storage import ObjectStore, UrlSigner
 from payments.checkout import Checkout

@@ -20,7 +20,7 @@ from gateway.documented import ANSWERS, REQUESTS
 from gateway.errors import CostExceedsLimit, IdempotencyKeyReused, JobNotFinished, RateLimited, TooManyFiles
 from gateway.limits import WINDOW_S, Gate
 from gateway.problems import problem_body
-from gateway.schemas import INPUTS
+from gateway.task_schemas import INPUTS
 from kit.errors import (
     AppError,
     AuthRequired,

@@ -19,7 +19,7 @@ SET status = 'running',
     started_at = now()
 FROM picked
 WHERE j.id = picked.id
-RETURNING j.id, j.account_id, j.task, j.application, j.input, j.quoted, j.fence, j.attempts, j.created_at, j.started_at
+RETURNING j.id, j.account_id, j.task, j.application, j.input, j.quoted, j.units_milli, j.fence, j.attempts, j.created_at, j.started_at
 
 -- name: renew_leases
 UPDATE jobs j

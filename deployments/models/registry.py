@@ -31,7 +31,9 @@ class Entry:
     """One model: what it serves and where its weights come from.
 
     `hub_revision` pins the production weights to one commit of the hub; None takes the newest, and `farebox
-    models pull` then writes down which commit that was. `tiny_recipe` counts the changes to the family's tiny
+    models pull` then writes down which commit that was. No entry has a pin of ours yet: no commit has been checked on
+    hardware. An operator pins with the model application's `revision` argument in serve_config.yaml, or by pulling once.
+    `tiny_recipe` counts the changes to the family's tiny
     builder, and `libraries` are what else decides its result: a change of either builds anew.
     """
 
@@ -56,8 +58,18 @@ ENTRIES: Final[tuple[Entry, ...]] = (
         licence="Apache-2.0",
         card="https://huggingface.co/Qwen/Qwen-Image",
         hub_id="Qwen/Qwen-Image",
-        # Not pinned: the card's commit has not been checked on hardware yet. An operator pins it with the
-        # model application's `revision` argument in serve_config.yaml, or by pulling once.
+        hub_revision=None,
+        tiny_recipe=2,
+        libraries=("torch", "diffusers", "transformers"),
+    ),
+    Entry(
+        application="image-edit",
+        tasks=("image.edit",),
+        family="deployments.models.qwen_image_edit:QwenImageEdit",
+        model="Qwen-Image-Edit",
+        licence="Apache-2.0",
+        card="https://huggingface.co/Qwen/Qwen-Image-Edit-2509",
+        hub_id="Qwen/Qwen-Image-Edit-2509",
         hub_revision=None,
         tiny_recipe=1,
         libraries=("torch", "diffusers", "transformers"),
@@ -98,7 +110,7 @@ def resolve(
 ) -> Weights:
     """Return where the weights of an application are under a profile; it does not make or fetch them.
 
-    No image model is known whose real weights a CPU can use, so `small` gives the tiny ones, marked as such.
+    No model here is known whose real weights a CPU can use, so `small` gives the tiny ones, marked as such.
     `revision` goes before the entry's own pin.
 
     Raises: NotFound for an unknown application, InvalidRequest for an unknown profile.

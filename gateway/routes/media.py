@@ -18,7 +18,8 @@ from gateway.listing import Cursor, Limit, page
 from gateway.openapi import LOCATION, READ, REPLAYED, WRITE, problems
 from gateway.ports import FINAL_STATUSES, Job, JobStatus, StoredFile
 from gateway.responses import in_credits, json_response
-from gateway.schemas import SubmitJob, task_input
+from gateway.schemas import SubmitJob
+from gateway.task_schemas import media_of, task_input
 from kit.ids import new_id
 
 router = APIRouter(prefix="/api/v1", tags=["Media jobs"], route_class=StrictRoute)
@@ -32,7 +33,7 @@ router = APIRouter(prefix="/api/v1", tags=["Media jobs"], route_class=StrictRout
     response_model=JobAccepted,
     responses={
         202: {"headers": LOCATION | REPLAYED},
-        **problems(*WRITE, "insufficient_credits", "cost_exceeds_limit", "idempotency_key_reused"),
+        **problems(*WRITE, "insufficient_credits", "cost_exceeds_limit", "idempotency_key_reused", "not_found"),
     },
     openapi_extra=SECURED,
 )
@@ -45,6 +46,9 @@ async def submit_job(
     """
     task = parts.catalog.task(body.task)
     job_input = task_input(task.name, body.input)
+    for kind, value in media_of(job_input).values():
+        if kind == "FileId":
+            await parts.ledger.file(credential, own_id("file", value))
     quote = parts.catalog.quote(task.name, job_input)
     limit_tokens = body.limit_tokens
     if limit_tokens is not None and quote.cost_tokens > limit_tokens:

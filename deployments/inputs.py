@@ -33,7 +33,9 @@ class Inputs:
         found = {}
         for name, (kind, value) in media_of(job.input).items():
             field = f"input.{name}{kind}"
-            data = await (self._file(job.account_id, value, field) if kind == "FileId" else self._url(value, name))
+            data = await (
+                self._file(job.account_id, value, field) if kind == "FileId" else self._url(value, name)
+            )
             _check(data, name, field)
             found[name] = InputFile(media_type(data), data)
         return found

@@ -82,3 +82,13 @@ def file(request: GenerateRequest, name: str) -> InputFile:
     if found is None:
         raise ModelRefused(f"{name}Url", f"give {name}Url or {name}FileId")
     return found
+
+
+def truth(given: Mapping[str, Any], field: str, *, default: bool) -> bool:
+    """Return true or false."""
+    value = given.get(field)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise ModelRefused(field, "must be true or false")
+    return value

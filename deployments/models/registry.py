@@ -74,6 +74,18 @@ ENTRIES: Final[tuple[Entry, ...]] = (
         tiny_recipe=1,
         libraries=("torch", "diffusers", "transformers"),
     ),
+    Entry(
+        application="video",
+        tasks=("video.generate",),
+        family="deployments.models.ltx2:LTX2",
+        model="LTX-2",
+        licence="LTX-2 Community",
+        card="https://huggingface.co/Lightricks/LTX-2",
+        hub_id="Lightricks/LTX-2",
+        hub_revision=None,
+        tiny_recipe=1,
+        libraries=("torch", "diffusers", "transformers"),
+    ),
 )
 
 

@@ -33,7 +33,9 @@ router = APIRouter(prefix="/api/v1", tags=["Media jobs"], route_class=StrictRout
     response_model=JobAccepted,
     responses={
         202: {"headers": LOCATION | REPLAYED},
-        **problems(*WRITE, "insufficient_credits", "cost_exceeds_limit", "idempotency_key_reused", "not_found"),
+        **problems(
+            *WRITE, "insufficient_credits", "cost_exceeds_limit", "idempotency_key_reused", "not_found"
+        ),
     },
     openapi_extra=SECURED,
 )

@@ -107,16 +107,23 @@ async def test_a_name_that_changes_after_the_check_changes_nothing():
 async def test_an_address_inside_is_never_connected_to(addresses):
     async with serving(answer()) as server:
         with pytest.raises(InputRefused, match="public internet"):
-            await get(fetcher(Names(evil_example_com=[addresses]), inside=True), f"http://evil.example.com:{server.port}/")
+            await get(
+                fetcher(Names(evil_example_com=[addresses]), inside=True),
+                f"http://evil.example.com:{server.port}/",
+            )
     assert server.heads == []
 
 
-@pytest.mark.parametrize("address", ["93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c", "::ffff:93.184.215.14"])
+@pytest.mark.parametrize(
+    "address", ["93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c", "::ffff:93.184.215.14"]
+)
 def test_addresses_of_the_internet_are_public(address):
     assert is_public(ip_address(address))
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.1", "2130706433", "0x7f000001", "[::1]", "[::ffff:7f00:1]"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "127.0.0.1", "127.1", "2130706433", "0x7f000001", "[::1]", "[::ffff:7f00:1]"]
+)
 async def test_the_machines_own_resolver_opens_no_way_inside(host):
     async with serving(answer()) as server:
         with pytest.raises((InputRefused, InputUnreachable)):
@@ -126,7 +133,9 @@ async def test_the_machines_own_resolver_opens_no_way_inside(host):
 
 async def test_a_redirect_inside_is_not_followed():
     names = Names(cdn_example_com=["93.184.215.14"], inner_example_com=["10.0.0.7"])
-    async with serving(answer(b"", "302 Found", location="http://inner.example.com/latest/meta-data")) as server:
+    async with serving(
+        answer(b"", "302 Found", location="http://inner.example.com/latest/meta-data")
+    ) as server:
         judge = Fetcher(resolve=_here(names), may_connect=lambda a: a == LOOPBACK or is_public(a))
         with pytest.raises(InputRefused, match="public internet"):
             await get(judge, f"http://cdn.example.com:{server.port}/")
@@ -184,10 +193,15 @@ async def test_the_first_bytes_decide_before_the_rest_is_read():
     for body in (b"<html>" + b"x" * 5000, b"<html>"):
         async with serving(answer(body)) as server:
             with pytest.raises(InputRefused, match="must be image"):
-                await get(fetcher(Names(a_example=["127.0.0.1"])), f"http://a.example:{server.port}/", check=check)
+                await get(
+                    fetcher(Names(a_example=["127.0.0.1"])), f"http://a.example:{server.port}/", check=check
+                )
 
 
-@pytest.mark.parametrize(("status", "retryable"), [("404 Not Found", False), ("403 Forbidden", False), ("503 Away", True), ("429 Slow", True)])
+@pytest.mark.parametrize(
+    ("status", "retryable"),
+    [("404 Not Found", False), ("403 Forbidden", False), ("503 Away", True), ("429 Slow", True)],
+)
 async def test_the_servers_answer_tells_whether_another_try_may_help(status, retryable):
     async with serving(answer(b"", status)) as server:
         with pytest.raises((InputRefused, InputUnreachable)) as refusal:

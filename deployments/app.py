@@ -11,6 +11,8 @@ from ray.serve import Application
 
 from deployments.ingress import Ingress
 from deployments.ledger import LedgerServer
+from deployments.models.environments import python_of
+from deployments.models.registry import entry_for
 from deployments.models.server import ModelServer
 from deployments.runner import RunnerServer
 from kit.settings import load_settings
@@ -58,9 +60,16 @@ def farebox(args: FareboxArgs) -> Application:
 
 
 def model(args: ModelArgs) -> Application:
-    """Build one model's own application: it deploys, fails, upgrades and scales to zero alone."""
+    """Build one model's own application: it deploys, fails, upgrades and scales to zero alone.
+
+    Raises: EnvironmentMissing, where the model has an environment of its own: it alone then fails.
+    """
     settings = load_settings()
     options = args.profiles.get(settings.profile, {})
+    if (environment := entry_for(args.application).environment) and args.family is None:
+        actor = options.get("ray_actor_options", {})
+        python = {"py_executable": str(python_of(environment))}
+        options = {**options, "ray_actor_options": {**actor, "runtime_env": python}}
     return serve.deployment(name="Model", **options)(ModelReplica).bind(
         args.application,
         settings.profile,

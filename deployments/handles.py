@@ -16,6 +16,7 @@ import structlog
 from ray import serve
 from ray.exceptions import RayActorError
 
+from deployments.models.environments import EnvironmentMissing
 from deployments.models.contract import GenerateRequest, Output, Progress
 from gateway.errors import RateLimited
 from gateway.limits import tallies
@@ -301,7 +302,15 @@ def _state(name: str, overview: Any) -> ModelState:
         return ModelState(name, "ready", None)
     if status in ("NOT_STARTED", "DEPLOYING"):
         return ModelState(name, "starting", None)
+    if status == "DEPLOY_FAILED":
+        return ModelState(name, "unavailable", _public_reason(str(overview.message)), failed=True)
     return ModelState(name, "unavailable", status.lower())
+
+
+def _public_reason(message: str) -> str:
+    """Return why an application failed, without its traceback: our own words if they are in it."""
+    found = re.findall(rf"{EnvironmentMissing.code}: (.+)", message)
+    return found[-1].strip() if found else "its model could not be started."
 
 
 def _as_error(error: BaseException) -> AppError:

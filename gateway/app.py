@@ -110,6 +110,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
         health=Kept(health.probe, HEALTH_KEPT_S),
         trial_balance=Kept(ledger.trial_balance, TRIAL_BALANCE_KEPT_S),
         in_sandbox=mode == "sandbox",
+        model_states=Kept(models.states, HEALTH_KEPT_S),
     )
     add_problem_handlers(app)
     app.add_middleware(

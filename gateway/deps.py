@@ -15,7 +15,7 @@ from fastapi import Depends, Header, Request
 
 from gateway.catalog import Catalog
 from gateway.kept import Kept
-from gateway.ports import Ledger
+from gateway.ports import Ledger, ModelState
 from kit.addresses import Network, caller_address
 from kit.errors import AuthRequired, InvalidRequest, NotFound
 from kit.settings import Settings
@@ -49,6 +49,7 @@ class Parts:
     health: Kept[tuple[int, bytes]]
     trial_balance: Kept[TrialBalance]
     in_sandbox: bool
+    model_states: Kept[dict[str, ModelState]]
     """Whether payments are play money, which every page then says."""
 
 

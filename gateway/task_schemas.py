@@ -200,21 +200,41 @@ class VideoGenerate(TaskInput):
     steps: Steps = None
 
 
-class AudioSpeak(TaskInput):
-    """The input of `audio.speak`. The longest that the text may take is held; each second begun is charged."""
-
+class _Speech(TaskInput):
     text: Annotated[
         str,
         Field(min_length=1, max_length=MAX_SPEECH_CHARS, description="What is said."),
         AfterValidator(_not_blank),
     ]
+    language: Language = "Auto"
+    seed: Seed = None
+    output_format: AudioFormat = "mp3"
+
+
+class AudioSpeak(_Speech):
+    """The input of `audio.speak`. The longest that the text may take is held; each second begun is charged."""
+
     voice_description: Annotated[
         str | None,
         Field(min_length=1, max_length=MAX_VOICE_CHARS, description="Who speaks, and how."),
     ] = None
-    language: Language = "Auto"
-    seed: Seed = None
-    output_format: AudioFormat = "mp3"
+
+
+class VoiceClone(_Speech):
+    """The input of `voice.clone`, held and charged as `audio.speak` is. Clone a voice only with its owner's consent."""
+
+    needs: ClassVar[tuple[str, ...]] = ("referenceAudio",)
+
+    reference_audio_url: MediaUrl | None = None
+    reference_audio_file_id: FileId | None = None
+    reference_text: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=MAX_SPEECH_CHARS,
+            description="What the recording says; with it, its manner of speaking is kept too.",
+        ),
+    ] = None
 
 
 INPUTS: Final[Mapping[str, type[TaskInput]]] = {
@@ -222,6 +242,7 @@ INPUTS: Final[Mapping[str, type[TaskInput]]] = {
     "image.edit": ImageEdit,
     "video.generate": VideoGenerate,
     "audio.speak": AudioSpeak,
+    "voice.clone": VoiceClone,
 }
 """The input of each task that this code knows. The catalogue says which are on sale, and for how much."""
 

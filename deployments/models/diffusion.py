@@ -1,14 +1,11 @@
-"""What all diffusers pipelines have in common: loading, a run that reports and can be canceled, the facts of an output.
-
-The CUDA path (bfloat16, optional offload) follows the pipelines' documentation and has not run on hardware.
-"""
+"""What all diffusers pipelines have in common: loading, and a run that reports and can be canceled."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from deployments.models import loading
 from deployments.models.contract import (
-    TINY_NOTICE,
     IsCanceled,
     ModelBroken,
     ModelCanceled,
@@ -16,35 +13,7 @@ from deployments.models.contract import (
     Placement,
     Progress,
     Weights,
-    WeightsMissing,
 )
-from deployments.models.registry import read_manifest
-
-
-def require_weights(weights: Weights, placement: Placement) -> None:
-    """Set the process up for a model's device. Raises: WeightsMissing if weights or device cannot be had."""
-    if weights.directory is None and weights.profile == "tiny":
-        raise WeightsMissing(f"{weights.source} is not there", "run 'farebox models build tiny'")
-    import torch
-
-    quiet_libraries()
-    if placement.device == "cuda" and not torch.cuda.is_available():
-        raise WeightsMissing(f"{weights.model} has no GPU", "its weights need CUDA; check num_gpus")
-    torch.set_num_threads(placement.cpu_threads)
-
-
-def is_tiny(weights: Weights) -> bool:
-    """Tell whether weights are random ones. Their own manifest decides, whatever the configuration says."""
-    manifest = read_manifest(weights.directory) if weights.directory is not None else None
-    return weights.profile == "tiny" or (manifest or {}).get("profile") == "tiny"
-
-
-def weights_unusable(weights: Weights, error: OSError) -> WeightsMissing:
-    """Return what an operator is told when a library could not read the weights."""
-    return WeightsMissing(
-        f"{weights.source} could not be loaded ({type(error).__name__})",
-        "pull the weights with 'farebox models pull', or check the directory",
-    )
 
 
 def load_pipeline(pipeline_class: Any, weights: Weights, placement: Placement, **parts: Any) -> Any:
@@ -54,21 +23,20 @@ def load_pipeline(pipeline_class: Any, weights: Weights, placement: Placement, *
 
     Raises: WeightsMissing, for the operator.
     """
-    require_weights(weights, placement)
-    import torch
-
+    loading.require_weights(weights, placement)
+    quiet_libraries()
     on_gpu = placement.device == "cuda"
     try:
         pipeline = pipeline_class.from_pretrained(
             weights.source,
             revision=weights.revision,
-            dtype=torch.bfloat16 if on_gpu else torch.float32,
+            dtype=loading.dtype(placement),
             use_safetensors=True,  # the other format runs code while loading
             local_files_only=weights.directory is not None,
             **parts,
         )
     except OSError as error:
-        raise weights_unusable(weights, error) from error
+        raise loading.weights_unusable(weights, error) from error
     pipeline.set_progress_bar_config(disable=True)
     if on_gpu and placement.cpu_offload:
         pipeline.enable_model_cpu_offload(device="cuda")
@@ -114,16 +82,6 @@ def noise(seed: int) -> Any:
     import torch
 
     return torch.Generator("cpu").manual_seed(seed)
-
-
-def origin(weights: Weights, *, tiny: bool) -> dict[str, Any]:
-    """Return the facts that every output has: the model, its weights, and the notice of random ones."""
-    facts: dict[str, Any] = {"model": weights.model, "profile": "tiny" if tiny else weights.profile}
-    if weights.revision:
-        facts["revision"] = weights.revision
-    if tiny:
-        facts["notice"] = TINY_NOTICE
-    return facts
 
 
 def quiet_libraries() -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from deployments.models import diffusion, fields, film, picture
+from deployments.models import diffusion, fields, film, loading, picture
 from deployments.models.contract import (
     GenerateRequest,
     IsCanceled,
@@ -148,7 +148,7 @@ class FilmOrder:
 class LTX2:
     """The loaded pipelines, from text and from a picture, on one set of weights. One job at a time."""
 
-    def __init__(  # noqa: PLR0913  # its parts
+    def __init__(  # its parts
         self, from_text: Any, from_picture: Any, weights: Weights, placement: Placement, *, tiny: bool
     ) -> None:
         self._from_text = from_text  # Any: diffusers' pipelines are untyped
@@ -160,13 +160,13 @@ class LTX2:
     @classmethod
     def load(cls, weights: Weights, placement: Placement) -> Self:
         """Load the pipelines from a directory or the hub. Raises: WeightsMissing, for the operator."""
-        diffusion.require_weights(weights, placement)
+        loading.require_weights(weights, placement)
         from diffusers import LTX2ImageToVideoPipeline, LTX2Pipeline
 
         from_text = diffusion.load_pipeline(LTX2Pipeline, weights, placement)
         from_picture = LTX2ImageToVideoPipeline(**from_text.components)
         from_picture.set_progress_bar_config(disable=True)
-        return cls(from_text, from_picture, weights, placement, tiny=diffusion.is_tiny(weights))
+        return cls(from_text, from_picture, weights, placement, tiny=loading.is_tiny(weights))
 
     def generate(self, request: GenerateRequest, on_progress: OnProgress, is_canceled: IsCanceled) -> Output:
         """Make one film; blocks until it is done.
@@ -198,7 +198,7 @@ class LTX2:
         )
         metrics = meter.read()
         facts = {
-            **diffusion.origin(self._weights, tiny=self._tiny),
+            **loading.origin(self._weights, tiny=self._tiny),
             "aspectRatio": order.aspect_ratio,
             "seed": order.seed,
             "steps": order.steps,

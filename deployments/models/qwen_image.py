@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from deployments.models import diffusion, fields, picture, tiny_qwen
+from deployments.models import diffusion, fields, loading, picture, tiny_qwen
 from deployments.models.contract import (
     GenerateRequest,
     IsCanceled,
@@ -161,7 +161,7 @@ class QwenImage:
         from diffusers import QwenImagePipeline
 
         pipeline = diffusion.load_pipeline(QwenImagePipeline, weights, placement)
-        return cls(pipeline, weights, placement, tiny=diffusion.is_tiny(weights))
+        return cls(pipeline, weights, placement, tiny=loading.is_tiny(weights))
 
     def generate(self, request: GenerateRequest, on_progress: OnProgress, is_canceled: IsCanceled) -> Output:
         """Make one picture; blocks until it is done.
@@ -173,7 +173,7 @@ class QwenImage:
         meter = Meter(self._placement.device)
         pixels = self._denoise(order, on_progress, is_canceled)
         metrics = meter.read()
-        facts = {**diffusion.origin(self._weights, tiny=self._tiny), **order.facts}
+        facts = {**loading.origin(self._weights, tiny=self._tiny), **order.facts}
         if self._truncates(order.prompt):
             facts["promptTruncated"] = True
         return Output([picture.finished(pixels, order.output_format, facts)], metrics, self._weights.model)

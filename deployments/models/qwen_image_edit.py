@@ -14,7 +14,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from deployments.models import diffusion, fields, picture, tiny_qwen
+from deployments.models import diffusion, fields, loading, picture, tiny_qwen
 from deployments.models.contract import (
     GenerateRequest,
     IsCanceled,
@@ -48,7 +48,7 @@ class QwenImageEdit:
     @classmethod
     def load(cls, weights: Weights, placement: Placement) -> Self:
         """Load the pipeline from a directory or the hub. Raises: WeightsMissing, for the operator."""
-        diffusion.require_weights(weights, placement)
+        loading.require_weights(weights, placement)
         from diffusers import QwenImageEditPlusPipeline
 
         parts: dict[str, Any] = {}
@@ -56,9 +56,9 @@ class QwenImageEdit:
             try:
                 parts["processor"] = _processor_class().load(weights)
             except OSError as error:
-                raise diffusion.weights_unusable(weights, error) from error
+                raise loading.weights_unusable(weights, error) from error
         pipeline = diffusion.load_pipeline(QwenImageEditPlusPipeline, weights, placement, **parts)
-        return cls(pipeline, weights, placement, tiny=diffusion.is_tiny(weights))
+        return cls(pipeline, weights, placement, tiny=loading.is_tiny(weights))
 
     def generate(self, request: GenerateRequest, on_progress: OnProgress, is_canceled: IsCanceled) -> Output:
         """Change one picture; blocks until it is done. Without an aspect ratio it keeps the source's, or the nearest.
@@ -86,7 +86,7 @@ class QwenImageEdit:
             output_type="np",
         )
         metrics = meter.read()
-        facts = {**diffusion.origin(self._weights, tiny=self._tiny), **order.facts}
+        facts = {**loading.origin(self._weights, tiny=self._tiny), **order.facts}
         media = picture.finished(result.images[0], order.output_format, facts)
         return Output([media], metrics, self._weights.model)
 

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, get_args
 
+from deployments.models import environments
 from deployments.models.contract import ModelFamily, Weights
 from kit.errors import InvalidRequest, NotFound
 from kit.settings import Profile
@@ -31,10 +32,11 @@ class Entry:
     """One model: what it serves and where its weights come from.
 
     `hub_revision` pins the production weights to one commit of the hub; None takes the newest, and `farebox
-    models pull` then writes down which commit that was. No entry has a pin of ours yet: no commit has been checked on
-    hardware. An operator pins with the model application's `revision` argument in serve_config.yaml, or by pulling once.
-    `tiny_recipe` counts the changes to the family's tiny
-    builder, and `libraries` are what else decides its result: a change of either builds anew.
+    models pull` then writes down which commit that was. No entry has a pin yet, since no commit has been checked
+    on hardware: an operator pins with the model application's `revision` argument in serve_config.yaml, or by
+    pulling once. `tiny_recipe` counts the changes to the family's tiny builder, and `libraries` are what else
+    decides its result: a change of either builds anew. `environment` names the environment of its own that the
+    model runs in; its versions then decide instead of ours.
     """
 
     application: str
@@ -47,6 +49,7 @@ class Entry:
     hub_revision: str | None
     tiny_recipe: int
     libraries: tuple[str, ...]
+    environment: str = ""
 
 
 ENTRIES: Final[tuple[Entry, ...]] = (
@@ -85,6 +88,32 @@ ENTRIES: Final[tuple[Entry, ...]] = (
         hub_revision=None,
         tiny_recipe=1,
         libraries=("torch", "diffusers", "transformers"),
+    ),
+    Entry(
+        application="speech",
+        tasks=("audio.speak",),
+        family="deployments.models.qwen3_tts:DesignedVoice",
+        model="Qwen3-TTS",
+        licence="Apache-2.0",
+        card="https://huggingface.co/Qwen/Qwen3-TTS-12Hz-1.7B-VoiceDesign",
+        hub_id="Qwen/Qwen3-TTS-12Hz-1.7B-VoiceDesign",
+        hub_revision=None,
+        tiny_recipe=1,
+        libraries=(),
+        environment="speech",
+    ),
+    Entry(
+        application="voice",
+        tasks=("voice.clone",),
+        family="deployments.models.qwen3_tts:ClonedVoice",
+        model="Qwen3-TTS",
+        licence="Apache-2.0",
+        card="https://huggingface.co/Qwen/Qwen3-TTS-12Hz-1.7B-Base",
+        hub_id="Qwen/Qwen3-TTS-12Hz-1.7B-Base",
+        hub_revision=None,
+        tiny_recipe=1,
+        libraries=(),
+        environment="speech",
     ),
 )
 
@@ -159,7 +188,8 @@ def tiny_recipe(entry: Entry, seed: int = TINY_SEED) -> dict[str, Any]:
         "family": entry.family,
         "recipe": entry.tiny_recipe,
         "seed": seed,
-        "libraries": {name: version(name) for name in entry.libraries},
+        "libraries": {name: version(name) for name in entry.libraries}
+        | ({"environment": environments.pins(entry.environment)} if entry.environment else {}),
     }
 
 

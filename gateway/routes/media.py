@@ -12,7 +12,7 @@ from gateway.answers import JobAccepted, Jobs, JobShown
 from gateway.bodies import StrictRoute
 from gateway.deps import SECURED, CallerKey, Parts, PartsOf, RetryKey, agreed_key, own_id, page_before
 from gateway.downloads import signed_url
-from gateway.errors import CostExceedsLimit
+from gateway.errors import CostExceedsLimit, TaskUnavailable
 from gateway.fingerprints import fingerprint
 from gateway.listing import Cursor, Limit, page
 from gateway.openapi import LOCATION, READ, REPLAYED, WRITE, problems
@@ -51,6 +51,9 @@ async def submit_job(
     for kind, value in media_of(job_input).values():
         if kind == "FileId":
             await parts.ledger.file(credential, own_id("file", value))
+    state = (await parts.model_states()).get(task.application)
+    if state is not None and state.failed:
+        raise TaskUnavailable(task.name, state.reason or "its model could not be started.")
     quote = parts.catalog.quote(task.name, job_input)
     limit_tokens = body.limit_tokens
     if limit_tokens is not None and quote.cost_tokens > limit_tokens:

@@ -27,7 +27,7 @@ from deployments.models.contract import (
     Weights,
 )
 from deployments.models.film import finished
-from deployments.models.ltx2 import SIZES, TINY_SIZES, LTX2
+from deployments.models.ltx2 import LTX2, SIZES, TINY_SIZES
 
 CPU = Placement("cpu", cpu_threads=1, cpu_offload=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from deployments.models import loading
@@ -48,7 +49,9 @@ def load_pipeline(pipeline_class: Any, weights: Weights, placement: Placement, *
 def run_pipeline(
     pipeline: Any, steps: int, on_progress: OnProgress, is_canceled: IsCanceled, **settings: Any
 ) -> Any:
-    """Run a pipeline that calls back, reporting and looking for a cancellation after each step.
+    """Run a pipeline, reporting and looking for a cancellation after each step.
+
+    Older pipelines call back in another way, and count a step once for each of their solver's halves.
 
     Raises: ModelCanceled at the step after the cancellation; ModelBroken if the GPU is lost to this process.
     """
@@ -63,10 +66,16 @@ def run_pipeline(
         report(index + 1)
         return tensors
 
+    def after_old_step(index: int, _: Any, __: Any) -> None:
+        report(min(index + 1, steps))
+
+    callback: dict[str, Any] = {"callback_on_step_end": after_step}
+    if "callback_on_step_end" not in inspect.signature(pipeline.__call__).parameters:
+        callback = {"callback": after_old_step}
     report(0)
     try:
         with torch.inference_mode():
-            return pipeline(num_inference_steps=steps, callback_on_step_end=after_step, **settings)
+            return pipeline(num_inference_steps=steps, **callback, **settings)
     except torch.AcceleratorError as error:
         raise ModelBroken("The GPU failed in the middle of the work.") from error
     except torch.OutOfMemoryError:

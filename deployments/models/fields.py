@@ -92,3 +92,11 @@ def truth(given: Mapping[str, Any], field: str, *, default: bool) -> bool:
     if not isinstance(value, bool):
         raise ModelRefused(field, "must be true or false")
     return value
+
+
+def paid_seconds(request: GenerateRequest, most: int, default: int) -> int:
+    """Return how long a work of a length in whole seconds shall be: not longer than was paid for."""
+    seconds = integer(request.input, "durationSeconds", 1, most, default)
+    if seconds * 1000 > request.units_milli:
+        raise ModelRefused("durationSeconds", "is longer than what was paid for")
+    return seconds

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from deployments.models import diffusion, fields, film, loading, picture
+from deployments.models import diffusion, fields, film, loading, picture, sound
 from deployments.models.contract import (
     GenerateRequest,
     IsCanceled,
@@ -124,9 +124,6 @@ class FilmOrder:
         prompt = fields.text(given, "prompt", "", MAX_PROMPT_CHARS)
         if not prompt.strip():
             raise ModelRefused("prompt", "describe the film in words")
-        seconds = fields.integer(given, "durationSeconds", 1, MAX_SECONDS, 5)
-        if seconds * 1000 > request.units_milli:
-            raise ModelRefused("durationSeconds", "is longer than what was paid for")
         sizes = TINY_SIZES if tiny else SIZES
         aspect_ratio = fields.choice(given, "aspectRatio", tuple(sizes), "16:9")
         width, height = sizes[aspect_ratio]
@@ -135,7 +132,7 @@ class FilmOrder:
             prompt=prompt,
             negative_prompt=fields.text(given, "negativePrompt", "", MAX_PROMPT_CHARS) or NEGATIVE_PROMPT,
             source=None if file is None else picture.decode(file, "sourceImageUrl"),
-            seconds=seconds,
+            seconds=fields.paid_seconds(request, MAX_SECONDS, 5),
             aspect_ratio=aspect_ratio,
             width=width,
             height=height,
@@ -208,7 +205,7 @@ class LTX2:
         media = film.finished(
             _cut(result.frames[0], order),
             FRAMES_PER_S,
-            _track(result.audio[0].float().cpu().numpy(), order.seconds * rate) if order.sound else None,
+            sound.fitted(result.audio[0].float().cpu().numpy(), order.seconds * rate) if order.sound else None,
             rate,
             facts,
         )
@@ -251,14 +248,3 @@ def _cut(frames: np.ndarray[Any, Any], order: FilmOrder) -> np.ndarray[Any, Any]
         raise ModelFailed("The model's film was too short.")
     top, left = (height - order.height) // 2, (width - order.width) // 2
     return frames[:wanted, top : top + order.height, left : left + order.width]
-
-
-def _track(samples: np.ndarray[Any, Any], length: int) -> np.ndarray[Any, Any]:
-    """Return a sound track of exactly a film's length: the model's is some latents longer or shorter.
-
-    Shapes: (channels, samples).
-    """
-    import numpy as np
-
-    missing = max(0, length - samples.shape[1])
-    return np.pad(samples[:, :length], ((0, 0), (0, missing)))

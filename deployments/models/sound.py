@@ -44,6 +44,13 @@ def finished(samples: np.ndarray[Any, Any], rate: int, output_format: str, facts
     return Media(CONTENT_TYPES[output_format], encode(samples, rate, output_format, facts), facts)
 
 
+def fitted(samples: np.ndarray[Any, Any], length: int) -> np.ndarray[Any, Any]:
+    """Return a sound of exactly a length: cut, or with silence at its end. A model's is some latents off."""
+    import numpy as np
+
+    return np.pad(samples[:, :length], ((0, 0), (0, max(0, length - samples.shape[1]))))
+
+
 def encode(samples: np.ndarray[Any, Any], rate: int, output_format: str, facts: Mapping[str, Any]) -> bytes:
     """Return samples as a file of a format; `facts` lie in its comment."""
     import av

@@ -16,8 +16,8 @@ import structlog
 from ray import serve
 from ray.exceptions import RayActorError
 
-from deployments.models.environments import EnvironmentMissing
 from deployments.models.contract import GenerateRequest, Output, Progress
+from deployments.models.environments import EnvironmentMissing
 from gateway.errors import RateLimited
 from gateway.limits import tallies
 from gateway.ports import Job, JobReceipt, Ledger, ModelState, SubmitJob

@@ -127,8 +127,21 @@ Language = Literal[
     "Spanish",
 ]
 """What Qwen3-TTS speaks. Source: its model card."""
+WHISPER_LANGUAGES: Final = tuple(
+    ["en", "zh", "de", "es", "ru", "ko", "fr", "ja", "pt", "tr", "pl", "ca", "nl", "ar", "sv", "it", "id", "hi", "fi", "vi", "he", "uk", "el", "ms", "cs", "ro", "da", "hu", "ta", "no", "th", "ur", "hr", "bg", "lt", "la", "mi", "ml", "cy", "sk", "te", "fa", "lv", "bn", "sr", "az", "sl", "kn", "et", "mk", "br", "eu", "is", "hy", "ne", "mn", "bs", "kk", "sq", "sw", "gl", "mr", "pa", "si", "km", "sn", "yo", "so", "af", "oc", "ka", "be", "tg", "sd", "gu", "am", "yi", "lo", "uz", "fo", "ht", "ps", "tk", "nn", "mt", "sa", "lb", "my", "bo", "tl", "mg", "as", "tt", "haw", "ln", "ha", "ba", "jw", "su", "yue"]
+)
+"""What Whisper hears, by its own codes. Source: its tokenizer."""
 AudioFormat = Literal["mp3", "wav", "flac"]
 """What every browser plays."""
+
+
+LanguageName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z][A-Za-z ()-]{1,39}$",
+        description="A language by its English name.",
+    ),
+]
 
 
 class TaskInput(BaseModel):
@@ -184,6 +197,68 @@ class ImageEdit(_Picture):
     aspect_ratio: Annotated[
         AspectRatio | None, Field(description="Without it, the one nearest to the source's.")
     ] = None
+
+
+class MusicGenerate(TaskInput):
+    """The input of `music.generate`."""
+
+    prompt: Annotated[
+        str,
+        Field(min_length=1, max_length=1000, description="Style, instruments, mood."),
+        AfterValidator(_not_blank),
+    ]
+    lyrics: Annotated[
+        str | None,
+        Field(
+            max_length=MAX_PROMPT_CHARS,
+            description="What is sung, with marks such as `[verse]` and `[chorus]`; without it, nobody sings.",
+        ),
+    ] = None
+    duration_seconds: Annotated[int, Field(ge=1, le=240, description="Whole seconds; each is paid for.")] = 30
+    seed: Seed = None
+    output_format: AudioFormat = "mp3"
+
+
+class SfxGenerate(TaskInput):
+    """The input of `sfx.generate`."""
+
+    prompt: Annotated[
+        str,
+        Field(min_length=1, max_length=1000, description="What is heard."),
+        AfterValidator(_not_blank),
+    ]
+    negative_prompt: Annotated[str | None, Field(max_length=1000, description="What is not heard.")] = None
+    duration_seconds: Annotated[int, Field(ge=1, le=47, description="Whole seconds; each is paid for.")] = 5
+    seed: Seed = None
+    output_format: AudioFormat = "mp3"
+
+
+class AudioTranscribe(TaskInput):
+    """The input of `audio.transcribe`. `maxMinutes` is held; what is charged is the recording's length."""
+
+    needs: ClassVar[tuple[str, ...]] = ("audio",)
+
+    audio_url: MediaUrl | None = None
+    audio_file_id: FileId | None = None
+    language: Annotated[
+        Literal[WHISPER_LANGUAGES] | None,  # type: ignore[valid-type]  # one list for the model and its callers
+        Field(description="The language spoken; without it, it is recognised."),
+    ] = None
+    max_minutes: Annotated[
+        int, Field(ge=1, le=180, description="A longer recording is refused and costs nothing.")
+    ] = 10
+
+
+class TextTranslate(TaskInput):
+    """The input of `text.translate`."""
+
+    text: Annotated[
+        str,
+        Field(min_length=1, max_length=MAX_TRANSLATE_CHARS, description="Each character is paid for."),
+        AfterValidator(_not_blank),
+    ]
+    target_language: Annotated[LanguageName, Field(examples=["French", "Brazilian Portuguese"])]
+    source_language: Annotated[LanguageName | None, Field(description="Without it, it is recognised.")] = None
 
 
 class VideoGenerate(TaskInput):
@@ -243,6 +318,10 @@ INPUTS: Final[Mapping[str, type[TaskInput]]] = {
     "video.generate": VideoGenerate,
     "audio.speak": AudioSpeak,
     "voice.clone": VoiceClone,
+    "music.generate": MusicGenerate,
+    "sfx.generate": SfxGenerate,
+    "audio.transcribe": AudioTranscribe,
+    "text.translate": TextTranslate,
 }
 """The input of each task that this code knows. The catalogue says which are on sale, and for how much."""
 

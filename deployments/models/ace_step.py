@@ -164,7 +164,11 @@ def _tiny_pipeline() -> Any:
         text_encoder=text_encoder,
         tokenizer=tokens,
         transformer=AceStepTransformer1DModel(
-            num_hidden_layers=2, in_channels=3 * latents, audio_acoustic_hidden_dim=latents, patch_size=2, **attention
+            num_hidden_layers=2,
+            in_channels=3 * latents,
+            audio_acoustic_hidden_dim=latents,
+            patch_size=2,
+            **attention,
         ),
         condition_encoder=AceStepConditionEncoder(
             text_hidden_dim=hidden,

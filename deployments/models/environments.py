@@ -61,7 +61,9 @@ def build_tiny(environment: str, family: str, directory: Path, seed: int) -> Non
         subprocess.run(command, check=True, timeout=BUILD_TIMEOUT_S, capture_output=True, env=variables())
     except subprocess.CalledProcessError as error:
         last = error.stderr.decode(errors="replace").strip().rpartition("\n")[2][:300]
-        raise WeightsMissing(f"{family} could not build its tiny weights ({last})", f"run 'make {environment}'") from error
+        raise WeightsMissing(
+            f"{family} could not build its tiny weights ({last})", f"run 'make {environment}'"
+        ) from error
     except subprocess.TimeoutExpired as error:
         raise WeightsMissing(f"{family} took too long to build its tiny weights", "try again") from error
 

@@ -205,7 +205,9 @@ class LTX2:
         media = film.finished(
             _cut(result.frames[0], order),
             FRAMES_PER_S,
-            sound.fitted(result.audio[0].float().cpu().numpy(), order.seconds * rate) if order.sound else None,
+            sound.fitted(result.audio[0].float().cpu().numpy(), order.seconds * rate)
+            if order.sound
+            else None,
             rate,
             facts,
         )

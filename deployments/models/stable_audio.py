@@ -34,7 +34,7 @@ TINY_STEPS: Final = 4
 MAX_SECONDS: Final = 47
 """The most that the model makes. Source: the model card."""
 TINY_LATENTS: Final = 3008
-"""Room for the same 47 seconds: 256 samples to a latent at 16 kHz, in whole pairs of blocks of 64."""
+"""Room for the same 47 seconds: 256 samples to a latent, 16,000 to a second."""
 MAX_PROMPT_CHARS: Final = 1000
 NEGATIVE_PROMPT: Final = "Low quality."
 """The model card's."""

@@ -6,6 +6,7 @@ The client works over a Ray handle and over a plain object alike, so that tests 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence

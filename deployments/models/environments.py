@@ -33,7 +33,8 @@ class EnvironmentMissing(AppError):
 
     @property
     def message(self) -> str:
-        return f"The {self.environment} environment {self.problem}; the operator makes it with 'make {self.environment}'."
+        made = f"the operator makes it with 'make {self.environment}'"
+        return f"The {self.environment} environment {self.problem}; {made}."
 
 
 def python_of(environment: str) -> Path:
@@ -58,7 +59,10 @@ def build_tiny(environment: str, family: str, directory: Path, seed: int) -> Non
     """Have a family's tiny weights built in its environment. Raises: EnvironmentMissing, WeightsMissing."""
     command = [str(python_of(environment)), "-m", __name__, family, str(directory), str(seed)]
     try:
-        subprocess.run(command, check=True, timeout=BUILD_TIMEOUT_S, capture_output=True, env=variables())
+        # Our own interpreter and module.
+        subprocess.run(  # noqa: S603
+            command, check=True, timeout=BUILD_TIMEOUT_S, capture_output=True, env=variables()
+        )
     except subprocess.CalledProcessError as error:
         last = error.stderr.decode(errors="replace").strip().rpartition("\n")[2][:300]
         raise WeightsMissing(

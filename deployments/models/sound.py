@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from deployments.models.contract import InputFile, Media, ModelFailed, ModelRefused
@@ -111,14 +112,14 @@ def decode(file: InputFile, field: str, rate: int, max_s: float) -> np.ndarray[A
         with av.open(io.BytesIO(file.data)) as container:
             if not container.streams.audio:
                 raise ModelRefused(field, "has no sound in it")
-            resampler = av.AudioResampler("flt", "mono", rate)
-            for frame in container.decode(container.streams.audio[0]):
-                for made in resampler.resample(frame):
-                    parts.append(made.to_ndarray()[0])
-                    length += made.samples
+            resampler = av.AudioResampler("fltp", None, rate)
+            frames = container.decode(container.streams.audio[0])
+            for made in chain.from_iterable(resampler.resample(frame) for frame in chain(frames, [None])):
+                # The mean, and not the library's mix, which can be louder than full.
+                parts.append(made.to_ndarray().mean(axis=0))
+                length += made.samples
                 if length > max_s * rate:
                     raise ModelRefused(field, f"is longer than {max_s:g} seconds")
-            parts += [made.to_ndarray()[0] for made in resampler.resample(None)]
     except (av.FFmpegError, ValueError) as error:
         raise ModelRefused(field, "is damaged, or of a kind that is not read") from error
     samples: np.ndarray[Any, Any] = np.concatenate(parts or [np.zeros(0, "float32")])

@@ -103,8 +103,8 @@ def _tokenizer(directory: Path) -> Any:
         vocab_file=str(words),
         merges_file=str(merges),
         unk_token=None,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",  # noqa: S106  # a token of text
+        pad_token="<|endoftext|>",  # noqa: S106
         additional_special_tokens=list(_SPECIAL_TOKENS),
     )
 

@@ -40,10 +40,10 @@ RATE: Final = 16_000
 WINDOW_S: Final = 30
 LEAST_STEP_S: Final = 15
 """A window is heard again from its last words on only if they are in its second half: the work at most doubles."""
-TINY_WORDS: Final = 24
+TINY_WORDS: Final = 28
 """Random weights would never end a window by themselves."""
-WINDOW_WORDS: Final = 440
-"""What the decoder has room for beside its own marks."""
+WINDOW_WORDS: Final = 448
+"""What the decoder has room for, its own marks included. Source: the model's configuration."""
 
 FIELDS: Final = frozenset({"audioUrl", "audioFileId", "language", "maxMinutes"})
 
@@ -156,7 +156,7 @@ class Whisper:
                 return_segments=True,
                 do_sample=False,
                 num_beams=1,
-                max_new_tokens=TINY_WORDS if self._tiny else WINDOW_WORDS,
+                max_length=TINY_WORDS if self._tiny else WINDOW_WORDS,
             )
         end_ms = len(window) * 1000 // RATE
         found = []
@@ -178,7 +178,8 @@ class Whisper:
 
 def _one_line(text: str) -> str:
     """Return a segment's words without what would end a subtitle's block or look like its times."""
-    return " ".join(text.replace("\ufffd", "").replace("-->", "→").split())
+    printed = "".join(char if char.isprintable() else " " for char in text)
+    return " ".join(printed.replace("\ufffd", "").replace("-->", "→").split())
 
 
 def _rising(segments: Sequence[Segment]) -> list[Segment]:

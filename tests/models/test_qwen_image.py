@@ -185,8 +185,11 @@ class Pipeline:
     """Stands in for the pipeline where the real one cannot be made to fail."""
 
     tokenizer_max_length = 1024
+    prompt_template_encode = "{}"
+    prompt_template_encode_start_idx = 0
 
     def __init__(self, result: Any) -> None:
+        self.tokenizer = lambda text: type("Tokens", (), {"input_ids": text.split()})
         self.result = result
         self.freed = 0
 

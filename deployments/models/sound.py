@@ -109,7 +109,7 @@ def decode(file: InputFile, field: str, rate: int, max_s: float) -> np.ndarray[A
     parts: list[Any] = []
     length = 0
     try:
-        with av.open(io.BytesIO(file.data)) as container:
+        with av.open(io.BytesIO(file.data), "r") as container:
             if not container.streams.audio:
                 raise ModelRefused(field, "has no sound in it")
             resampler = av.AudioResampler("fltp", None, rate)

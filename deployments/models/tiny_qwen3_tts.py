@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +12,8 @@ _GROUPS: Final = 16
 _CODES: Final = 64
 _SPECIAL_CODES: Final = 1024
 """The talker never samples its last 1,024 words but the end: with fewer of them there is nothing to sample from."""
+_LOUDNESS: Final = 1e-4
+"""Seen to bring the noise of these weights to the loudness of speech."""
 _SPECIAL_TOKENS: Final = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -147,6 +150,7 @@ def _talker(text_words: int) -> dict[str, Any]:
 
 
 def _save_codec(directory: Path) -> None:
+    import torch
     from qwen_tts.core.tokenizer_12hz.configuration_qwen3_tts_tokenizer_v2 import Qwen3TTSTokenizerV2Config
     from qwen_tts.core.tokenizer_12hz.modeling_qwen3_tts_tokenizer_v2 import Qwen3TTSTokenizerV2Model
     from transformers import EncodecFeatureExtractor
@@ -195,5 +199,18 @@ def _save_codec(directory: Path) -> None:
         decode_upsample_rate=1920,
         encode_downsample_rate=1920,
     )
-    Qwen3TTSTokenizerV2Model(config).eval().save_pretrained(directory)
+    model = Qwen3TTSTokenizerV2Model(config).eval()
+    filters = [
+        each
+        for each in model.decoder.modules()
+        if isinstance(each, (torch.nn.Conv1d, torch.nn.ConvTranspose1d))
+    ]
+    with torch.no_grad():
+        for each in filters:
+            torch.nn.init.kaiming_normal_(each.weight)  # or every layer is fainter than the one before
+        filters[-1].weight.mul_(_LOUDNESS)
+        for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+            if name.endswith(("embedding_sum", "embed_sum")):
+                tensor.normal_()  # a new codebook is all zeros: every code would sound the same, like nothing
+    model.save_pretrained(directory)
     EncodecFeatureExtractor(feature_size=1, sampling_rate=24000, padding_value=0.0).save_pretrained(directory)

@@ -291,6 +291,10 @@ def _save_tiny(directory: Path) -> None:
         task_to_id={"transcribe": number["<|transcribe|>"], "translate": number["<|translate|>"]},
         return_timestamps=False,
         alignment_heads=[[0, 0], [1, 0]],
+        # Noise of letters can be looked at in a subtitle; control characters and marks would be taken out of it.
+        suppress_tokens=[
+            number[word] for word in (*ByteLevel.alphabet(), *marks) if word in marks or not word.isascii()
+        ],
     )
     model.save_pretrained(directory)
     WhisperProcessor(WhisperFeatureExtractor(feature_size=80), tokenizer).save_pretrained(directory)

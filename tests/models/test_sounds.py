@@ -38,7 +38,13 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def make(model: ModelFamily, paid_s: int = 60, is_canceled=lambda: False, seen=None, **fields: Any) -> Media:
-    fields = {"prompt": "rain on a tin roof", "durationSeconds": 2, "seed": 7, "outputFormat": "wav", **fields}
+    fields = {
+        "prompt": "rain on a tin roof",
+        "durationSeconds": 2,
+        "seed": 7,
+        "outputFormat": "wav",
+        **fields,
+    }
     request = GenerateRequest("job_1", "sfx.generate", fields, paid_s * 1000)
     report = (lambda _: None) if seen is None else (lambda at: seen.append(at.step))
     [made] = model.generate(request, report, is_canceled).media
@@ -47,7 +53,9 @@ def make(model: ModelFamily, paid_s: int = 60, is_canceled=lambda: False, seen=N
 
 @pytest.mark.parametrize("output_format", sound.CONTENT_TYPES)
 @pytest.mark.parametrize("seconds", [1, 3])
-def test_a_sound_lasts_exactly_as_long_as_was_asked(model: ModelFamily, seconds: int, output_format: str) -> None:
+def test_a_sound_lasts_exactly_as_long_as_was_asked(
+    model: ModelFamily, seconds: int, output_format: str
+) -> None:
     media = make(model, durationSeconds=seconds, outputFormat=output_format)
     samples, rate = soundfile.read(io.BytesIO(media.data))
     frame = 1152 if output_format == "mp3" else 0  # MP3 counts in frames
@@ -67,7 +75,9 @@ def test_the_same_seed_gives_the_same_file_and_every_setting_another(model: Mode
 
 
 @pytest.mark.parametrize("output_format", sound.CONTENT_TYPES)
-def test_a_tiny_sound_says_so_inside_and_keeps_the_prompt_to_itself(model: ModelFamily, output_format: str) -> None:
+def test_a_tiny_sound_says_so_inside_and_keeps_the_prompt_to_itself(
+    model: ModelFamily, output_format: str
+) -> None:
     media = make(model, outputFormat=output_format)
     assert media.facts["notice"] == TINY_NOTICE
     assert TINY_NOTICE.encode() in media.data
@@ -91,7 +101,9 @@ def test_a_cancellation_stops_at_the_next_step(model: ModelFamily) -> None:
         ({"bpm": 120}, "bpm"),
     ],
 )
-def test_a_refusal_comes_before_any_computing(model: ModelFamily, fields: dict[str, Any], problem: str) -> None:
+def test_a_refusal_comes_before_any_computing(
+    model: ModelFamily, fields: dict[str, Any], problem: str
+) -> None:
     seen: list[int] = []
     with pytest.raises(ModelRefused, match=problem):
         make(model, seen=seen, **fields)

@@ -141,7 +141,8 @@ class Fetcher:
                 ) as answer,
             ):
                 if answer.is_redirect:
-                    return urljoin(url, answer.headers.get("location", ""))
+                    where: str = answer.headers.get("location", "")
+                    return urljoin(url, where)
                 self._judge(answer, field, max_bytes)
                 return await _body(answer, field, max_bytes, check)
         except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -145,5 +145,5 @@ def test_a_callers_sound_is_read_at_the_rate_of_the_model_and_no_further_than_pa
 
 @pytest.mark.parametrize("data", [b"", b"RIFF????WAVE", b"ID3" + b"\0" * 200, b"OggS" + b"x" * 500])
 def test_a_damaged_sound_is_refused(data: bytes) -> None:
-    with pytest.raises(ModelRefused, match="damaged|no sound"):
+    with pytest.raises(ModelRefused, match=r"damaged|no sound"):
         sound.decode(InputFile("audio/wav", data), "audioUrl", 16_000, 60)

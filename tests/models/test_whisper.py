@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_a_recording_gives_a_transcript_and_subtitles_in_both_formats(model: Whi
     for file in (srt, vtt):
         assert [milliseconds(cue) for cue in CUE.findall(file.data.decode())] == times
     assert all(0 <= start < end <= 35_000 for start, end in times)
-    assert all(before[1] <= after[0] for before, after in zip(times, times[1:], strict=False))
+    assert all(before[1] <= after[0] for before, after in pairwise(times))
 
 
 def test_the_same_recording_gives_the_same_files(model: Whisper) -> None:

@@ -304,12 +304,13 @@ def _state(name: str, overview: Any) -> ModelState:
     if status in ("NOT_STARTED", "DEPLOYING"):
         return ModelState(name, "starting", None)
     if status == "DEPLOY_FAILED":
-        return ModelState(name, "unavailable", _public_reason(str(overview.message)), failed=True)
+        told = [overview.message, *(each.message for each in overview.deployments.values())]
+        return ModelState(name, "unavailable", _public_reason("\n".join(map(str, told))), failed=True)
     return ModelState(name, "unavailable", status.lower())
 
 
 def _public_reason(message: str) -> str:
-    """Return why an application failed, without its traceback: our own words if they are in it."""
+    """Return why an application failed, without the tracebacks: our own words if they are among them."""
     found = re.findall(rf"{EnvironmentMissing.code}: (.+)", message)
     return found[-1].strip() if found else "its model could not be started."
 

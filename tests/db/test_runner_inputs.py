@@ -66,7 +66,7 @@ async def house(db, fresh_url, tmp_path, customers):
 
 
 class House:
-    def __init__(self, settings, server, db, owner, stranger, objects):
+    def __init__(self, settings, server, db, owner, stranger, objects):  # noqa: PLR0917
         self.settings, self.server, self.db = settings, server, db
         self.owner, self.stranger, self.objects = owner, stranger, objects
 
@@ -109,7 +109,7 @@ class House:
 
     async def free(self):
         async with self.db.transaction() as conn:
-            return (await balance(conn, self.owner.account_id)).tokens
+            return (await balance(conn, self.owner.account_id)).available_tokens
 
 
 async def run(house, model, job_input, net=None, **order):

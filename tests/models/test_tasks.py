@@ -63,7 +63,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 
 @pytest_asyncio.fixture
-async def customer(db, fresh_url, tmp_path, customers, models, assert_sound):
+async def customer(db, fresh_url, tmp_path, customers, models, assert_sound):  # noqa: PLR0917
     """A customer with a client; the Runner works beside."""
     theirs, ours = certificate(tmp_path)
     picture = io.BytesIO()

@@ -9,12 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
-from deployments.ingress import Ingress
-from deployments.ledger import LedgerServer
 from deployments.models.environments import python_of
 from deployments.models.registry import entry_for
 from deployments.models.server import ModelServer
-from deployments.runner import RunnerServer
 from kit.settings import load_settings
 from kit.telemetry import configure_logging
 
@@ -54,6 +51,11 @@ class ModelReplica(ModelServer):
 
 def farebox(args: FareboxArgs) -> Application:
     """Build the platform: the surface, the books, the runner. Money goes on whatever the models do."""
+    # Here, so that the many processes of models, which import this module too, are spared the rest of the platform.
+    from deployments.ingress import Ingress
+    from deployments.ledger import LedgerServer
+    from deployments.runner import RunnerServer
+
     ledger = serve.deployment(name="Ledger")(LedgerServer).bind()
     runner = serve.deployment(name="Runner")(RunnerServer).bind(ledger, args.places)
     return serve.deployment(name="Ingress")(serve.ingress()(Ingress)).bind(ledger, runner)

@@ -131,14 +131,18 @@ class Fetcher:
 
     async def _hop(self, url: str, field: str, max_bytes: int, check: Check) -> bytes | str:
         """Return the body, or the URL of the next hop."""
-        pinned, host = await self._pinned(url, field)
-        headers = {"Host": host, "Accept-Encoding": "identity", "User-Agent": "Farebox"}
+        pinned, host, port = await self._pinned(url, field)
+        named = f"[{host}]" if ":" in host else host
+        headers = {
+            "Host": named if port is None else f"{named}:{port}",
+            "Accept-Encoding": "identity",
+            "User-Agent": "Farebox",
+        }
         try:
             async with (
                 httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=TIMEOUTS) as client,
-                client.stream(
-                    "GET", pinned, headers=headers, extensions={"sni_hostname": urlsplit(url).hostname}
-                ) as answer,
+                # The certificate is verified against the name, though the connection goes to the address.
+                client.stream("GET", pinned, headers=headers, extensions={"sni_hostname": host}) as answer,
             ):
                 if answer.is_redirect:
                     where: str = answer.headers.get("location", "")
@@ -148,12 +152,12 @@ class Fetcher:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise InputUnreachable(field, f"could not be fetched ({type(error).__name__})") from error
 
-    async def _pinned(self, url: str, field: str) -> tuple[httpx.URL, str]:
-        """Return the URL with a checked address instead of its host, and the host for the header."""
+    async def _pinned(self, url: str, field: str) -> tuple[httpx.URL, str, int | None]:
+        """Return the URL with a checked address instead of its host, the host's name and the port."""
         try:
             parts = urlsplit(url)
-            host, port = parts.hostname, parts.port
-        except ValueError as error:
+            host, port = (parts.hostname or "").encode("idna").decode(), parts.port
+        except ValueError as error:  # a UnicodeError is one too
             raise InputRefused(field, "is not a URL") from error
         if parts.scheme not in ("http", "https") or not host:
             raise InputRefused(field, "must be an http or https URL, also after a redirect")
@@ -162,7 +166,7 @@ class Fetcher:
                 addresses = await self._resolve(host, port or (443 if parts.scheme == "https" else 80))
         except TimeoutError as error:
             raise InputUnreachable(field, "its host's name took too long to look up") from error
-        except (OSError, UnicodeError) as error:
+        except OSError as error:
             raise InputUnreachable(field, "its host is not known") from error
         # One private address among public ones is a trap, not an accident.
         if not addresses or not all(self._may_connect(address) for address in addresses):
@@ -174,8 +178,7 @@ class Fetcher:
             pinned = httpx.URL(parts._replace(netloc=authority, fragment="").geturl())
         except httpx.InvalidURL as error:
             raise InputRefused(field, "is not a URL") from error
-        named = f"[{host}]" if ":" in host else host.encode("idna").decode()
-        return pinned, named if port is None else f"{named}:{port}"
+        return pinned, host, port
 
     @staticmethod
     def _judge(answer: httpx.Response, field: str, max_bytes: int) -> None:

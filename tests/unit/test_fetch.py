@@ -232,7 +232,18 @@ async def test_a_host_that_is_unknown_closed_or_silent_is_unreachable(monkeypatc
         await gone.wait()
 
 
-@pytest.mark.parametrize("url", ["http://[::1", "http://a.example:99999/", "http://", "data:,x", "http:///x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://[::1",
+        "http://a.example:99999/",
+        "http://",
+        "data:,x",
+        "http:///x",
+        "http://a..example/",
+        "http://" + "x" * 70 + ".example/",
+    ],
+)
 async def test_a_broken_url_is_refused(url):
     with pytest.raises((InputRefused, InputUnreachable)):
         await get(fetcher(Names(a_example=["127.0.0.1"])), url)

@@ -63,6 +63,8 @@ WELCOME = {
     "voiceDescription": "Warm, energetic narrator with clear pacing.",
     "language": "English",
 }
+GREETING = {"text": "Good evening.", "language": "English", "seed": 7}
+WRONG = [{"text": " "}, {"language": "Klingon"}, {"pitch": 3}, {"outputFormat": "ogg"}]
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +75,34 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def speak(models_dir: Path, *calls: dict[str, Any]) -> list[dict[str, Any]]:
-    """Run calls in the environment, one after the other in one process."""
-    full = [{"application": "speech", "units_milli": 8_000, "input": WELCOME, **call} for call in calls]
+@pytest.fixture(scope="module")
+def said(models_dir: Path) -> dict[str, dict[str, Any]]:
+    """What came of every call; they run one after the other in one process, since its imports take long."""
+    noise = np.random.default_rng(0).normal(0, 0.05, (1, 48_000)).astype("float32")
+    recording, brief = models_dir / "voice.wav", models_dir / "brief.wav"
+    recording.write_bytes(sound.encode(noise, 24_000, "wav", {}))
+    brief.write_bytes(sound.encode(noise[:, :12_000], 24_000, "wav", {}))
+    voice = {"application": "voice", "input": GREETING}
+    calls: dict[str, dict[str, Any]] = {
+        "canceled": {"stop_at": 3},
+        "first": {"input": {**WELCOME, "seed": 7}},
+        "again": {"input": {**WELCOME, "seed": 7}, "job": "job_2"},
+        "other": {"input": {**WELCOME, "seed": 8}},
+        "short": {"units_milli": 1_000},
+        "wav": {"input": {**WELCOME, "outputFormat": "wav"}},
+        "cloned": {**voice, "reference": str(recording)},
+        "cloned with words": {
+            **voice,
+            "input": {**GREETING, "referenceText": "hello"},
+            "reference": str(recording),
+        },
+        "too brief": {**voice, "reference": str(brief)},
+        "no recording": voice,
+        **{f"wrong {number}": {"input": {**WELCOME, **fields}} for number, fields in enumerate(WRONG)},
+    }
+    full = [
+        {"application": "speech", "units_milli": 8_000, "input": WELCOME, **call} for call in calls.values()
+    ]
     done = subprocess.run(
         [str(PYTHON), "-c", SCRIPT, str(models_dir), json.dumps(full)],
         env=variables(),
@@ -84,72 +111,61 @@ def speak(models_dir: Path, *calls: dict[str, Any]) -> list[dict[str, Any]]:
         timeout=280,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    results: list[dict[str, Any]] = json.loads((models_dir / "results.json").read_text())
-    return results
+    return dict(zip(calls, json.loads((models_dir / "results.json").read_text()), strict=True))
 
 
-def test_the_published_request_is_spoken_for_no_longer_than_was_paid(models_dir: Path) -> None:
-    first, again, other, short, wav = speak(
-        models_dir,
-        {"input": {**WELCOME, "seed": 7}},
-        {"input": {**WELCOME, "seed": 7}, "job": "job_2"},
-        {"input": {**WELCOME, "seed": 8}},
-        {"units_milli": 1_000},
-        {"input": {**WELCOME, "outputFormat": "wav"}},
-    )
-    samples, rate = soundfile.read(io.BytesIO(Path(first["file"]).read_bytes()))
-    assert (rate, samples.ndim, first["type"]) == (24_000, 1, "audio/mpeg")
+def data(made: dict[str, Any]) -> bytes:
+    return Path(made["file"]).read_bytes()
+
+
+def test_the_published_request_is_spoken(said: dict[str, dict[str, Any]]) -> None:
+    made = said["first"]
+    samples, rate = soundfile.read(io.BytesIO(data(made)))
+    assert (rate, samples.ndim, made["type"]) == (24_000, 1, "audio/mpeg")
     assert samples.std() > 0, "it is not silence"
-    assert len(samples) / rate == pytest.approx(first["facts"]["durationSeconds"], abs=0.1)
-    assert first["facts"]["notice"] == TINY_NOTICE
-    assert TINY_NOTICE.encode() in Path(first["file"]).read_bytes()
-    assert first["units_milli"] == 2_000, "1.92 seconds are two begun, of the eight that were held"
-    assert Path(first["file"]).read_bytes() == Path(again["file"]).read_bytes()
-    assert Path(first["file"]).read_bytes() != Path(other["file"]).read_bytes()
-    assert short["facts"]["durationSeconds"] <= 1
-    assert short["units_milli"] == 1_000
-    assert first["steps"] == sorted(first["steps"])
-    assert (first["steps"][0], first["steps"][-1]) == (0, 1)
-    samples, rate = soundfile.read(wav["file"])
-    assert len(samples) == round(wav["facts"]["durationSeconds"] * rate)
+    assert len(samples) / rate == pytest.approx(made["facts"]["durationSeconds"], abs=0.1)
+    assert made["facts"]["notice"] == TINY_NOTICE
+    assert TINY_NOTICE.encode() in data(made)
+    assert made["steps"] == sorted(made["steps"])
+    assert (made["steps"][0], made["steps"][-1]) == (0, 1)
+    samples, rate = soundfile.read(said["wav"]["file"])
+    assert len(samples) == round(said["wav"]["facts"]["durationSeconds"] * rate)
+
+
+def test_no_more_is_spoken_than_was_paid_for_and_each_second_begun_counts(
+    said: dict[str, dict[str, Any]],
+) -> None:
+    assert said["first"]["facts"]["durationSeconds"] == 1.92
+    assert said["first"]["units_milli"] == 2_000, "of the eight seconds that were held"
+    assert said["short"]["facts"]["durationSeconds"] <= 1
+    assert said["short"]["units_milli"] == 1_000
+
+
+def test_the_same_seed_gives_the_same_file_and_another_another(said: dict[str, dict[str, Any]]) -> None:
+    assert data(said["first"]) == data(said["again"]), "also after a cancellation"
+    assert data(said["first"]) != data(said["other"])
 
 
 def test_a_voice_is_cloned_from_a_recording_with_and_without_its_words(
-    models_dir: Path, tmp_path: Path
+    said: dict[str, dict[str, Any]],
 ) -> None:
-    noise = np.random.default_rng(0).normal(0, 0.05, (1, 48_000)).astype("float32")
-    recording, brief = tmp_path / "voice.wav", tmp_path / "brief.wav"
-    recording.write_bytes(sound.encode(noise, 24_000, "wav", {}))
-    brief.write_bytes(sound.encode(noise[:, :12_000], 24_000, "wav", {}))
-    ask = {"text": "Good evening.", "language": "English", "seed": 7}
-    plain, worded, too_short, nothing = speak(
-        models_dir,
-        {"application": "voice", "input": ask, "reference": str(recording)},
-        {"application": "voice", "input": {**ask, "referenceText": "hello"}, "reference": str(recording)},
-        {"application": "voice", "input": ask, "reference": str(brief)},
-        {"application": "voice", "input": ask},
-    )
-    for made in (plain, worded):
-        samples, rate = soundfile.read(io.BytesIO(Path(made["file"]).read_bytes()))
+    for name in ("cloned", "cloned with words"):
+        samples, rate = soundfile.read(io.BytesIO(data(said[name])))
         assert rate == 24_000
-        assert len(samples) > 12_000
-    assert Path(plain["file"]).read_bytes() != Path(worded["file"]).read_bytes()
-    assert "shorter than 1 s" in too_short["message"]
-    assert "give referenceAudioUrl or referenceAudioFileId" in nothing["message"]
+        assert samples.std() > 0
+    assert data(said["cloned"]) != data(said["cloned with words"])
+    assert "shorter than 1 s" in said["too brief"]["message"]
+    assert "give referenceAudioUrl or referenceAudioFileId" in said["no recording"]["message"]
 
 
-def test_a_cancellation_stops_at_the_next_token_and_leaves_the_model_whole(models_dir: Path) -> None:
-    stopped, after, before = speak(
-        models_dir, {"stop_at": 3}, {"input": {**WELCOME, "seed": 7}}, {"input": {**WELCOME, "seed": 7}}
-    )
-    assert (stopped["error"], len(stopped["steps"])) == ("canceled", 3)
-    assert Path(after["file"]).read_bytes() == Path(before["file"]).read_bytes()
+def test_a_cancellation_stops_at_the_next_token(said: dict[str, dict[str, Any]]) -> None:
+    assert (said["canceled"]["error"], len(said["canceled"]["steps"])) == ("canceled", 3)
 
 
-def test_a_refusal_comes_before_any_computing(models_dir: Path) -> None:
-    wrong = [{"text": " "}, {"language": "Klingon"}, {"pitch": 3}, {"outputFormat": "ogg"}]
-    for refused in speak(models_dir, *({"input": {**WELCOME, **fields}} for fields in wrong)):
-        assert (refused["error"], refused["steps"]) == ("invalid_request", [])
+@pytest.mark.parametrize("number", range(len(WRONG)))
+def test_a_refusal_comes_before_any_computing(said: dict[str, dict[str, Any]], number: int) -> None:
+    refused = said[f"wrong {number}"]
+    assert (refused["error"], refused["steps"]) == ("invalid_request", [])
 
 
 def test_the_main_environment_cannot_load_the_model_and_says_so(models_dir: Path) -> None:

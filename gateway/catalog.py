@@ -25,6 +25,8 @@ CATALOG_FILE: Final = Path(__file__).with_name("catalog.yaml")
 """The file that comes with the code; an operator edits it in place."""
 TOKENS_PER_CREDIT: Final = 100
 """The two published documents speak credits and tokens of the same money."""
+FILE_VERSIONS: Final = 1000
+"""How far the file's own price versions go; an operator's announced prices are numbered from there on."""
 CONSUME: Final = "consume"
 """The tool under which `credits/consume` is booked. It has no price of its own and is not on sale."""
 RESERVED_TOOLS: Final = frozenset({CONSUME, *get_args(Kind)})
@@ -235,7 +237,7 @@ class _Task(_Strict):
 
 
 class _File(_Strict):
-    price_version: Annotated[int, Field(ge=1)]
+    price_version: Annotated[int, Field(ge=1, le=FILE_VERSIONS)]
     since: date
     packages: Annotated[list[_Package], Field(min_length=1)]
     tools: Annotated[dict[_ToolName, _Tool], Field(min_length=1)]

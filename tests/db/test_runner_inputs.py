@@ -204,7 +204,7 @@ async def test_what_was_made_is_charged_and_never_more_than_was_held(
 
 
 def test_a_part_of_a_quote_is_rounded_up_and_exact_for_whole_units():
-    job = ClaimedJob("j", 1, "t", "a", {}, 100, 10_000, 1, 1, None, None)
+    job = ClaimedJob("j", 1, "t", "a", {}, 100, 10_000, 1, 1, None, None, None)
     assert [job.cost_tokens(milli) for milli in (1, 100, 101, 9_999, 10_000)] == [1, 1, 2, 100, 100]
 
 

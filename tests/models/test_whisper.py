@@ -83,7 +83,7 @@ def test_the_same_recording_gives_the_same_files(model: Whisper) -> None:
 @pytest.mark.parametrize(("seconds", "tokens"), [(0.5, 1), (6, 1), (6.1, 2), (60, 10), (90, 15)])
 def test_what_is_charged_is_the_length_of_the_recording(model: Whisper, seconds: float, tokens: int) -> None:
     made = write_down(model, recording(seconds, 16_000)).units_milli
-    job = ClaimedJob("job_1", 1, "audio.transcribe", "transcription", {}, 100, 10_000, 1, 1, None, None)  # type: ignore[arg-type]
+    job = ClaimedJob("job_1", 1, "audio.transcribe", "transcription", {}, 100, 10_000, 1, 1, None, None, None)  # type: ignore[arg-type]
     assert job.cost_tokens(made) == tokens
 
 

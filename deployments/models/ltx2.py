@@ -161,7 +161,7 @@ class LTX2:
         from diffusers import LTX2ImageToVideoPipeline, LTX2Pipeline
 
         from_text = diffusion.load_pipeline(LTX2Pipeline, weights, placement)
-        from_picture = LTX2ImageToVideoPipeline(**from_text.components)
+        from_picture: Any = LTX2ImageToVideoPipeline(**from_text.components)
         from_picture.set_progress_bar_config(disable=True)
         return cls(from_text, from_picture, weights, placement, tiny=loading.is_tiny(weights))
 

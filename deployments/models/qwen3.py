@@ -125,7 +125,7 @@ class Qwen3Translator:
         begun = prompt["input_ids"].shape[1]
         most = TINY_WORDS if self._tiny else 2 * begun + SPARE_WORDS
 
-        class AtEachWord(StoppingCriteria):  # type: ignore[misc]  # untyped
+        class AtEachWord(StoppingCriteria):
             def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:  # noqa: ARG002
                 if is_canceled():
                     raise ModelCanceled

@@ -187,7 +187,7 @@ class QwenImage:
         diffusion.quiet_libraries()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            pipeline = QwenImagePipeline(**tiny_qwen.image_parts())
+            pipeline: Any = QwenImagePipeline(**tiny_qwen.image_parts())
         pipeline.save_pretrained(directory, safe_serialization=True)
 
     def _denoise(

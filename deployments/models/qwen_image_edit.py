@@ -104,7 +104,7 @@ class QwenImageEdit:
         # The encoder looks at 112 x 112 pixels at most: 16 tokens and a tenth of a second.
         looks = Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=112 * 112)
         processor = _processor_class()(looks, parts["tokenizer"])
-        pipeline = QwenImageEditPlusPipeline(**parts, processor=processor)
+        pipeline: Any = QwenImageEditPlusPipeline(**parts, processor=processor)
         pipeline.save_pretrained(directory, safe_serialization=True)
 
 
@@ -127,13 +127,13 @@ def _processor_class() -> Any:
     from transformers import Qwen2Tokenizer, Qwen2VLImageProcessorPil
     from transformers.models.qwen2_vl import processing_qwen2_vl
 
-    class Qwen2VLProcessor(processing_qwen2_vl.Qwen2VLProcessor):  # type: ignore[misc]  # untyped
+    class Qwen2VLProcessor(processing_qwen2_vl.Qwen2VLProcessor):
         def check_argument_for_proper_class(self, name: str, part: Any) -> Any:
             return None if part is None else super().check_argument_for_proper_class(name, part)
 
-        def save_pretrained(self, directory: str, **_: Any) -> None:
-            self.image_processor.save_pretrained(directory)
-            self.tokenizer.save_pretrained(directory)
+        def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **_: Any) -> None:  # noqa: ARG002
+            self.image_processor.save_pretrained(save_directory)
+            self.tokenizer.save_pretrained(save_directory)
 
         @classmethod
         def load(cls, weights: Weights) -> Any:

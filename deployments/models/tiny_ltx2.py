@@ -78,7 +78,7 @@ def _text_encoder(vocabulary: int) -> Any:
 
 
 def _connectors() -> Any:
-    from diffusers.pipelines.ltx2 import LTX2TextConnectors
+    from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 
     return LTX2TextConnectors(
         caption_channels=_HIDDEN,

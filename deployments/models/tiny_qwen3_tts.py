@@ -97,7 +97,7 @@ def _write(path: Path, facts: dict[str, Any]) -> None:
 def _tokenizer(directory: Path) -> Any:
     """Return Qwen's tokenizer class with one token for each byte; this version of it reads its words from files."""
     from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import Qwen2TokenizerFast
+    from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]  # of the environment's version
 
     words, merges = directory / "vocab.json", directory / "merges.txt"
     _write(words, {token: number for number, token in enumerate(sorted(ByteLevel.alphabet()))})

@@ -162,8 +162,8 @@ class Whisper:
         found = []
         for part in made["segments"][0]:
             if text := _one_line(self._processor.tokenizer.decode(part["tokens"], skip_special_tokens=True)):
-                times = (min(end_ms, round(float(part[edge]) * 1000)) for edge in ("start", "end"))
-                found.append(Segment(*times, text))
+                start_ms, end_of_it_ms = (round(float(part[edge]) * 1000) for edge in ("start", "end"))
+                found.append(Segment(min(end_ms, start_ms), min(end_ms, end_of_it_ms), text))
         return found
 
     @staticmethod

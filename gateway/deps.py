@@ -15,6 +15,7 @@ from fastapi import Depends, Header, Request
 
 from gateway.catalog import Catalog
 from gateway.kept import Kept
+from gateway.patterns import RETRY_KEY, SENT_RETRY_KEY
 from gateway.ports import Ledger
 from kit.addresses import Network, caller_address
 from kit.errors import AuthRequired, InvalidRequest, NotFound
@@ -27,8 +28,6 @@ from payments.checkout import Checkout
 
 KEY_BODY: Final = r"[0-9A-Za-z]{16,128}"
 """What follows the brand part of a key: ours have 43 characters; the books need not hear of anything else."""
-RETRY_KEY: Final = re.compile(r"[\x20-\x7e]{1,255}")
-"""Printable ASCII as the idempotency-key draft has it; 255 is what the books keep."""
 SECURED: Final[dict[str, Any]] = {"security": [{"bearer": []}, {"apiKey": []}]}
 """For `openapi_extra`: this route wants a key, in either header."""
 
@@ -114,10 +113,15 @@ async def retry_key(
             description="Makes a retry safe: the same key and request return the first answer again,"
             " with `Idempotent-Replayed: true`. 1 to 255 printable ASCII characters.",
             examples=["job-001"],
+            json_schema_extra=SENT_RETRY_KEY,
         ),
     ] = None,
     idempotency_key: Annotated[
-        str | None, Header(description="The same as `X-Idempotency-Key`, by its standard name.")
+        str | None,
+        Header(
+            description="The same as `X-Idempotency-Key`, by its standard name; two that are sent must be equal.",
+            json_schema_extra=SENT_RETRY_KEY,
+        ),
     ] = None,
 ) -> str | None:
     """Give a route the idempotency key of its headers. Raises: InvalidRequest."""
@@ -142,7 +146,7 @@ def agreed_key(sent: list[str]) -> str | None:
         raise InvalidRequest("idempotencyKey", "differs between the headers and the body; send one")
     if not sent:
         return None
-    if not RETRY_KEY.fullmatch(sent[0]):
+    if not re.fullmatch(RETRY_KEY, sent[0]):
         raise InvalidRequest("idempotencyKey", "must be 1 to 255 printable ASCII characters")
     return sent[0]
 

@@ -118,7 +118,11 @@ UPLOAD: Final[dict[str, Any]] = {
                     "required": ["file"],
                     "additionalProperties": False,
                     "properties": {
-                        "file": {"type": "string", "contentMediaType": "application/octet-stream"}
+                        "file": {
+                            "type": "string",
+                            "minLength": 1,
+                            "contentMediaType": "application/octet-stream",
+                        }
                     },
                 }
             }
@@ -242,6 +246,7 @@ def _document(app: FastAPI, catalog: Catalog, base_url: str, version: str) -> di
     }
     schemas = parts.setdefault("schemas", {})
     schemas.update(_task_inputs())
+    _offer(schemas, catalog)
     parts["headers"] = _LIMIT_FIELDS
     gates = {route.operation_id: route.app for route in app.routes if isinstance(route, APIRoute)}
     for path in made["paths"].values():
@@ -286,6 +291,17 @@ def _complete(operation: dict[str, Any]) -> None:
             response["description"] = "Accepted." if status == "202" else "Done."
             if name in ANSWERS:
                 response["content"]["application/json"]["example"] = ANSWERS[name]
+
+
+def _offer(schemas: dict[str, Any], catalog: Catalog) -> None:
+    """Name what is on sale where a request names it."""
+    for request, field, names in (
+        ("StartCheckout", "packageCode", catalog.packages),
+        ("CheckTool", "tool", catalog.tools),
+        ("SpendTool", "tool", catalog.tools),
+        ("SubmitJob", "task", catalog.tasks),
+    ):
+        schemas[request]["properties"][field]["enum"] = list(names)
 
 
 def _task_inputs() -> dict[str, Any]:

@@ -7,6 +7,7 @@ own ceiling in silence. Numbers are never made from strings, and fractions stay 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -26,12 +27,15 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from gateway.catalog import TOKENS_PER_CREDIT
+from gateway.patterns import LINE, NETWORK, PROMPT, SENT_RETRY_KEY, TEXT
 from gateway.problems import InvalidFields, field_faults
 from kit.addresses import network, spelled
 from ledger.keys import Limits
 
 MAX_PROMPT_CHARS: Final = 4000
 """About the 1,024 tokens that the picture model reads at most."""
+MAX_WHOLE: Final = 2**53 - 1
+"""The largest whole number that every client's JSON holds exactly (RFC 8259, section 6)."""
 MAX_SEED: Final = 2**32 - 1
 """Every client's JSON numbers hold it exactly, JavaScript's too."""
 MAX_LISTED: Final = 50
@@ -51,6 +55,13 @@ def one_line(value: str) -> str:
     return trimmed
 
 
+def printable(value: str) -> str:
+    """Refuse what would break a line of a statement: controls, half characters, line and paragraph separators."""
+    if any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in value):
+        raise ValueError("must not hold control characters or line ends")
+    return value
+
+
 def _not_blank(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be blank")
@@ -68,6 +79,13 @@ def _email(value: str) -> str:
 def whole_as_decimal(value: object) -> object:
     """Let a whole JSON number stand for its decimal."""
     return Decimal(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def decimal_as_whole(value: object) -> object:
+    """Let `5.0` stand for 5: to JSON, and to clients that write it so, they are one number."""
+    if isinstance(value, Decimal) and -MAX_WHOLE <= value <= MAX_WHOLE and value == value.to_integral_value():
+        return int(value)
+    return value
 
 
 def at_most_decimals(places: int) -> Callable[[Decimal], Decimal]:
@@ -108,7 +126,7 @@ def _each_once(values: list[str]) -> list[str]:
 Scope = Annotated[
     str, Field(pattern=r"^(read|files|keys|checkout|(tools|tasks):(\*|[a-z0-9][a-z0-9_.-]{0,63}))$")
 ]
-Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(one_line)]
+Label = Annotated[str, Field(min_length=1, max_length=100, json_schema_extra=LINE), AfterValidator(one_line)]
 Guidance = Annotated[
     Decimal,
     BeforeValidator(whole_as_decimal),
@@ -123,7 +141,7 @@ Credits = Annotated[
     WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": MAX_CREDITS, "multipleOf": 0.01}),
 ]
 IdempotencyKey = Annotated[
-    str | None,
+    Annotated[str, Field(json_schema_extra=SENT_RETRY_KEY)] | None,
     Field(description="The same as the `X-Idempotency-Key` header; when both are sent, they must be equal."),
 ]
 
@@ -148,7 +166,12 @@ class StartCheckout(Request):
 class ClaimKey(Request):
     """Claim the first API key of a payment."""
 
-    session_id: Annotated[str, Field(min_length=1, max_length=255, description="From the checkout's answer.")]
+    session_id: Annotated[
+        str,
+        Field(
+            min_length=1, max_length=255, description="From the checkout's answer.", json_schema_extra=TEXT
+        ),
+    ]
     key_label: Label = "Primary key"
 
 
@@ -175,7 +198,7 @@ class CreateKey(Request):
     ] = None
     allowed_ips: Annotated[
         Annotated[
-            list[Annotated[str, Field(max_length=49), AfterValidator(_network)]],
+            list[Annotated[str, Field(max_length=49, json_schema_extra=NETWORK), AfterValidator(_network)]],
             Field(min_length=1, max_length=MAX_LISTED),
             AfterValidator(_each_once),
         ]
@@ -225,6 +248,7 @@ class RotateKey(Request):
             le=MAX_OVERLAP_S,
             description="How long the old secret works on; 0: it ends at once, as after a leak.",
         ),
+        BeforeValidator(decimal_as_whole),
     ]
     idempotency_key: IdempotencyKey = None
 
@@ -240,26 +264,28 @@ class ImageGenerate(Request):
 
     prompt: Annotated[
         str,
-        Field(min_length=1, max_length=MAX_PROMPT_CHARS, description="What the picture shows."),
+        Field(
+            min_length=1,
+            max_length=MAX_PROMPT_CHARS,
+            description="What the picture shows.",
+            json_schema_extra=PROMPT,
+        ),
         AfterValidator(_not_blank),
     ]
     negative_prompt: Annotated[
-        str | None, Field(max_length=MAX_PROMPT_CHARS, description="What it must not show.")
+        Annotated[str, Field(max_length=MAX_PROMPT_CHARS, json_schema_extra=TEXT)] | None,
+        Field(description="What it must not show; it has no effect at guidance 1."),
     ] = None
     aspect_ratio: Literal["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3"] = "1:1"
     seed: Annotated[
-        int | None,
+        Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(decimal_as_whole)] | None,
         Field(
-            ge=0,
-            le=MAX_SEED,
             description="The same seed and settings make the same picture. Without it, one is drawn.",
         ),
     ] = None
     steps: Annotated[
-        int | None,
+        Annotated[int, Field(ge=2, le=50), BeforeValidator(decimal_as_whole)] | None,
         Field(
-            ge=2,
-            le=50,
             description="More steps take longer and cost the same; without it, the model's own setting.",
         ),
     ] = None

@@ -14,7 +14,7 @@ from gateway.deps import SECURED, CallerKey, Parts, PartsOf, RetryKey, agreed_ke
 from gateway.downloads import signed_url
 from gateway.errors import CostExceedsLimit
 from gateway.fingerprints import fingerprint
-from gateway.listing import Cursor, Limit, page
+from gateway.listing import JobCursor, Limit, page
 from gateway.openapi import LOCATION, READ, REPLAYED, WRITE, problems
 from gateway.ports import FINAL_STATUSES, Job, JobStatus, StoredFile
 from gateway.responses import in_credits, json_response
@@ -102,7 +102,7 @@ async def list_jobs(  # noqa: PLR0913  # its query parameters
     ] = None,
     status: Annotated[JobStatus | None, Query(description="Only jobs in this status.")] = None,
     limit: Limit = 20,
-    cursor: Cursor = None,
+    cursor: JobCursor = None,
 ) -> Response:
     """Your jobs, newest first."""
     if job_id is not None:

@@ -23,6 +23,7 @@ from gateway.routes import (
     consumption,
     files,
     keys,
+    manual,
     media,
     operations,
     pages,
@@ -53,7 +54,7 @@ NO_TELEMETRY: Final = {
 """FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
 
 ROUTERS: Final = (
-    tools, balance, media, operations, keys, usage, receipts, files, consumption, purchases, pricing, pages,
+    tools, balance, media, operations, keys, usage, receipts, files, consumption, purchases, pricing, pages, manual,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 

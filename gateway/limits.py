@@ -87,7 +87,9 @@ UNLIMITED: Final = frozenset(
         "show_success",
         "show_canceled",
         "show_docs",
-        "show_receipts",
+        "show_chapter",
+        "show_llms_text",
+        "show_plugin",
         "show_openapi",
         # A provider's deliveries: the signature guards them, and a refused one would come again.
         "receiveStripeWebhook",

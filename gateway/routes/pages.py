@@ -44,7 +44,7 @@ router = APIRouter(include_in_schema=False)
 @router.get("/")
 async def show_home(parts: PartsOf) -> Response:
     """What this server is, and the way from nothing to a picture as commands to paste."""
-    return _page(
+    return page(
         parts,
         "home.html",
         packages=list(parts.catalog.packages.values()),
@@ -55,25 +55,19 @@ async def show_home(parts: PartsOf) -> Response:
 @router.get("/checkout/success")
 async def show_success(parts: PartsOf, session_id: str = "") -> Response:
     """Where the payment page sends the payer: shows the key, once, on request."""
-    return _page(parts, "checkout_success.html", session_id=session_id[:255])
+    return page(parts, "checkout_success.html", session_id=session_id[:255])
 
 
 @router.get("/checkout/canceled")
 async def show_canceled(parts: PartsOf) -> Response:
     """Where the payment page sends a payer who turned back."""
-    return _page(parts, "checkout_canceled.html")
+    return page(parts, "checkout_canceled.html")
 
 
 @router.get("/docs")
 async def show_docs(parts: PartsOf) -> Response:
     """The API reference."""
-    return _page(parts, "docs.html", headers=_DOCS_HEADERS)
-
-
-@router.get("/docs/receipts")
-async def show_receipts(parts: PartsOf) -> Response:
-    """What a receipt is, and a form that verifies one in the browser."""
-    return _page(parts, "receipts.html")
+    return page(parts, "docs.html", headers=_DOCS_HEADERS)
 
 
 @router.get("/openapi.json")
@@ -82,7 +76,8 @@ async def show_openapi(request: Request) -> Response:
     return Response(dump(request.app.openapi()), media_type="application/json")
 
 
-def _page(parts: Parts, name: str, headers: dict[str, str] = _HEADERS, **facts: Any) -> Response:
+def page(parts: Parts, name: str, headers: dict[str, str] = _HEADERS, **facts: Any) -> Response:
+    """Return a page drawn from its template, which may load and run our own files alone."""
     html = _templates.get_template(name).render(
         base_url=parts.settings.base_url,
         in_sandbox=parts.in_sandbox,

@@ -8,10 +8,17 @@ import httpx
 import pytest
 
 from gateway.app import create_app
+from gateway.manual import NAMES
 from gateway.routes.pages import DOCS_ASSETS
 from payments.stripe_checkout import checkout_for
 
-PAGES = ["/", "/checkout/success?session_id=cs_test_1", "/checkout/canceled", "/docs", "/docs/receipts"]
+PAGES = [
+    "/",
+    "/checkout/success?session_id=cs_test_1",
+    "/checkout/canceled",
+    "/docs",
+    *(f"/docs/{name}" for name in NAMES),
+]
 
 
 @pytest.mark.parametrize("path", PAGES)

@@ -25,6 +25,7 @@ from kit.errors import (
     AppError,
     AuthRequired,
     Forbidden,
+    Internal,
     InvalidRequest,
     NotFound,
     PayloadTooLarge,
@@ -67,6 +68,7 @@ _SAMPLES: Final[dict[str, AppError]] = {
         PaymentMismatch("pur_01k8z0c6m5n7q2r4t6v8x0y2z4", "amount"),
         PayloadTooLarge(1 << 20),
         UnsupportedMediaType("application/json"),
+        Internal(),
         Unavailable("The ledger", 2),
         PaymentsUnavailable("No payment provider is configured on this server."),
     )
@@ -82,6 +84,7 @@ _MEANINGS: Final = {
     413: "The body is too large.",
     415: "The body is of another type.",
     429: "Too many requests; nothing was done. Try again after `Retry-After` seconds.",
+    500: "Our fault. What was done is whole or not at all: repeat a write under its idempotency key.",
     503: "A part is away for now; nothing was charged. Try again after `Retry-After` seconds.",
 }
 _RETRY_AFTER: Final = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
@@ -194,7 +197,7 @@ def problems(*refusals: str | AppError) -> dict[int | str, dict[str, Any]]:
     Says that others look the same.
     """
     described: dict[int | str, dict[str, Any]] = {}
-    for refusal in refusals:
+    for refusal in (*refusals, "internal_error"):
         sample = _SAMPLES[refusal] if isinstance(refusal, str) else refusal
         response = described.setdefault(
             sample.status,

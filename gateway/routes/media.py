@@ -32,7 +32,14 @@ router = APIRouter(prefix="/api/v1", tags=["Media jobs"], route_class=StrictRout
     response_model=JobAccepted,
     responses={
         202: {"headers": LOCATION | REPLAYED},
-        **problems(*WRITE, "insufficient_credits", "cost_exceeds_limit", "idempotency_key_reused"),
+        **problems(
+            *WRITE,
+            "insufficient_credits",
+            "account_frozen",
+            "key_limit_reached",
+            "cost_exceeds_limit",
+            "idempotency_key_reused",
+        ),
     },
     openapi_extra=SECURED,
 )

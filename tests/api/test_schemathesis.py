@@ -64,6 +64,7 @@ class Run:
     """What came of a run."""
 
     faults: list[str] = field(default_factory=list)
+    refusals: set[tuple[str, int, str]] = field(default_factory=set)
     reached: set[str] = field(default_factory=set)
     phases: set[str] = field(default_factory=set)
 
@@ -79,9 +80,15 @@ class Run:
 
     def _take_scenario(self, recorder: Any) -> None:
         for case_id, interaction in recorder.interactions.items():
-            answer = interaction.response
-            if answer is not None and answer.status_code < 400:
-                self.reached.add(recorder.cases[case_id].value.operation.label)
+            answer, label = interaction.response, recorder.cases[case_id].value.operation.label
+            if answer is None:
+                continue
+            if answer.status_code < 400:
+                self.reached.add(label)
+            elif (
+                answer.status_code != 405 and "No such path" not in answer.text
+            ):  # else it met another operation
+                self.refusals.add((label, answer.status_code, answer.json()["error"]))
         for case_id, checks in recorder.checks.items():
             for check in checks:
                 if check.failure_info is None:
@@ -180,12 +187,16 @@ def test_the_app_does_what_its_description_says_and_nothing_else(
         run.take(event)
     assert run.faults == []
     assert run.phases == {"examples", "coverage", "fuzzing", "stateful"}
+    described = app.openapi()["paths"]
+    operations = {
+        f"{method.upper()} {path}": each for path in described for method, each in described[path].items()
+    }
     # What needs nothing from before has been done, not only refused.
-    assert {name for name in labels(app) if "{" not in name} - run.reached <= UNREACHED
+    assert {name for name in operations if "{" not in name} - run.reached <= UNREACHED
+    assert [met for met in sorted(run.refusals) if not is_described(operations, *met)] == []
     portal.call(assert_sound, books)
 
 
-def labels(app: FastAPI) -> Iterator[str]:
-    for path, methods in app.openapi()["paths"].items():
-        for method in methods:
-            yield f"{method.upper()} {path}"
+def is_described(operations: dict[str, Any], label: str, status: int, code: str) -> bool:
+    response = operations[label]["responses"].get(str(status), {})
+    return code in response.get("content", {}).get("application/json", {}).get("examples", {})

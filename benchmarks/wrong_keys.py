@@ -73,7 +73,7 @@ def run(*, quick: bool) -> dict[str, Any]:
         finally:
             postgres.stop()
     chance = np.random.default_rng(1)
-    pairs = [
+    pairs: list[dict[str, Any]] = [
         {
             "pair": f"{one} / {other}",
             "difference_us": statistics.mean(times_us[one]) - statistics.mean(times_us[other]),

@@ -97,6 +97,24 @@ async def owner(customer):
     return await customer(10_000)
 
 
+@pytest_asyncio.fixture
+async def send(owner, person):
+    """`await send(method, path, operation, **request)` asks with a key, or as a signed-in browser where none will do."""
+    browser = await person("ada@company.com")
+
+    async def ask(
+        method: str, path: str, operation: dict[str, Any], headers: Any = (), **request: Any
+    ) -> httpx.Response:
+        pairs = [*(headers.items() if isinstance(headers, dict) else headers)]
+        if operation.get("security") != [{"session": []}]:
+            return await owner.client.request(method, path, headers=pairs, **request)
+        csrf = "x-csrf-token" if not pairs or isinstance(pairs[0][0], str) else b"x-csrf-token"
+        pairs.append((csrf, browser.csrf_token if isinstance(csrf, str) else browser.csrf_token.encode()))
+        return await browser.client.request(method, path, headers=pairs, **request)
+
+    return ask
+
+
 def operations(app: FastAPI) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for path, methods in app.openapi()["paths"].items():
         for method, operation in methods.items():
@@ -142,11 +160,11 @@ def with_field(body: dict[str, Any], name: str, written: str) -> str:
     return "{" + ", ".join([*rest, f"{json.dumps(name)}: {written}"]) + "}"
 
 
-async def test_no_body_breaks_a_route(app, owner, db):
+async def test_no_body_breaks_a_route(app, send, db):
     before, faults, tried = await counts(db), [], 0
-    for method, path, _, _ in takes_json(app):
+    for method, path, operation, _ in takes_json(app):
         for title, raw in RAW.items():
-            answer = await owner.client.request(method, path, content=raw, headers=JSON)
+            answer = await send(method, path, operation, content=raw, headers=JSON)
             tried += 1
             if fault := refused(answer, {413} if len(raw) > 1 << 20 else {400}):
                 faults.append((path, title, fault))
@@ -155,15 +173,15 @@ async def test_no_body_breaks_a_route(app, owner, db):
     assert await counts(db) == before
 
 
-async def test_a_bad_text_is_refused_by_its_name(app, owner, db):
+async def test_a_bad_text_is_refused_by_its_name(app, send, db):
     before, faults, tried = await counts(db), [], 0
-    for method, path, _, body in takes_json(app):
+    for method, path, operation, body in takes_json(app):
         for name, value in body.items():
             if not isinstance(value, str):
                 continue
             for title, written in TEXTS.items():
                 sent = with_field(body, name, written)
-                answer = await owner.client.request(method, path, content=sent, headers=JSON)
+                answer = await send(method, path, operation, content=sent, headers=JSON)
                 tried += 1
                 if fault := refused(answer, {400}, name):
                     faults.append((path, name, title, fault))
@@ -172,9 +190,9 @@ async def test_a_bad_text_is_refused_by_its_name(app, owner, db):
     assert await counts(db) == before
 
 
-async def test_a_bad_number_is_refused_by_its_name(app, owner, db):
+async def test_a_bad_number_is_refused_by_its_name(app, send, db):
     before, faults, tried = await counts(db), [], 0
-    for method, path, _, body in takes_json(app):
+    for method, path, operation, body in takes_json(app):
         for name, value in body.items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
@@ -182,7 +200,7 @@ async def test_a_bad_number_is_refused_by_its_name(app, owner, db):
                 if (name, title) == ("overlapSeconds", "zero"):  # the old secret ends at once
                     continue
                 sent = with_field(body, name, written)
-                answer = await owner.client.request(method, path, content=sent, headers=JSON)
+                answer = await send(method, path, operation, content=sent, headers=JSON)
                 tried += 1
                 if fault := refused(answer, {400}, name):
                     faults.append((path, name, title, fault))
@@ -201,13 +219,13 @@ async def test_bad_units_are_refused_by_their_name(owner, db, written: str):
     assert await counts(db) == before
 
 
-async def test_an_unknown_field_is_refused_by_its_name_and_a_field_twice_too(app, owner, db):
+async def test_an_unknown_field_is_refused_by_its_name_and_a_field_twice_too(app, send, db):
     before, faults = await counts(db), []
-    for method, path, _, body in takes_json(app):
+    for method, path, operation, body in takes_json(app):
         name = next(iter(body))
         twice = json.dumps(body)[:-1] + f", {json.dumps(name)}: {json.dumps(body[name])}}}"
         for sent, field in ((json.dumps({**body, "surprise": 1}), "surprise"), (twice, name)):
-            answer = await owner.client.request(method, path, content=sent, headers=JSON)
+            answer = await send(method, path, operation, content=sent, headers=JSON)
             if fault := refused(answer, {400}, field):
                 faults.append((path, field, fault))
     assert faults == []
@@ -227,18 +245,18 @@ async def test_an_unknown_field_is_refused_by_its_name_and_a_field_twice_too(app
     ],
     ids=lambda headers: str(headers)[:40],
 )
-async def test_other_types_are_refused(app, owner, db, headers: dict[str, str]):
+async def test_other_types_are_refused(app, send, db, headers: dict[str, str]):
     before, faults = await counts(db), []
     raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-    for method, path, _, body in takes_json(app):
-        answer = await owner.client.request(method, path, content=json.dumps(body), headers=raw)
+    for method, path, operation, body in takes_json(app):
+        answer = await send(method, path, operation, content=json.dumps(body), headers=raw)
         if fault := refused(answer, {415}):
             faults.append((path, fault))
     assert faults == []
     assert await counts(db) == before
 
 
-async def test_no_path_or_query_breaks_a_route(app, owner, db):
+async def test_no_path_or_query_breaks_a_route(app, send, db):
     values = [*HOSTILE, "\x00", "a\r\nx-evil: 1", "x" * 300, "x" * 5000, "-1", "1e308", "9" * 400, "NaN", ""]
     before, faults, tried = await counts(db), [], 0
     for method, path, operation in operations(app):
@@ -253,7 +271,7 @@ async def test_no_path_or_query_breaks_a_route(app, owner, db):
                     )
                 else:
                     continue
-                answer = await owner.client.request(method, address)
+                answer = await send(method, address, operation)
                 tried += 1
                 if answer.status_code >= 400 and (fault := refused(answer, {400, 404, 405})):
                     faults.append((address[:120], fault))
@@ -265,7 +283,7 @@ async def test_no_path_or_query_breaks_a_route(app, owner, db):
 
 
 @pytest.mark.parametrize("value", ["", "k" * 256, "k" * 5000, "a\tb", b"\xe4", b"\xff\xfe", '""', "\x7f"])
-async def test_a_bad_idempotency_key_is_refused_by_its_name(app, owner, db, value: str | bytes):
+async def test_a_bad_idempotency_key_is_refused_by_its_name(app, send, db, value: str | bytes):
     before, faults = await counts(db), []
     raw = value if isinstance(value, bytes) else value.encode()
     for method, path, operation, body in takes_json(app):
@@ -274,14 +292,14 @@ async def test_a_bad_idempotency_key_is_refused_by_its_name(app, owner, db, valu
                 continue
             good = {name: each for name, each in body.items() if name != "idempotencyKey"}
             headers = [(b"content-type", b"application/json"), (parameter["name"].encode(), raw)]
-            answer = await owner.client.request(method, path, content=json.dumps(good), headers=headers)
+            answer = await send(method, path, operation, content=json.dumps(good), headers=headers)
             if fault := refused(answer, {400}, "idempotencyKey"):
                 faults.append((path, parameter["name"], fault))
     assert faults == []
     assert await counts(db) == before
 
 
-async def test_idempotency_keys_that_differ_are_refused_wherever_they_stand(app, owner, db):
+async def test_idempotency_keys_that_differ_are_refused_wherever_they_stand(app, send, db):
     before, faults, tried = await counts(db), [], 0
     for method, path, operation, body in takes_json(app):
         if not any("idempotency" in parameter["name"] for parameter in operation.get("parameters", ())):
@@ -291,9 +309,7 @@ async def test_idempotency_keys_that_differ_are_refused_wherever_they_stand(app,
             places.append({"Idempotency-Key": "b"})
             body = {**body, "idempotencyKey": "a"}  # noqa: PLW2901
         for headers in places:
-            answer = await owner.client.request(
-                method, path, content=json.dumps(body), headers=JSON | headers
-            )
+            answer = await send(method, path, operation, content=json.dumps(body), headers=JSON | headers)
             tried += 1
             if fault := refused(answer, {400}, "idempotencyKey"):
                 faults.append((path, fault))
@@ -306,7 +322,7 @@ async def test_two_keys_that_differ_are_refused_everywhere(app, owner, client, d
     before, faults, tried = await counts(db), [], 0
     other = "amai_live_" + "K" * 43
     for method, path, operation in operations(app):
-        if "security" not in operation:
+        if {"bearer": []} not in operation.get("security", ()):  # elsewhere a key is of no use
             continue
         address = path.replace("{job_id}", "job_" + "0" * 26).replace("{file_id}", "file_" + "0" * 26)
         for headers in (

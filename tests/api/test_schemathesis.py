@@ -18,6 +18,7 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events, from_schema
 from schemathesis.python import asgi
 
+import gateway.watching
 from deployments.handles import local_ledger
 from deployments.ledger import LedgerServer
 from gateway.app import create_app
@@ -29,13 +30,14 @@ from payments.stripe_checkout import checkout_for
 from sandbox.stripe_twin import TwinSettings, create_twin
 from sandbox.testing import SECRET_KEY, WEBHOOK_SECRET, running
 
-EXAMPLES = 10
+EXAMPLES = 5
 """Drawn for each operation, beside about a thousand requests that Schemathesis derives from the description."""
 PLAN = {
     "seed": 1,
     "cache": {"enabled": False},
     "continue-on-failure": True,
     "generation": {"max-examples": EXAMPLES, "no-shrink": True, "database": "none", "deterministic": True},
+    "max-stream-events": 1,  # a job that nobody works on has no end to wait for
     "phases": {"stateful": {"max-steps": 6}},
 }
 UNSAYABLE = (
@@ -49,12 +51,16 @@ UNSAYABLE = (
     "the signature does not verify",
     "has no effect at guidance 1",
     "is not an e-mail address",
+    "This code is wrong",
     "must be an IPv4 or IPv6 address",
     "has bits beyond its prefix",
 )
 """Rules between fields, of time, of names: JSON Schema cannot state them, and these refusals are right."""
 UNREACHED = {
     "POST /api/v1/claim/stripe",  # somebody must have paid
+    "POST /api/v1/auth/email/verify",  # the code is in a mail
+    "POST /api/v1/auth/sign-out",  # only a browser may
+    "POST /api/v1/account/delete",
     "POST /api/v1/webhooks/stripe",  # nobody but Stripe can sign
 }
 
@@ -76,6 +82,7 @@ class Run:
             raise event.exception
         elif isinstance(event, events.ScenarioFinished):
             self.phases.add(event.phase.value)
+
             self._take_scenario(event.recorder)
 
     def _take_scenario(self, recorder: Any) -> None:
@@ -160,7 +167,10 @@ def test_the_app_does_what_its_description_says_and_nothing_else(
     portal: BlockingPortal,
     customers: Callable[..., Awaitable[Any]],
     assert_sound: Callable[[Database], Awaitable[None]],
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setattr(gateway.watching, "LONGEST_WAIT_S", 0)  # no job here ends by itself
+
     async def open_account() -> Any:
         async with books.transaction() as conn:
             return await customers(conn, 10**12)

@@ -17,6 +17,7 @@ from pydantic.json_schema import models_json_schema
 from gateway.answers import Problem
 from gateway.catalog import Catalog
 from gateway.documented import ANSWERS, REQUESTS
+from gateway.documented_rest import REST
 from gateway.errors import (
     AccountInUse,
     BalanceLeft,
@@ -323,6 +324,9 @@ def _complete(operation: dict[str, Any]) -> None:
             response["description"] = "Accepted." if status == "202" else "Done."
             if name in ANSWERS:
                 response["content"]["application/json"]["example"] = ANSWERS[name]
+        answer = response.get("content", {}).get("application/json")
+        if answer and status.startswith("2") and name in REST:
+            answer.setdefault("example", REST[name])
 
 
 def _offer(schemas: dict[str, Any], catalog: Catalog) -> None:

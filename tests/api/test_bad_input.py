@@ -99,7 +99,7 @@ async def owner(customer):
 
 @pytest_asyncio.fixture
 async def send(owner, person):
-    """`await send(method, path, operation, **request)` asks with a key, or as a signed-in browser where none will do."""
+    """`await send(method, path, operation, **request)` asks with a key, or as a browser where none will do."""
     browser = await person("ada@company.com")
 
     async def ask(

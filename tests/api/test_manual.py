@@ -206,7 +206,7 @@ class Reader:
     async def curl(self, words: list[str]) -> None:
         url, method, headers, body, saved = parsed(words)
         self.operation = self.operation_of(method, httpx.URL(url).path)
-        if self.operation["operationId"] in {"getJob", "getReceipt"}:
+        if self.operation["operationId"] in {"getJob", "getReceipt", "watchJob"}:
             await self.finish_jobs()
         if body is not None:
             schema = self.operation["requestBody"]["content"]["application/json"]["schema"]
@@ -315,7 +315,7 @@ def parsed(words: list[str]) -> tuple[str, str, dict[str, str], str | None, str 
                 body = next(rest)
             case "-o":
                 saved = next(rest)
-            case "-s":
+            case "-s" | "-N":
                 pass
             case _:
                 assert word.startswith("http"), f"what is {word}?"

@@ -128,6 +128,12 @@ def twin() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No job here ends by itself."""
+    monkeypatch.setattr(gateway.watching, "LONGEST_WAIT_S", 0)
+
+
 @pytest.fixture
 def books(fresh_url: str, portal: BlockingPortal) -> Iterator[Database]:
     database = Database(fresh_url, pool_size=1)
@@ -167,10 +173,7 @@ def test_the_app_does_what_its_description_says_and_nothing_else(
     portal: BlockingPortal,
     customers: Callable[..., Awaitable[Any]],
     assert_sound: Callable[[Database], Awaitable[None]],
-    monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(gateway.watching, "LONGEST_WAIT_S", 0)  # no job here ends by itself
-
     async def open_account() -> Any:
         async with books.transaction() as conn:
             return await customers(conn, 10**12)

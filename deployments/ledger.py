@@ -17,6 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.books import announce_books, forget_books
+from deployments.ledger_desk import LedgerDesk
 from deployments.ledger_keys import LedgerKeys
 from deployments.ledger_people import LedgerPeople
 from deployments.ledger_quotas import counted
@@ -47,7 +48,7 @@ I = TypeVar("I")  # noqa: E741  # an item of a batch
 log = structlog.get_logger(__name__)
 
 
-class LedgerServer(LedgerReads, LedgerTools, LedgerKeys, LedgerPeople):
+class LedgerServer(LedgerReads, LedgerTools, LedgerKeys, LedgerPeople, LedgerDesk):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
 
     def __init__(self, settings: Settings | None = None) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import Query
 
+from kit.errors import InvalidRequest
+
 
 class Named(Protocol):
     """Anything with a time-ordered id."""
@@ -31,6 +33,13 @@ Cursor = Annotated[str | None, cursor_of("[0-9a-z_]{1,40}")]
 JobCursor = Annotated[str | None, cursor_of("job_[0-9a-z]{26}")]
 FileCursor = Annotated[str | None, cursor_of("file_[0-9a-z]{26}")]
 LineCursor = Annotated[str | None, cursor_of("[1-9][0-9]{0,17}")]
+
+
+def searched(field: str, text: str | None) -> str | None:
+    """Return a search term that the books can look for. Raises: InvalidRequest for one that no text of theirs holds."""
+    if text is not None and not text.isprintable():
+        raise InvalidRequest(field, "holds control characters or half a character")
+    return text
 
 
 def page(found: Sequence[T], limit: int, show: Callable[[T], dict[str, Any]]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 
+from gateway.catalog import Catalog
 from gateway.deps import Parts
 from gateway.limits import BUCKETS, ROUTES, WINDOW_S
 
@@ -82,9 +83,9 @@ def drawn(text: str) -> str:
     return html
 
 
-def facts(parts: Parts, document: Mapping[str, Any]) -> dict[str, Any]:
+def facts(parts: Parts, catalog: Catalog, document: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the texts are filled in with."""
-    settings, catalog = parts.settings, parts.catalog
+    settings = parts.settings
     found = _refusals(document)
     return {
         "base_url": settings.base_url,

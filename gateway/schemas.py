@@ -126,6 +126,7 @@ def _each_once(values: list[str]) -> list[str]:
 Scope = Annotated[
     str, Field(pattern=r"^(read|files|keys|checkout|(tools|tasks):(\*|[a-z0-9][a-z0-9_.-]{0,63}))$")
 ]
+FutureInstant = Annotated[datetime, BeforeValidator(_future_instant)]
 Label = Annotated[str, Field(min_length=1, max_length=100, json_schema_extra=LINE), AfterValidator(one_line)]
 Guidance = Annotated[
     Decimal,
@@ -195,7 +196,8 @@ class CreateKey(Request):
             description="What the key may be used for; without it, everything. `read`: balance, statements, usage,"
             " jobs, files, keys. `tools:<tool>` or `tools:*`: check and spend; `tools:consume`: consume credits."
             " `tasks:<task>` or `tasks:*`: submit and cancel jobs, look at jobs, read and upload files. `files`: read,"
-            " upload and delete files. `keys`: list, make, rotate and revoke keys. `checkout`: top the account up.",
+            " upload and delete files. `keys`: list, make, rotate and revoke keys. `checkout`: top the account up, by a"
+            " payment or a voucher.",
             examples=[["tasks:image.generate", "read"]],
         ),
     ] = None
@@ -213,7 +215,7 @@ class CreateKey(Request):
     ] = None
     spend_limit: SpendLimit | None = None
     expires_at: Annotated[
-        Annotated[datetime, BeforeValidator(_future_instant)] | None,
+        FutureInstant | None,
         Field(description="RFC 3339 with an offset; the key stops working then. Without it, never."),
     ] = None
     idempotency_key: IdempotencyKey = None

@@ -6,7 +6,9 @@ from typing import Literal
 
 from ulid import ULID
 
-Prefix = Literal["user", "key", "pur", "hold", "job", "file", "req", "run", "evt", "ses"]
+Prefix = Literal[
+    "user", "key", "pur", "hold", "job", "file", "req", "run", "evt", "ses", "op", "act", "voucher"
+]
 
 
 def new_id(prefix: Prefix) -> str:

@@ -76,3 +76,20 @@ class PaymentMismatch(AppError):
         return (
             f"The payment's {self.what} differs from the purchase; write to support with {self.purchase_id}."
         )
+
+
+@dataclass
+class VoucherClosed(AppError):
+    """The voucher is used up, expired or disabled. Nothing was granted."""
+
+    state: str
+    code = "voucher_closed"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return f"This voucher is {self.state.replace('_', ' ')}."
+
+    @property
+    def details(self) -> dict[str, str]:
+        return {"state": self.state}

@@ -7,7 +7,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from gateway.deps import PartsOf
+from gateway.deps import Parts, PartsOf
 from gateway.manual import NAMES, chapter_text, chapters, drawn, facts, llms_text
 from gateway.responses import dump
 from gateway.routes.pages import page
@@ -29,7 +29,7 @@ async def show_chapter(request: Request, name: str, parts: PartsOf) -> Response:
     plain = name.removesuffix(".md")
     if plain not in NAMES:
         raise NotFound("path")
-    text = chapter_text(plain, facts(parts, request.app.openapi()))
+    text = chapter_text(plain, await _facts(request, parts))
     if name != plain:
         return Response(text, headers=TEXT_HEADERS, media_type="text/markdown; charset=utf-8")
     place = NAMES.index(plain)
@@ -48,7 +48,7 @@ async def show_chapter(request: Request, name: str, parts: PartsOf) -> Response:
 @router.get("/llms.txt")
 async def show_llms_text(request: Request, parts: PartsOf) -> Response:
     """This server for language models: what it is, and where its manual and API are."""
-    text = llms_text(facts(parts, request.app.openapi()))
+    text = llms_text(await _facts(request, parts))
     return Response(text, headers=TEXT_HEADERS, media_type="text/plain; charset=utf-8")
 
 
@@ -63,7 +63,9 @@ async def show_plugin(request: Request, parts: PartsOf) -> Response:
         "description_for_human": request.app.openapi()["info"]["summary"],
         "description_for_model": "Run generative models and meter work by prepaid credits. Check the price first;"
         " repeat writes only under the same idempotency key. Tasks: "
-        + " ".join(f"{task.name}: {task.summary}" for task in parts.catalog.tasks.values()),
+        + " ".join(
+            f"{task.name}: {task.summary}" for task in (await parts.price_list.last_known()).tasks.values()
+        ),
         "auth": {"type": "user_http", "authorization_type": "bearer"},
         "api": {"type": "openapi", "url": f"{base_url}/openapi.json"},
         "logo_url": f"{base_url}/static/icon.svg",
@@ -71,3 +73,7 @@ async def show_plugin(request: Request, parts: PartsOf) -> Response:
         "legal_info_url": f"{base_url}/",
     }
     return Response(dump(told), headers=TEXT_HEADERS, media_type="application/json")
+
+
+async def _facts(request: Request, parts: Parts) -> dict[str, Any]:
+    return facts(parts, await parts.price_list.last_known(), request.app.openapi())

@@ -199,6 +199,8 @@ def test_documented_answers_have_the_documented_shape(document):
 
 def test_every_json_answer_and_request_has_an_example_of_its_shape(document):
     for name, operation in operations(document):
+        if "/operator/" in name:  # not for callers
+            continue
         for status, response in operation["responses"].items():
             content = response.get("content", {}).get("application/json")
             if status.startswith("2") and content:

@@ -27,6 +27,7 @@ from gateway.routes import (
     files,
     job_events,
     keys,
+    manual,
     media,
     operations,
     operator_desk,
@@ -65,7 +66,7 @@ NO_TELEMETRY: Final = {
 
 ROUTERS: Final = (
     tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, refills,
-    pricing, vouchers, referral, sign_in, account, pages, operator_users, operator_desk,
+    pricing, vouchers, referral, sign_in, account, pages, manual, operator_users, operator_desk,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 

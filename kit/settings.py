@@ -47,6 +47,8 @@ class Settings(BaseSettings):
     profile: Profile = "tiny"
     public_url: str = ""
     """What callers reach us by; empty means `http://host:port`."""
+    contact_email: str = ""
+    """Where callers write to; machines read it at `/.well-known/ai-plugin.json`."""
     trusted_proxies: str = ""
     """Your proxies in front, addresses and networks with commas between: they append to `X-Forwarded-For` and are
     believed. Only where they are named are requests counted by address too."""

@@ -137,7 +137,9 @@ transfers = Table(
         name="direction",
     ),
     CheckConstraint("(kind = 'capture') = (hold_id IS NOT NULL)", name="capture_has_hold"),
-    CheckConstraint("(kind IN ('refund', 'reversal')) = (reverses_id IS NOT NULL)", name="reverses"),
+    CheckConstraint(
+        "(kind IN ('refund', 'reversal', 'reinstatement')) = (reverses_id IS NOT NULL)", name="reverses"
+    ),
     CheckConstraint(
         "(units_milli IS NULL) = (free_after IS NULL) AND CASE kind WHEN 'spend' THEN units_milli IS NOT NULL"
         " WHEN 'capture' THEN true ELSE units_milli IS NULL END",

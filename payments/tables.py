@@ -109,4 +109,4 @@ provider_events = Table(
     Index(None, "retry_at", postgresql_where=text("applied_at IS NULL AND dead_at IS NULL")),
     Index(None, "received_at"),
 )
-"""`attempts` counts tries begun; `retry_at` is when the next one is due. What was received never changes, by trigger."""
+"""`attempts` counts tries begun; `retry_at` is when the next is due. What was received never changes, by trigger."""

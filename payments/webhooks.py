@@ -123,9 +123,7 @@ _state = case(
 )
 
 
-async def listed(
-    conn: AsyncConnection, state: State | None, kind: str | None, limit: int
-) -> list[KeptEvent]:
+async def listed(conn: AsyncConnection, state: State | None, kind: str | None, limit: int) -> list[KeptEvent]:
     """Return the newest events, of one state and type if these are given."""
     query = select(provider_events, _state.label("state")).order_by(
         provider_events.c.received_at.desc(), provider_events.c.event_id
@@ -187,7 +185,12 @@ def _event(row: Row[Any]) -> ProviderEvent:
 
 
 def _kept(row: Row[Any]) -> KeptEvent:
-    waits = row.state == "pending"
     return KeptEvent(
-        _event(row), row.state, row.received_at, row.applied_at, row.attempts, row.retry_at if waits else None, row.problem
-    )  # fmt: skip
+        event=_event(row),
+        state=row.state,
+        received_at=row.received_at,
+        applied_at=row.applied_at,
+        attempts=row.attempts,
+        retry_at=row.retry_at if row.state == "pending" else None,
+        problem=row.problem,
+    )

@@ -55,7 +55,10 @@ CREATE TABLE provider_customers (
 ALTER TABLE transfers
     DROP CONSTRAINT transfers_kind_check,
     DROP CONSTRAINT transfers_direction_check,
+    DROP CONSTRAINT transfers_reverses_check,
+    ADD CONSTRAINT transfers_reverses_check CHECK ((kind IN ('refund', 'reversal', 'reinstatement')) = (reverses_id IS NOT NULL)) NOT VALID,
     ADD CONSTRAINT transfers_kind_check CHECK (kind IN ('purchase', 'grant', 'referral', 'refund', 'spend', 'capture', 'expiry', 'clawback', 'debt', 'debt_payment', 'adjustment', 'reversal', 'reinstatement')) NOT VALID,
     ADD CONSTRAINT transfers_direction_check CHECK (kind IN ('adjustment', 'reversal', 'debt') OR (amount > 0) = (kind IN ('purchase', 'grant', 'referral', 'refund', 'reinstatement'))) NOT VALID;
 ALTER TABLE transfers VALIDATE CONSTRAINT transfers_kind_check;
 ALTER TABLE transfers VALIDATE CONSTRAINT transfers_direction_check;
+ALTER TABLE transfers VALIDATE CONSTRAINT transfers_reverses_check;

@@ -35,7 +35,7 @@ from gateway.routes import (
 from gateway.schemas import INPUTS
 from kit.settings import Settings
 from kit.storage import ObjectStore, UrlSigner
-from payments.checkout import Checkout
+from payments.cards import CardCheckout
 
 HEALTH_KEPT_S: Final = 1.0
 """A load balancer asks every second or two; a flood of callers must not reach the books."""
@@ -62,7 +62,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
     settings: Settings,
     ledger: Ledger,
     models: Models,
-    checkout: Checkout | None,
+    checkout: CardCheckout | None,
     objects: ObjectStore,
     *,
     names_requests: bool = True,
@@ -126,7 +126,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
     return app
 
 
-def payments_mode(settings: Settings, checkout: Checkout | None) -> PaymentsMode:
+def payments_mode(settings: Settings, checkout: CardCheckout | None) -> PaymentsMode:
     """Tell what money this server takes: real, a provider's test money, the sandbox's play money, or none."""
     if checkout is None:
         return "off"

@@ -125,6 +125,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
         "balance": 600.0,
         "balanceTokens": 60000,
     },
+    "openBillingPortal": {"ok": True, "portalUrl": "https://billing.stripe.com/p/session/..."},
     "createKey": {"ok": True, **_KEY},
     "rotateKey": {"ok": True, **_KEY},
     "getBalance": {"ok": True, "credits": 599.0, "tokens": 59900, "held": {"credits": 1.0, "tokens": 100}},

@@ -35,6 +35,7 @@ from ledger.errors import AccountFrozen, AmbiguousPrefix, HoldResolved, Insuffic
 from payments.errors import (
     AccountExists,
     AlreadyClaimed,
+    PaymentFailed,
     PaymentMismatch,
     PaymentPending,
     PaymentsUnavailable,
@@ -62,6 +63,7 @@ _SAMPLES: Final[dict[str, AppError]] = {
         AmbiguousPrefix(["abcde0F3kq", "abcdeZ81mm"]),
         TooManyFiles(1000),
         PaymentPending(),
+        PaymentFailed(),
         AlreadyClaimed(),
         AccountExists(),
         PaymentMismatch("pur_01k8z0c6m5n7q2r4t6v8x0y2z4", "amount"),

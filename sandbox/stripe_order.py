@@ -28,7 +28,8 @@ _CURRENCY = re.compile(r"^[a-z]{3}$")
 _KNOWN = names("""
     allow_promotion_codes allowed_payment_method_types automatic_tax billing_address_collection cancel_url
     client_reference_id currency customer customer_creation customer_email customer_update expand
-    expires_at integration_identifier invoice_creation line_items locale metadata mode payment_intent_data submit_type success_url ui_mode
+    expires_at integration_identifier invoice_creation line_items locale metadata mode payment_intent_data
+    submit_type success_url ui_mode
 """)
 _BEYOND_THE_TWIN = names("""
     adaptive_pricing after_expiration branding_settings consent_collection custom_fields

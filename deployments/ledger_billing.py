@@ -10,8 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger import keys
 from ledger.keys import Credential
-from payments import customers, webhooks
+from payments import customers, purchases, webhooks
 from payments.customers import Customer
+from payments.purchases import Purchase
 
 
 class LedgerBilling:
@@ -32,6 +33,11 @@ class LedgerBilling:
     async def remember_customer(self, provider: str, user_id: str, customer_id: str) -> None:
         """Link a user to a customer, once."""
         await self._run("remember_customer", customers.remember_customer, provider, user_id, customer_id)
+
+    async def purchase_by_id(self, purchase_id: str) -> Purchase:
+        """Return a purchase."""
+        found: Purchase = await self._run("purchase_by_id", purchases.by_id, purchase_id)
+        return found
 
     async def newest_event(self, provider: str) -> datetime | None:
         """Return when a provider's last event came in."""

@@ -194,8 +194,8 @@ class StripeCheckout:
         refunds = await _answered(self._client.v1.refunds.list_async(of_payment))
         disputes = await _answered(self._client.v1.disputes.list_async(of_payment))
         return (
-            *[stripe_returns.refund(r, from_stripe(r.amount, r.currency)) async for r in _all(refunds)],
-            *[stripe_returns.dispute(d, from_stripe(d.amount, d.currency)) async for d in _all(disputes)],
+            *[stripe_returns.refund(each.to_dict()) async for each in _all(refunds)],
+            *[stripe_returns.dispute(each.to_dict()) async for each in _all(disputes)],
         )
 
     # -- customers and refunds ---------------------------------------------------------------------------------
@@ -353,7 +353,7 @@ def _id(reference: str | stripe.StripeObject | None) -> str | None:
 async def _all(page: Any) -> AsyncIterator[Any]:
     """Go over a list's objects, page after page. Raises: PaymentsUnavailable."""
     try:
-        async for each in page.auto_paging_iter_async():
+        async for each in page.auto_paging_iter():
             yield each
     except stripe.StripeError as error:
         raise _unavailable(error) from error

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from payments.returns import Return
+from payments.stripe_amounts import from_stripe
 
 REFUND_PHASES: Final = {"pending": 0, "requires_action": 0, "succeeded": 1, "failed": 2, "canceled": 2}
 """A refund that succeeded may still fail weeks later, when the bank sends it back; never the other way."""
@@ -34,20 +35,20 @@ MOVEMENT: Final = 10
 """Each movement of a dispute's money, withdrawn or reinstated, outweighs any status."""
 
 
-def refund(found: Mapping[str, Any], amount_minor: int) -> Return:
+def refund(found: Mapping[str, Any]) -> Return:
     """Read a refund. It stands from its beginning, so that its credits are not spent while it is under way."""
     status = str(found["status"] or "succeeded")
     return Return(
         id=found["id"],
         kind="refund",
-        amount_minor=amount_minor,
+        amount_minor=from_stripe(found["amount"], found["currency"]),
         status=status,
         phase=REFUND_PHASES.get(status, UNKNOWN_PHASE),
         stands=status not in REFUND_ENDED,
     )
 
 
-def dispute(found: Mapping[str, Any], amount_minor: int) -> Return:
+def dispute(found: Mapping[str, Any]) -> Return:
     """Read a dispute. Where money has moved that decides, unless it was won; before, its status does."""
     status = str(found["status"])
     moved = [int(each["amount"]) for each in found.get("balance_transactions") or ()]
@@ -57,7 +58,7 @@ def dispute(found: Mapping[str, Any], amount_minor: int) -> Return:
     return Return(
         id=found["id"],
         kind="dispute",
-        amount_minor=amount_minor,
+        amount_minor=from_stripe(found["amount"], found["currency"]),
         status=status,
         phase=MOVEMENT * len(moved) + DISPUTE_PHASES.get(status, UNKNOWN_PHASE),
         stands=stands,

@@ -167,7 +167,7 @@ class StripeCheckout:
             session = await _found(
                 self._client.v1.checkout.sessions.retrieve_async(object_id, {"expand": [EXPANDED]})
             )
-            return _session(session, await self._returns(session), warned=False)
+            return _session(session, await self._returns(session, at_all=False), warned=False)
         payment_id, warned = object_id, False
         if not object_id.startswith("pi_"):
             warning = await _found(self._client.v1.radar.early_fraud_warnings.retrieve_async(object_id))
@@ -182,13 +182,16 @@ class StripeCheckout:
         if not page.data:
             raise NotFound("checkout session")
         session = page.data[0]
-        return _session(session, await self._returns(session), warned=warned)
+        return _session(session, await self._returns(session, at_all=True), warned=warned)
 
-    async def _returns(self, session: stripe.checkout.Session) -> tuple[Return, ...]:
-        """Return the refunds and disputes of a session's payment, if its charge says that there are any."""
+    async def _returns(self, session: stripe.checkout.Session, *, at_all: bool) -> tuple[Return, ...]:
+        """Return the refunds and disputes of a session's payment: at all, or if its charge says that some stand.
+
+        A refund that failed does not show in the charge, so that news of one is no reason to believe it.
+        """
         intent = session.payment_intent
         charge = intent.latest_charge if isinstance(intent, stripe.PaymentIntent) else None
-        if not isinstance(charge, stripe.Charge) or not (charge.amount_refunded or charge.disputed):
+        if not isinstance(charge, stripe.Charge) or not (at_all or charge.amount_refunded or charge.disputed):
             return ()
         of_payment: Any = {"payment_intent": charge.payment_intent, "limit": PAGE}
         refunds = await _answered(self._client.v1.refunds.list_async(of_payment))

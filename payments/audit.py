@@ -36,7 +36,7 @@ PAYMENT_CHECKS: Final = (
            FROM purchases p
            JOIN accounts a ON a.user_id = p.user_id
            JOIN grants g ON g.account_id = a.id AND g.purchase_id = p.id
-           WHERE g.clawed <> coalesce(
+           WHERE EXISTS (SELECT 1 FROM payment_returns r WHERE r.purchase_id = p.id) AND g.clawed <> coalesce(
                div(CAST(p.credits_tokens AS numeric) * p.returned_minor, nullif(p.paid_minor, 0)), 0)""",
     ),
 )

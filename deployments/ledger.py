@@ -18,13 +18,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.books import announce_books, forget_books
 from deployments.ledger_billing import LedgerBilling
+from deployments.ledger_desk import LedgerDesk
 from deployments.ledger_keys import LedgerKeys
+from deployments.ledger_people import LedgerPeople
 from deployments.ledger_quotas import counted
 from deployments.ledger_reads import LedgerReads
 from deployments.ledger_tools import LedgerTools
 from deployments.sweeps import Sweeps
 from gateway import files, jobs, leases
 from gateway.ports import Job, JobQuery, JobReceipt, NewFile, StoredFile, SubmitJob
+from gateway.turns import Concurrency
 from kit import migrate
 from kit.db import Database
 from kit.errors import AppError, Internal, Unavailable
@@ -46,7 +49,7 @@ I = TypeVar("I")  # noqa: E741  # an item of a batch
 log = structlog.get_logger(__name__)
 
 
-class LedgerServer(LedgerReads, LedgerTools, LedgerKeys, LedgerBilling):
+class LedgerServer(LedgerReads, LedgerTools, LedgerKeys, LedgerPeople, LedgerDesk, LedgerBilling):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -62,6 +65,9 @@ class LedgerServer(LedgerReads, LedgerTools, LedgerKeys, LedgerBilling):
             announce_books(self._settings.data_dir, url)
         self._db = Database(url, pool_size=self._settings.database_pool)
         self._lease = timedelta(seconds=self._settings.lease_s)
+        self._concurrency = Concurrency(
+            self._settings.account_concurrency or None, self._settings.key_concurrency or None
+        )
         self._queue_ttl = timedelta(seconds=self._settings.job_queue_ttl_s)
         self._submitted = asyncio.Event()
         self._sweeps = Sweeps(self._run, self._settings.job_attempts)
@@ -288,7 +294,9 @@ class LedgerServer(LedgerReads, LedgerTools, LedgerKeys, LedgerBilling):
         async def claim(conn: AsyncConnection) -> list[leases.ClaimedJob]:
             claimed: list[leases.ClaimedJob] = []
             for application, limit in sorted(free_places.items()):
-                claimed += await leases.claim(conn, runner, application, limit, self._lease)
+                claimed += await leases.claim(
+                    conn, runner, application, limit, self._lease, self._concurrency
+                )
             return claimed
 
         return await self._run("claim_jobs", claim)

@@ -8,6 +8,7 @@ from typing import Any, Final
 _JOB_ID: Final = "job_01k8z0c6m5n7q2r4t6v8x0y2z4"
 _JOB_URL: Final = f"https://api.example.com/api/v1/media/jobs/{_JOB_ID}"
 _FILE_ID: Final = "file_01k8z0d1b3c5d7f9g1h3j5k7m9"
+_USER_ID: Final = "user_01k8z0a9b1c3d5f7g9h1j3k5m7"
 _MADE: Final = "2026-11-22T12:00:00Z"
 _KEY: Final = {
     "apiKey": "amai_live_...",
@@ -66,6 +67,13 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
             "allowedIps": ["203.0.113.7", "2001:db8::/32"],
         },
     },
+    "startSignIn": {"By e-mail": {"email": "dev@company.com"}},
+    "verifySignIn": {"The code of the mail": {"email": "dev@company.com", "code": "1234 5678"}},
+    "deleteAccount": {
+        "An empty account": {"email": "dev@company.com", "confirm": True},
+        "An account with a balance": {"email": "dev@company.com", "confirm": True, "forfeit": True},
+    },
+    "redeemVoucher": {"As it was typed": {"code": "k7qx 2m4p 9trb wz3d"}},
     "rotateKey": {"A day to change over": {"keyPrefix": "abcde", "overlapSeconds": 86400}},
     "revokeKey": {"By its first characters": {"keyPrefix": "abcde"}},
     "checkTool": {
@@ -127,6 +135,15 @@ ANSWERS: Final[Mapping[str, Any]] = {
     },
     "openBillingPortal": {"ok": True, "portalUrl": "https://billing.stripe.com/p/session/..."},
     "createKey": {"ok": True, **_KEY},
+    "startSignIn": {"ok": True, "email": "dev@company.com", "digits": 8, "expiresInS": 600},
+    "verifySignIn": {
+        "ok": True,
+        "userId": _USER_ID,
+        "email": "dev@company.com",
+        "csrfToken": "...",
+        "expiresAt": "2026-12-22T12:00:00Z",
+        "opened": False,
+    },
     "rotateKey": {"ok": True, **_KEY},
     "getBalance": {"ok": True, "credits": 599.0, "tokens": 59900, "held": {"credits": 1.0, "tokens": 100}},
     "checkTool": {"ok": True, "allowed": True, "cost_tokens": 5, "balance_after": 9995},
@@ -142,7 +159,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
         "balanceAfter": 599.0,
         "balanceAfterTokens": 59900,
         "createdAt": _MADE,
-        "urls": {"get": _JOB_URL, "cancel": f"{_JOB_URL}/cancel"},
+        "urls": {"get": _JOB_URL, "cancel": f"{_JOB_URL}/cancel", "events": f"{_JOB_URL}/events"},
     },
     "getUsage": {
         "ok": True,
@@ -213,6 +230,15 @@ ANSWERS: Final[Mapping[str, Any]] = {
             }
         ]
     },
+    "redeemVoucher": {
+        "ok": True,
+        "credits": 5.0,
+        "tokens": 500,
+        "balance": 604.0,
+        "balanceTokens": 60400,
+        "creditsExpireAt": "2026-12-22T12:00:00Z",
+        "redeemedAt": _MADE,
+    },
     "getTrialBalance": {
         "ok": True,
         "rows": [
@@ -266,7 +292,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
         "createdAt": _MADE,
         "startedAt": _MADE,
         "finishedAt": "2026-11-22T12:00:09Z",
-        "urls": {"get": _JOB_URL, "cancel": f"{_JOB_URL}/cancel"},
+        "urls": {"get": _JOB_URL, "cancel": f"{_JOB_URL}/cancel", "events": f"{_JOB_URL}/events"},
     },
 }
 """By operation id: an answer to each of the operations that a newcomer meets first."""

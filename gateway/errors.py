@@ -91,6 +91,19 @@ class UnknownTask(AppError):
 
 
 @dataclass
+class HoldOfJob(AppError):
+    """The hold pays for a job and ends with it. Nothing was freed."""
+
+    job_id: str
+    code = "hold_of_job"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return f"This hold belongs to {self.job_id}; cancel the job, and its hold goes with it."
+
+
+@dataclass
 class TooManyFiles(AppError):
     """The caller keeps as many uploads as are allowed."""
 
@@ -101,6 +114,18 @@ class TooManyFiles(AppError):
     @property
     def message(self) -> str:
         return f"You keep {self.limit} files already; delete some and try again."
+
+
+@dataclass
+class WrongCode(AppError):
+    """No open sign-in code of this address is that one. The answer is the same for every reason."""
+
+    code = "invalid_code"
+    status = 400
+
+    @property
+    def message(self) -> str:
+        return "This code is wrong, used or over. Check it, or ask for a new one."
 
 
 @dataclass
@@ -124,3 +149,35 @@ class RateLimited(AppError):
     @property
     def retry_after_s(self) -> int:
         return self.wait_s
+
+
+@dataclass
+class BalanceLeft(AppError):
+    """The account still has credits, and deleting it would forfeit them. Nothing was deleted."""
+
+    balance_tokens: int
+    code = "balance_left"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return (
+            f"{self.balance_tokens} tokens are left; send 'forfeit': true to give them up with the account."
+        )
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        return {"balance": self.balance_tokens}
+
+
+@dataclass
+class AccountInUse(AppError):
+    """Work is under way on this account. Nothing was deleted."""
+
+    held_tokens: int
+    code = "account_in_use"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return f"{self.held_tokens} tokens are held for work under way; cancel it or wait, then try again."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
 
@@ -108,6 +108,7 @@ def _each_once(values: list[str]) -> list[str]:
 Scope = Annotated[
     str, Field(pattern=r"^(read|files|keys|checkout|billing|(tools|tasks):(\*|[a-z0-9][a-z0-9_.-]{0,63}))$")
 ]
+FutureInstant = Annotated[datetime, BeforeValidator(_future_instant)]
 Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(one_line)]
 Guidance = Annotated[
     Decimal,
@@ -128,6 +129,13 @@ IdempotencyKey = Annotated[
 ]
 
 
+Email = Annotated[
+    str,
+    Field(min_length=3, max_length=254, json_schema_extra={"format": "email"}),
+    AfterValidator(_email),
+]
+
+
 class Request(BaseModel):
     """A body of the first document's routes: camelCase, strict, no field that is not listed."""
 
@@ -137,11 +145,7 @@ class Request(BaseModel):
 class StartCheckout(Request):
     """Buy a package. With an API key it tops up that key's account; without, it opens one for the e-mail."""
 
-    email: Annotated[
-        str,
-        Field(min_length=3, max_length=254, json_schema_extra={"format": "email"}),
-        AfterValidator(_email),
-    ]
+    email: Email
     package_code: Annotated[str, Field(max_length=64, description="A `code` of `GET /api/v1/packages`.")]
 
 
@@ -169,8 +173,8 @@ class CreateKey(Request):
             description="What the key may be used for; without it, everything. `read`: balance, statements, usage,"
             " jobs, files, keys. `tools:<tool>` or `tools:*`: check and spend; `tools:consume`: consume credits."
             " `tasks:<task>` or `tasks:*`: submit and cancel jobs, look at jobs, read and upload files. `files`: read,"
-            " upload and delete files. `keys`: list, make, rotate and revoke keys. `checkout`: top the account up."
-            " `billing`: open the billing portal.",
+            " upload and delete files. `keys`: list, make, rotate and revoke keys. `checkout`: top the account up, by a"
+            " payment or a voucher. `billing`: open the billing portal.",
             examples=[["tasks:image.generate", "read"]],
         ),
     ] = None
@@ -188,7 +192,7 @@ class CreateKey(Request):
     ] = None
     spend_limit: SpendLimit | None = None
     expires_at: Annotated[
-        Annotated[datetime, BeforeValidator(_future_instant)] | None,
+        FutureInstant | None,
         Field(description="RFC 3339 with an offset; the key stops working then. Without it, never."),
     ] = None
     idempotency_key: IdempotencyKey = None
@@ -304,7 +308,36 @@ class SubmitJob(Request):
             " `cost_exceeds_limit` and nothing is held. At most two decimals.",
         ),
     ] = None
+    priority: Annotated[
+        Literal["low", "normal", "high"],
+        Field(description="Among your own jobs; between accounts, models take turns."),
+    ] = "normal"
+    deadline_seconds: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=86_400,
+            description="A job that has not ended after so many seconds is ended, at no cost.",
+        ),
+    ] = None
     idempotency_key: IdempotencyKey = None
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """What was asked for beyond the usual, as part of what the request means."""
+        return self.model_dump(include={"priority", "deadline_seconds"}, exclude_defaults=True)
+
+    @property
+    def rank(self) -> int:
+        """The priority as a number: 1 goes first, -1 last."""
+        return ("low", "normal", "high").index(self.priority) - 1
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the job must have ended, counted from now."""
+        if self.deadline_seconds is None:
+            return None
+        return datetime.now(UTC) + timedelta(seconds=self.deadline_seconds)
 
     @property
     def limit_tokens(self) -> int | None:

@@ -69,7 +69,7 @@ async def list_packages(parts: PartsOf) -> Response:
 async def start_checkout(
     request: Request, body: StartCheckout, credential: OptionalKey, parts: PartsOf
 ) -> Response:
-    """Opens a payment page for a package. Sent with an API key, the purchase tops up that key's account.
+    """Opens a payment page for a package. Sent with an API key or while signed in, the purchase tops up that account.
 
     Send the payer to `checkoutUrl`; once paid, claim the key with `sessionId`.
     """

@@ -14,7 +14,7 @@ import structlog
 
 from kit.errors import AppError, NotFound
 from kit.ids import new_id
-from kit.telemetry import errors_total
+from kit.telemetry import errors_total, webhooks_total
 from ledger.keys import Credential
 from payments.errors import PaymentFailed
 from payments.packages import Package
@@ -195,6 +195,9 @@ class Checkout:
             problem = f"unexpected {type(error).__name__}"
             errors_total.labels("webhooks").inc()
             log.exception("event not applied", event_id=event.event_id, type=event.type)
+        webhooks_total.labels(
+            event.provider, "applied" if problem is None else "dead" if final else "failed"
+        ).inc()
         await self._books.finish_event(event.provider, event.event_id, problem, final)
 
     async def settle(self, object_id: str) -> ProviderSession:

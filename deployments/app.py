@@ -13,7 +13,7 @@ from deployments.ingress import Ingress
 from deployments.ledger import LedgerServer
 from deployments.models.server import ModelServer
 from deployments.runner import RunnerServer
-from kit.settings import load_settings
+from kit.settings import Profile, load_settings
 from kit.telemetry import configure_logging
 
 
@@ -28,6 +28,7 @@ class FareboxArgs(BaseModel):
 class ModelArgs(BaseModel):
     """A model application and, for each profile, the options of its deployment (numbers only).
 
+    `profile` sets the weights whatever the platform's profile is: the tiny models of the test world beside real ones.
     `family` replaces the registry's class as `module:Class`: fault tests put slow and failing models there.
     """
 
@@ -39,6 +40,7 @@ class ModelArgs(BaseModel):
     cpu_threads: int = 1
     cpu_offload: bool = False
     family: str | None = None
+    profile: Profile | None = None
 
 
 class ModelReplica(ModelServer):
@@ -60,10 +62,11 @@ def farebox(args: FareboxArgs) -> Application:
 def model(args: ModelArgs) -> Application:
     """Build one model's own application: it deploys, fails, upgrades and scales to zero alone."""
     settings = load_settings()
-    options = args.profiles.get(settings.profile, {})
+    profile = args.profile or settings.profile
+    options = args.profiles.get(profile, {})
     return serve.deployment(name="Model", **options)(ModelReplica).bind(
         args.application,
-        settings.profile,
+        profile,
         str(settings.weights_dir),
         family=args.family,
         revision=args.revision,

@@ -71,7 +71,11 @@ class CardCheckout(Checkout):
         self._card_books = books
 
     async def portal(self, credential: Credential) -> str:
-        """Return where the caller sees invoices and saved cards. Raises: AuthRequired, Forbidden."""
+        """Return where the caller sees invoices and saved cards.
+
+        Raises: AuthRequired, Forbidden, PaymentsUnavailable.
+        """
+        self._refuse_test_key(credential)
         customer_id = await self._known_customer(credential, scopes.BILLING)
         return await self._cards.portal(customer_id, f"{self._base_url}/")
 

@@ -16,7 +16,7 @@ from kit.errors import AppError, NotFound
 from kit.ids import new_id
 from kit.telemetry import errors_total, webhooks_total
 from ledger.keys import Credential
-from payments.errors import PaymentFailed
+from payments.errors import PaymentFailed, PaymentsUnavailable
 from payments.packages import Package
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase
 from payments.returns import Return
@@ -61,6 +61,7 @@ class ProviderSession:
     customer_id: str | None = None
     returns: tuple[Return, ...] = ()
     warned: bool = False
+    card_fingerprint: str | None = None
 
 
 class Provider(Protocol):
@@ -127,7 +128,11 @@ class Checkout:
         await self._provider.close()
 
     async def start(self, email: str, package: Package, credential: Credential | None) -> StartedCheckout:
-        """Write the purchase down, then open the provider's session for it. Raises: PaymentsUnavailable."""
+        """Write the purchase down, then open the provider's session for it.
+
+        Raises: PaymentsUnavailable, also for a test key where the provider takes real money.
+        """
+        self._refuse_test_key(credential)
         customer_id = await self._customer_of(credential)
         purchase = await self._books.open_purchase(
             OpenPurchase(new_id("pur"), self._provider.name, email, package, credential)
@@ -145,6 +150,13 @@ class Checkout:
         )
         await self._books.attach_session(purchase.id, session.id)
         return StartedCheckout(session.url, session.id, purchase)
+
+    def _refuse_test_key(self, credential: Credential | None) -> None:
+        """Keep the test world away from real money. Raises: PaymentsUnavailable."""
+        if credential is not None and credential.world == "test" and self._provider.livemode:
+            raise PaymentsUnavailable(
+                "Payments here are real, and test keys cannot make them; POST /api/v1/test/refill costs nothing."
+            )
 
     async def _customer_of(self, credential: Credential | None) -> str | None:  # noqa: ARG002
         """Return who the payer is at the provider, where it keeps customers and the payer is known."""
@@ -222,6 +234,7 @@ class Checkout:
                     customer_id=session.customer_id,
                     returns=session.returns,
                     warned=session.warned,
+                    card_fingerprint=session.card_fingerprint,
                 )
             )
         return session

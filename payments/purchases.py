@@ -11,16 +11,18 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, insert, or_, select, update
+from sqlalchemy import and_, func, insert, or_, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kit.errors import NotFound
+from ledger.accounts import World
 from ledger.balances import balance
 from ledger.credits import credit
 from ledger.grants import Terms
 from ledger.keys import ApiKey, Credential, mint
 from ledger.users import account_of_email, account_of_user
+from payments import referrals
 from payments.customers import remember_customer
 from payments.errors import AccountExists, AlreadyClaimed, PaymentMismatch, PaymentPending
 from payments.packages import Package
@@ -45,6 +47,7 @@ class PaidSession:
 
     `amount_minor` is the price that was asked, as compared with the package; `paid_minor` what was paid for it, with
     tax and after discounts (None: the price). `warned`: a card network calls the payment fraudulent. In minor units.
+    `card_fingerprint`: the provider's name for the card, the same wherever that card pays; None where it has none.
     """
 
     provider: str
@@ -59,6 +62,7 @@ class PaidSession:
     customer_id: str | None = None
     returns: tuple[Return, ...] = ()
     warned: bool = False
+    card_fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,9 @@ class Claim:
     balance_tokens: int
 
 
-async def open_purchase(conn: AsyncConnection, command: OpenPurchase, topup_user_id: str | None) -> Purchase:
+async def open_purchase(
+    conn: AsyncConnection, command: OpenPurchase, topup_user_id: str | None, world: World = "live"
+) -> Purchase:
     """Write down what is about to be sold, before the provider hears of it."""
     package = command.package
     row = (
@@ -104,6 +110,7 @@ async def open_purchase(conn: AsyncConnection, command: OpenPurchase, topup_user
                 provider=command.provider,
                 email=command.email.strip().lower(),
                 topup_user_id=topup_user_id,
+                world=world,
                 package_code=package.code,
                 credits_tokens=package.credits_tokens,
                 amount_minor=package.price_minor,
@@ -177,16 +184,19 @@ async def lock_of_user(conn: AsyncConnection, user_id: str) -> None:
 
 
 async def forget_payer(conn: AsyncConnection, user_id: str, address: str) -> None:
-    """Write `address` in place of a deleted user's e-mail; an open top-up, if paid after all, opens a new account."""
+    """Write `address` in place of a deleted user's e-mail; an open top-up, if paid after all, opens a new account.
+
+    One of the test world stays with the account that it was for: no money comes of it.
+    """
+    fulfilled = and_(purchases.c.user_id == user_id, purchases.c.fulfilled_at.is_not(None))
+    open_topup = and_(purchases.c.topup_user_id == user_id, purchases.c.fulfilled_at.is_(None))
     await conn.execute(
         update(purchases)
-        .where(purchases.c.user_id == user_id, purchases.c.fulfilled_at.is_not(None))
+        .where(or_(fulfilled, and_(open_topup, purchases.c.world == "test")))
         .values(email=address)
     )
     await conn.execute(
-        update(purchases)
-        .where(purchases.c.topup_user_id == user_id, purchases.c.fulfilled_at.is_(None))
-        .values(topup_user_id=None)
+        update(purchases).where(open_topup, purchases.c.world == "live").values(topup_user_id=None)
     )
 
 
@@ -206,7 +216,7 @@ async def fulfil(conn: AsyncConnection, paid: PaidSession) -> Purchase:
         raise NotFound("purchase")
     if row.fulfilled_at is None:
         row = await _grant(conn, row, paid)
-    owner = await account_of_user(conn, row.user_id)
+    owner = await account_of_user(conn, row.user_id, row.world)
     returned_minor = await settle_returns(conn, row, owner.account_id, paid.returns)
     if paid.warned:
         await stop_if_warned(conn, row, owner.account_id)
@@ -219,10 +229,10 @@ async def _grant(conn: AsyncConnection, row: Row[Any], paid: PaidSession) -> Row
         raise PaymentMismatch(row.id, "currency")
     if paid.amount_minor != row.amount_minor:
         raise PaymentMismatch(row.id, "amount")
-    if paid.livemode != paid.expect_livemode:
+    if paid.livemode != paid.expect_livemode or (paid.livemode and row.world == "test"):
         raise PaymentMismatch(row.id, "mode")
     if row.topup_user_id is not None:
-        owner = await account_of_user(conn, row.topup_user_id)
+        owner = await account_of_user(conn, row.topup_user_id, row.world)
     else:
         owner = await account_of_email(conn, row.email)
     transfer_id = await credit(
@@ -248,11 +258,13 @@ async def _grant(conn: AsyncConnection, row: Row[Any], paid: PaidSession) -> Row
             transfer_id=transfer_id,
             fulfilled_at=func.now(),
             payment_id=paid.payment_id,
+            card_fingerprint=paid.card_fingerprint,
             paid_minor=row.amount_minor if paid.paid_minor is None else paid.paid_minor,
         )
         .returning(purchases)
     )
     granted: Row[Any] = done.one()
+    await referrals.note_order(conn, owner.account_id, row.id)
     return granted
 
 

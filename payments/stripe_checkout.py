@@ -345,6 +345,7 @@ def _session(
         customer_id=_id(session.customer),
         returns=returns,
         warned=warned,
+        card_fingerprint=_card_fingerprint(intent),
     )
 
 
@@ -378,6 +379,14 @@ async def _answered(call: Awaitable[T]) -> T:
         return await call
     except stripe.StripeError as error:
         raise _unavailable(error) from error
+
+
+def _card_fingerprint(intent: stripe.PaymentIntent | str | None) -> str | None:
+    """Return Stripe's name for the card that paid, where the intent came with its charge and a card paid."""
+    charge = intent.latest_charge if isinstance(intent, stripe.PaymentIntent) else None
+    details = charge.payment_method_details if isinstance(charge, stripe.Charge) else None
+    card = details.card if details else None
+    return card.fingerprint if card else None
 
 
 def _unavailable(error: stripe.StripeError) -> PaymentsUnavailable:

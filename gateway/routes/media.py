@@ -21,6 +21,7 @@ from gateway.ports import FINAL_STATUSES, Job, JobStatus, StoredFile
 from gateway.responses import in_credits, json_response
 from gateway.schemas import SubmitJob, task_input
 from gateway.watching import ended_within, wait_preferred
+from gateway.worlds import application_in
 from kit.errors import AppError
 from kit.ids import new_id
 
@@ -60,7 +61,8 @@ async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
 ) -> Response:
     """Quotes the job, holds its cost and queues it, all or nothing. You pay when it succeeds, and only then.
 
-    With an idempotency key a retry returns the first answer and holds nothing again.
+    With an idempotency key a retry returns the first answer and holds nothing again. A test key's job runs on the tiny
+    model: a real file of the right kind, and a meaningless picture.
     """
     del prefer  # declared for the OpenAPI document; the header may come twice
     catalog = await parts.price_list()
@@ -76,7 +78,7 @@ async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
             job_id=new_id("job"),
             task=task.name,
             tool=quote.tool,
-            application=quote.application,
+            application=await application_in(parts, credential.world, quote.application),
             input=job_input,
             units_milli=quote.units_milli,
             cost_tokens=quote.cost_tokens,
@@ -89,6 +91,7 @@ async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
             ),
             priority=body.rank,
             deadline=body.deadline,
+            world=credential.world,
         )
     )
     urls = _urls(parts, receipt.job_id)

@@ -56,12 +56,12 @@ class ProviderSession:
     currency: str
     livemode: bool
     failed: bool = False
+    card_fingerprint: str | None = None
     paid_minor: int | None = None
     payment_id: str | None = None
     customer_id: str | None = None
     returns: tuple[Return, ...] = ()
     warned: bool = False
-    card_fingerprint: str | None = None
 
 
 class Provider(Protocol):

@@ -57,12 +57,12 @@ class PaidSession:
     currency: str
     livemode: bool
     expect_livemode: bool
+    card_fingerprint: str | None = None
     paid_minor: int | None = None
     payment_id: str | None = None
     customer_id: str | None = None
     returns: tuple[Return, ...] = ()
     warned: bool = False
-    card_fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -385,7 +385,7 @@ def _card_fingerprint(intent: stripe.PaymentIntent | str | None) -> str | None:
     """Return Stripe's name for the card that paid, where the intent came with its charge and a card paid."""
     charge = intent.latest_charge if isinstance(intent, stripe.PaymentIntent) else None
     details = charge.payment_method_details if isinstance(charge, stripe.Charge) else None
-    card = details.card if details else None
+    card = details.card if details and details.type == "card" else None  # others lack the field
     return card.fingerprint if card else None
 
 

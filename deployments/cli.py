@@ -168,7 +168,7 @@ def say_ready(platform: Launcher) -> None:
         say("Payments    Stripe")
     dashboard = dashboard_hint(platform.head.api.url, platform.head.paths.token)
     marked = (
-        " (tiny random weights: real pipelines, meaningless pictures)" if settings.profile != "gpu" else ""
+        " (tiny random weights: real pipelines, meaningless results)" if settings.profile != "gpu" else ""
     )
     say(f"Models      profile {settings.profile}{marked}")
     for name in platform.failed_models:

@@ -42,8 +42,8 @@ from gateway.routes import (
     usage,
     vouchers,
 )
-from gateway.schemas import INPUTS
 from gateway.session_cookie import SessionCookie
+from gateway.task_schemas import INPUTS
 from kit.settings import Settings
 from kit.storage import ObjectStore, UrlSigner
 from payments.cards import CardCheckout
@@ -112,7 +112,6 @@ def create_app(  # noqa: PLR0913  # the parts of the house
     app.state.parts = Parts(
         settings=settings,
         ledger=ledger,
-        models=models,
         checkout=checkout,
         objects=objects,
         catalog=catalog,
@@ -128,6 +127,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
             settings.secret.get_secret_value().encode(), secure=settings.base_url.startswith("https://")
         ),
         in_sandbox=mode == "sandbox",
+        model_states=Kept(models.states, HEALTH_KEPT_S),
     )
     add_problem_handlers(app)
     if settings.blocked_countries:

@@ -18,7 +18,7 @@ from structlog.contextvars import get_contextvars
 from gateway.catalog import Catalog
 from gateway.kept import Kept
 from gateway.operator_ports import Signed
-from gateway.ports import Ledger, Models
+from gateway.ports import Ledger, ModelState
 from gateway.prices import PriceList
 from gateway.session_cookie import CSRF_HEADER, SessionCookie
 from kit.addresses import Network, caller_address
@@ -48,7 +48,6 @@ class Parts:
 
     settings: Settings
     ledger: Ledger
-    models: Models
     checkout: CardCheckout | None
     objects: ObjectStore
     catalog: Catalog
@@ -62,6 +61,7 @@ class Parts:
     health: Kept[tuple[int, bytes]]
     trial_balance: Kept[TrialBalance]
     session_cookie: SessionCookie
+    model_states: Kept[dict[str, ModelState]]
     in_sandbox: bool
     """Whether payments are play money, which every page then says."""
 

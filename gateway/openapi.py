@@ -29,7 +29,7 @@ from gateway.errors import (
 )
 from gateway.limits import WINDOW_S, Gate
 from gateway.problems import problem_body
-from gateway.schemas import INPUTS
+from gateway.task_schemas import INPUTS
 from kit.errors import (
     AppError,
     AuthRequired,

@@ -412,11 +412,15 @@ class Ledger(Desk, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """Whether a model application can work now. `state`: ready, starting, unavailable."""
+    """Whether a model application can work now. `state`: ready, starting, unavailable.
+
+    `failed`: it was given up, and stays so until an operator deploys it anew. Jobs do not wait for it.
+    """
 
     application: str
     state: Literal["ready", "starting", "unavailable"]
     reason: str | None
+    failed: bool = False
 
 
 class Models(Protocol):

@@ -21,7 +21,7 @@ async def application_in(parts: Parts, world: World, application: str) -> str:
     if world == "live" or parts.settings.profile == "tiny":
         return application
     tiny = tiny_of(application)
-    state = (await parts.models.states()).get(tiny)
+    state = (await parts.model_states()).get(tiny)
     if state is None or state.state == "unavailable":
         raise Unavailable(f"The test world's {application} model", 30)
     return tiny

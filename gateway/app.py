@@ -47,7 +47,7 @@ from gateway.session_cookie import SessionCookie
 from gateway.task_schemas import INPUTS
 from kit.settings import Settings
 from kit.storage import ObjectStore, UrlSigner
-from payments.checkout import Checkout
+from payments.cards import CardCheckout
 
 HEALTH_KEPT_S: Final = 1.0
 """A load balancer asks every second or two; a flood of callers must not reach the books."""
@@ -75,7 +75,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
     settings: Settings,
     ledger: Ledger,
     models: Models,
-    checkout: Checkout | None,
+    checkout: CardCheckout | None,
     objects: ObjectStore,
     *,
     names_requests: bool = True,
@@ -148,7 +148,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
     return app
 
 
-def payments_mode(settings: Settings, checkout: Checkout | None) -> PaymentsMode:
+def payments_mode(settings: Settings, checkout: CardCheckout | None) -> PaymentsMode:
     """Tell what money this server takes: real, a provider's test money, the sandbox's play money, or none."""
     if checkout is None:
         return "off"

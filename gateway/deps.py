@@ -30,7 +30,7 @@ from kit.storage import ObjectStore, UrlSigner
 from ledger.accounts import World
 from ledger.audit import TrialBalance
 from ledger.keys import Credential, hash_key
-from payments.checkout import Checkout
+from payments.cards import CardCheckout
 
 KEY_BODY: Final = r"[0-9A-Za-z]{16,128}"
 """What follows the brand part of a key: ours have 43 characters; the books need not hear of anything else."""
@@ -47,7 +47,7 @@ class Parts:
 
     settings: Settings
     ledger: Ledger
-    checkout: Checkout | None
+    checkout: CardCheckout | None
     objects: ObjectStore
     catalog: Catalog
     """The file as it was read. What is sold now, with the prices that hold now, is `await parts.price_list()`."""

@@ -66,6 +66,7 @@ BUCKETS: Final[Mapping[BucketName, Bucket]] = {
 
 ROUTES: Final[Mapping[str, BucketName]] = {
     "startStripeCheckout": "purchase",
+    "openBillingPortal": "purchase",
     "claimStripeKey": "sensitive_auth",
     "createKey": "sensitive_auth",
     "rotateKey": "sensitive_auth",

@@ -46,6 +46,7 @@ from ledger.errors import AccountFrozen, AmbiguousPrefix, HoldResolved, Insuffic
 from payments.errors import (
     AccountExists,
     AlreadyClaimed,
+    PaymentFailed,
     PaymentMismatch,
     PaymentPending,
     PaymentsUnavailable,
@@ -76,6 +77,7 @@ _SAMPLES: Final[dict[str, AppError]] = {
         BalanceLeft(5900),
         AccountInUse(100),
         PaymentPending(),
+        PaymentFailed(),
         AlreadyClaimed(),
         AccountExists(),
         PaymentMismatch("pur_01k8z0c6m5n7q2r4t6v8x0y2z4", "amount"),

@@ -107,7 +107,7 @@ def _each_once(values: list[str]) -> list[str]:
 
 
 Scope = Annotated[
-    str, Field(pattern=r"^(read|files|keys|checkout|(tools|tasks):(\*|[a-z0-9][a-z0-9_.-]{0,63}))$")
+    str, Field(pattern=r"^(read|files|keys|checkout|billing|(tools|tasks):(\*|[a-z0-9][a-z0-9_.-]{0,63}))$")
 ]
 FutureInstant = Annotated[datetime, BeforeValidator(_future_instant)]
 Label = Annotated[str, Field(min_length=1, max_length=100, json_schema_extra=LINE), AfterValidator(one_line)]
@@ -181,7 +181,7 @@ class CreateKey(Request):
             " jobs, files, keys. `tools:<tool>` or `tools:*`: check and spend; `tools:consume`: consume credits."
             " `tasks:<task>` or `tasks:*`: submit and cancel jobs, look at jobs, read and upload files. `files`: read,"
             " upload and delete files. `keys`: list, make, rotate and revoke keys. `checkout`: top the account up, by a"
-            " payment or a voucher.",
+            " payment or a voucher. `billing`: open the billing portal.",
             examples=[["tasks:image.generate", "read"]],
         ),
     ] = None

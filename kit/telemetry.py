@@ -50,7 +50,9 @@ job_run_seconds = Histogram(
     buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 1800),
 )
 webhooks_total = Counter(
-    "farebox_webhooks", "Webhooks received, by provider and outcome.", ["provider", "outcome"]
+    "farebox_webhooks",
+    "Webhooks by provider, as they came in and as they were handled.",
+    ["provider", "outcome"],
 )
 errors_total = Counter("farebox_unexpected_errors", "Exceptions that reached a process edge.", ["edge"])
 

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,7 +29,8 @@ from kit.ids import new_id
 from kit.settings import Settings, load_settings
 from kit.storage import ObjectStore
 from kit.telemetry import configure_logging, errors_total, job_run_seconds, jobs_total
-from payments.checkout import Checkout
+from payments.checkout import Checkout, PurchaseBooks
+from payments.crypto import crypto_for
 from payments.stripe_checkout import checkout_for
 
 T = TypeVar("T")
@@ -45,6 +46,9 @@ AWAY_S: Final = 2.0
 """How long an application that cannot be called is left alone before its jobs are claimed again."""
 EVENTS_A_SWEEP: Final = 20
 """Payment events tried again in one sweep."""
+PURCHASES_A_SWEEP: Final = 20
+"""Unpaid purchases whose provider is asked in one sweep."""
+NOT_CONFIGURED: Final = "its provider is not configured on this server"
 HAND_BACK_S: Final = 4.0
 """Time to give jobs back at the end: two calls to the books and some air."""
 EXTENSIONS: Final = {"image/png": "png", "image/webp": "webp"}
@@ -83,7 +87,7 @@ class Runner:
         ledger: Call,
         models: ModelCalls,
         objects: ObjectStore,
-        checkout: Checkout | None,
+        checkouts: Sequence[Checkout],
         places: Mapping[str, int],
     ) -> None:
         self.name = new_id("run")
@@ -91,7 +95,7 @@ class Runner:
         self._ledger = ledger
         self._models = models
         self._objects = objects
-        self._checkout = checkout
+        self._checkouts = {checkout.provider.name: checkout for checkout in checkouts}
         self._places = dict(places)
         self._runs: dict[str, _Run] = {}
         self._away_until: dict[str, float] = {}
@@ -260,9 +264,23 @@ class Runner:
         ended: dict[str, str] = await self._ledger("sweep")
         if ended:
             log.info("swept", **ended)
-        if self._checkout is not None:
-            for event in await self._ledger("due_events", EVENTS_A_SWEEP):
-                await self._checkout.apply(event)
+        if self._checkouts:
+            await self._catch_up()
+
+    async def _catch_up(self) -> None:
+        """Bring payments into the books that no event has brought: those that did not take, those that never came."""
+        for event in await self._ledger("due_events", EVENTS_A_SWEEP):
+            if checkout := self._checkouts.get(event.provider):
+                await checkout.apply(event)
+            else:
+                await self._ledger("finish_event", event.provider, event.event_id, NOT_CONFIGURED)
+        for purchase in await self._ledger("due_purchases", PURCHASES_A_SWEEP):
+            checkout = self._checkouts.get(purchase.provider)
+            if checkout is not None and purchase.session_id is not None:
+                try:
+                    await checkout.look(purchase.session_id)
+                except AppError as error:  # it is due again later
+                    log.info("purchase not looked at", purchase_id=purchase.id, problem=str(error))
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -289,7 +307,7 @@ class RunnerServer:
             ledger_call(ledger),
             ModelHandles(list(places)),
             ObjectStore(settings.objects_url),
-            checkout_for(settings, remote_ledger(ledger)),
+            every_checkout(settings, remote_ledger(ledger)),
             places,
         )
         self._task = asyncio.create_task(self._runner.run())
@@ -303,6 +321,12 @@ class RunnerServer:
         """Give jobs back to the queue when Serve ends this replica in good order."""
         self._task.cancel()
         await asyncio.wait([self._task], timeout=HAND_BACK_S)
+
+
+def every_checkout(settings: Settings, books: PurchaseBooks) -> list[Checkout]:
+    """Return the checkouts of all providers that the settings configure."""
+    card, crypto = checkout_for(settings, books), crypto_for(settings, books)
+    return [*([card] if card else []), *(crypto.checkouts if crypto else [])]
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

@@ -24,6 +24,7 @@ from kit.storage import ObjectStore, UrlSigner
 from ledger.audit import TrialBalance
 from ledger.keys import Credential, hash_key
 from payments.checkout import Checkout
+from payments.crypto import CryptoCheckouts
 
 KEY_BODY: Final = r"[0-9A-Za-z]{16,128}"
 """What follows the brand part of a key: ours have 43 characters; the books need not hear of anything else."""
@@ -40,6 +41,7 @@ class Parts:
     settings: Settings
     ledger: Ledger
     checkout: Checkout | None
+    crypto: CryptoCheckouts | None
     objects: ObjectStore
     catalog: Catalog
     signer: UrlSigner

@@ -21,7 +21,7 @@ from ledger.balances import Balance
 from ledger.keys import ApiKey, Caller, Credential, Limits, NewApiKey
 from ledger.spends import Allowance, Check, Spend, Spent
 from ledger.statements import Cost, Statement
-from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase
+from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase, UnpaidSession
 from payments.webhooks import ProviderEvent
 
 JobStatus = Literal["queued", "running", "succeeded", "failed", "canceled", "expired"]
@@ -308,8 +308,14 @@ class Ledger(Protocol):
         Raises: NotFound, PaymentMismatch.
         """
 
+    async def note_unpaid(self, seen: UnpaidSession) -> Purchase:
+        """Keep what arrived of a payment that is not whole; nothing is granted. Raises: NotFound."""
+
     async def claim(self, provider: str, session_id: str, label: str) -> Claim:
-        """Mint the first key of a payment, once. Raises: NotFound, PaymentPending, AlreadyClaimed, AccountExists."""
+        """Mint the first key of a payment, once.
+
+        Raises: NotFound, PaymentPending, PaymentIncomplete, AlreadyClaimed, AccountExists.
+        """
 
     async def store_event(self, event: ProviderEvent) -> bool:
         """Keep a verified event; return False for one that is already there and applied."""

@@ -21,4 +21,9 @@ PAYMENT_CHECKS: Final = (
         """SELECT t.id AS transfer_id, t.reference FROM transfers t
            WHERE t.kind = 'purchase' AND NOT EXISTS (SELECT 1 FROM purchases p WHERE p.transfer_id = t.id)""",
     ),
+    Check(
+        "nothing is granted for a payment that came short",
+        """SELECT id AS purchase_id, received_minor, amount_minor FROM purchases
+           WHERE fulfilled_at IS NOT NULL AND received_minor < amount_minor""",
+    ),
 )

@@ -3,14 +3,18 @@
 Fulfilment runs from the webhook and from the claim, many times and at once: the purchase row's lock lets one grant,
 and the rest see it granted. The credits go to the account of the payer's e-mail; only a payment that opened that
 account may claim a key to it.
+
+A payment in coins may come in parts, short, over or late. Short, it grants nothing and is kept as what arrived; over, it
+grants the package and the excess is kept; late, it grants as if it had come in time.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import ColumnElement, case, func, insert, or_, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -20,9 +24,20 @@ from ledger.credits import credit
 from ledger.grants import Terms
 from ledger.keys import ApiKey, Credential, mint
 from ledger.users import account_of_email, account_of_user
-from payments.errors import AccountExists, AlreadyClaimed, PaymentMismatch, PaymentPending
+from payments.errors import (
+    AccountExists,
+    AlreadyClaimed,
+    PaymentIncomplete,
+    PaymentMismatch,
+    PaymentPending,
+)
 from payments.packages import Package
 from payments.tables import purchases
+
+FIRST_LOOK: Final = timedelta(minutes=5)
+"""Events come within seconds; five minutes later one is late or lost, and the provider is asked itself."""
+LOOKS_MOST: Final = 40
+"""The pause doubles up to a day, so that a payment is found for a month; later ones are an operator's to find."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +62,22 @@ class PaidSession:
     currency: str
     livemode: bool
     expect_livemode: bool
+    received_minor: int | None = None
+    """What arrived, where the provider says so; None: what was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnpaidSession:
+    """What the provider says of a session that is not paid in full. Units: `received_minor` minor units.
+
+    `closed`: it waits for no more, though a payment may still come late.
+    """
+
+    provider: str
+    session_id: str
+    purchase_id: str
+    received_minor: int
+    closed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +96,8 @@ class Purchase:
     paid: bool
     claimed: bool
     opened_account: bool
+    received_minor: int
+    closed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +138,13 @@ async def attach_session(conn: AsyncConnection, purchase_id: str, session_id: st
     await conn.execute(
         update(purchases)
         .where(purchases.c.id == purchase_id, purchases.c.session_id.is_(None))
-        .values(session_id=session_id)
+        .values(session_id=session_id, look_at=func.now() + FIRST_LOOK)
     )
 
 
 async def by_session(conn: AsyncConnection, provider: str, session_id: str) -> Purchase:
-    """Return the purchase of a session. Raises: NotFound."""
-    row = (
-        await conn.execute(
-            select(purchases).where(purchases.c.provider == provider, purchases.c.session_id == session_id)
-        )
-    ).one_or_none()
+    """Return the purchase of a session, named by the session's id or its own. Raises: NotFound."""
+    row = (await conn.execute(select(purchases).where(_named(provider, session_id)))).one_or_none()
     if row is None:
         raise NotFound("checkout session")
     return _purchase(row)
@@ -126,20 +155,13 @@ async def fulfil(conn: AsyncConnection, paid: PaidSession) -> Purchase:
 
     Raises: NotFound for a session that is not of ours; PaymentMismatch, with nothing granted.
     """
-    row = (
-        await conn.execute(
-            select(purchases)
-            .where(purchases.c.id == paid.purchase_id, purchases.c.provider == paid.provider)
-            .with_for_update()
-        )
-    ).one_or_none()
-    if row is None or row.session_id not in (None, paid.session_id):
-        raise NotFound("purchase")
+    row = await _locked(conn, paid)
+    received = paid.amount_minor if paid.received_minor is None else paid.received_minor
     if row.fulfilled_at is not None:
-        return _purchase(row)
+        return await _received(conn, row, received)
     if paid.currency.lower() != row.currency:
         raise PaymentMismatch(row.id, "currency")
-    if paid.amount_minor != row.amount_minor:
+    if paid.amount_minor != row.amount_minor or received < row.amount_minor:
         raise PaymentMismatch(row.id, "amount")
     if paid.livemode != paid.expect_livemode:
         raise PaymentMismatch(row.id, "mode")
@@ -167,6 +189,8 @@ async def fulfil(conn: AsyncConnection, paid: PaidSession) -> Purchase:
                 opened_account=owner.opened,
                 transfer_id=transfer_id,
                 fulfilled_at=func.now(),
+                received_minor=func.greatest(purchases.c.received_minor, received),
+                look_at=None,
             )
             .returning(purchases)
         )
@@ -174,21 +198,60 @@ async def fulfil(conn: AsyncConnection, paid: PaidSession) -> Purchase:
     return _purchase(done)
 
 
+async def note_unpaid(conn: AsyncConnection, seen: UnpaidSession) -> Purchase:
+    """Keep what arrived of a payment that is not whole. Nothing is granted; what was granted before stays.
+
+    What arrived never falls and a closed session stays closed, so that an older reading changes nothing.
+    Raises: NotFound for a session that is not of ours.
+    """
+    row = await _locked(conn, seen)
+    if row.fulfilled_at is None and seen.closed and row.closed_at is None:
+        await conn.execute(
+            update(purchases)
+            .where(purchases.c.id == row.id)
+            .values(session_id=seen.session_id, closed_at=func.now())
+        )
+    return await _received(conn, row, seen.received_minor)
+
+
+async def take_due(conn: AsyncConnection, limit: int) -> list[Purchase]:
+    """Return purchases whose provider should be asked again, and set when each is due next; of two callers one gets it."""
+    due = (
+        select(purchases.c.id)
+        .where(purchases.c.look_at <= func.now())
+        .order_by(purchases.c.look_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    ids = (await conn.scalars(due)).all()
+    if not ids:
+        return []
+    pause = func.least(FIRST_LOOK * func.power(2, func.least(purchases.c.looks + 1, 12)), timedelta(days=1))
+    rows = await conn.execute(
+        update(purchases)
+        .where(purchases.c.id.in_(ids))
+        .values(
+            looks=purchases.c.looks + 1,
+            look_at=case((purchases.c.looks + 1 < LOOKS_MOST, func.now() + pause)),
+        )
+        .returning(purchases)
+    )
+    return [_purchase(row) for row in rows]
+
+
 async def claim(conn: AsyncConnection, provider: str, session_id: str, label: str, *, brand: str) -> Claim:
     """Mint the first key of a payment, once; of two at the same time one gets it.
 
-    Raises: NotFound, PaymentPending, AlreadyClaimed, AccountExists.
+    Raises: NotFound, PaymentPending, PaymentIncomplete, AlreadyClaimed, AccountExists.
     """
     row = (
-        await conn.execute(
-            select(purchases)
-            .where(purchases.c.provider == provider, purchases.c.session_id == session_id)
-            .with_for_update()
-        )
+        await conn.execute(select(purchases).where(_named(provider, session_id)).with_for_update())
     ).one_or_none()
     if row is None:
         raise NotFound("checkout session")
     if row.fulfilled_at is None:
+        if row.closed_at is not None and row.received_minor:
+            raise PaymentIncomplete(row.id, row.received_minor, row.amount_minor, row.currency)
         raise PaymentPending
     if row.claimed_at is not None:
         raise AlreadyClaimed
@@ -201,6 +264,38 @@ async def claim(conn: AsyncConnection, provider: str, session_id: str, label: st
     owner = await account_of_user(conn, row.user_id)
     stands = await balance(conn, owner.account_id)
     return Claim(minted.secret, minted.key, row.email, row.credits_tokens, stands.available_tokens)
+
+
+def _named(provider: str, session_id: str) -> ColumnElement[bool]:
+    """Match the purchase that a caller names: a page that must know its address beforehand has only the purchase's id."""
+    return (purchases.c.provider == provider) & or_(
+        purchases.c.session_id == session_id, purchases.c.id == session_id
+    )
+
+
+async def _locked(conn: AsyncConnection, seen: PaidSession | UnpaidSession) -> Row[tuple[object, ...]]:
+    """Return the purchase of a session, locked. Raises: NotFound for a session that is not of ours."""
+    row = (
+        await conn.execute(
+            select(purchases)
+            .where(purchases.c.id == seen.purchase_id, purchases.c.provider == seen.provider)
+            .with_for_update()
+        )
+    ).one_or_none()
+    if row is None or row.session_id not in (None, seen.session_id):
+        raise NotFound("purchase")
+    return row
+
+
+async def _received(conn: AsyncConnection, row: Row[tuple[object, ...]], received_minor: int) -> Purchase:
+    """Note what arrived of a locked purchase, if it is more than was seen before."""
+    noted = await conn.execute(
+        update(purchases)
+        .where(purchases.c.id == row.id)
+        .values(received_minor=func.greatest(purchases.c.received_minor, received_minor))
+        .returning(purchases)
+    )
+    return _purchase(noted.one())
 
 
 def _purchase(row: Row[tuple[object, ...]]) -> Purchase:
@@ -217,4 +312,6 @@ def _purchase(row: Row[tuple[object, ...]]) -> Purchase:
         paid=row.fulfilled_at is not None,
         claimed=row.claimed_at is not None,
         opened_account=bool(row.opened_account),
+        received_minor=row.received_minor,
+        closed=row.closed_at is not None,
     )

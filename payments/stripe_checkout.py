@@ -5,6 +5,8 @@ Source: Stripe's Checkout Sessions API and webhook signatures, API version of st
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
@@ -28,6 +30,9 @@ class StripeCheckout:
     """Hosted Stripe Checkout in payment mode."""
 
     name: Final = "stripe"
+    signature_header: Final = "stripe-signature"
+    session_ids: Final = re.compile(r"cs_[A-Za-z0-9_]{1,200}")
+    paid_events: Final = frozenset({"checkout.session.async_payment_succeeded"})
 
     def __init__(self, secret_key: str, webhook_secret: str, api_base: str = "") -> None:
         """Connect to nothing yet. An empty webhook secret is refused: an empty key verifies anything."""
@@ -90,8 +95,13 @@ class StripeCheckout:
             raise _unavailable(error) from error
         return _session(session)
 
-    def verify(self, body: bytes, signature: str) -> ProviderEvent:
+    async def session_of(self, event: ProviderEvent) -> ProviderSession | None:
+        """Read the session that an event names. Raises: NotFound, PaymentsUnavailable."""
+        return None if event.object_id is None else await self.retrieve(event.object_id)
+
+    def verify(self, body: bytes, headers: Mapping[str, str]) -> ProviderEvent:
         """Return the event of a webhook whose signature and time are right. Raises: InvalidRequest."""
+        signature = headers.get(self.signature_header, "")
         try:
             stripe.WebhookSignature.verify_header(body, signature, self._webhook_secret, tolerance=300)
             event = orjson.loads(body)
@@ -125,6 +135,7 @@ def _session(session: stripe.checkout.Session) -> ProviderSession:
         amount_minor=session.amount_total or 0,
         currency=(session.currency or "").lower(),
         livemode=session.livemode,
+        closed=session.status == "expired",
     )
 
 

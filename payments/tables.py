@@ -40,6 +40,10 @@ purchases = Table(
     Column("fulfilled_at", DateTime(timezone=True)),
     Column("key_id", Text, ForeignKey("api_keys.id"), unique=True),
     Column("claimed_at", DateTime(timezone=True)),
+    Column("received_minor", BigInteger, nullable=False, server_default=text("0")),
+    Column("closed_at", DateTime(timezone=True)),
+    Column("look_at", DateTime(timezone=True)),
+    Column("looks", Integer, nullable=False, server_default=text("0")),
     UniqueConstraint("provider", "session_id"),
     CheckConstraint("credits_tokens > 0 AND amount_minor > 0", name="amounts"),
     CheckConstraint(
@@ -49,8 +53,15 @@ purchases = Table(
     ),
     CheckConstraint("(claimed_at IS NULL) = (key_id IS NULL)", name="claimed_whole"),
     CheckConstraint("claimed_at IS NULL OR opened_account", name="claim_needs_new_account"),
+    CheckConstraint("received_minor >= 0 AND looks >= 0", name="received"),
+    CheckConstraint("look_at IS NULL OR session_id IS NOT NULL", name="look"),
+    Index(None, "look_at", postgresql_where=text("look_at IS NOT NULL")),
 )
-"""`opened_account`: this very payment created the account, so its payer may claim the first key."""
+"""`opened_account`: this very payment created the account, so its payer may claim the first key.
+
+`received_minor`: the most that the provider was seen to hold of it, which may be less than the price or more.
+`closed_at`: the provider's session ended without the whole price. `look_at`: when the provider is asked again.
+"""
 
 provider_events = Table(
     "provider_events",

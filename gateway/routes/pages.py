@@ -53,9 +53,10 @@ async def show_home(parts: PartsOf) -> Response:
 
 
 @router.get("/checkout/success")
-async def show_success(parts: PartsOf, session_id: str = "") -> Response:
+async def show_success(parts: PartsOf, session_id: str = "", by: str = "stripe") -> Response:
     """Where the payment page sends the payer: shows the key, once, on request."""
-    return _page(parts, "checkout_success.html", session_id=session_id[:255])
+    claim_path = f"/api/v1/claim/{'crypto' if by == 'crypto' else 'stripe'}"
+    return _page(parts, "checkout_success.html", session_id=session_id[:255], claim_path=claim_path)
 
 
 @router.get("/checkout/canceled")
@@ -86,7 +87,7 @@ def _page(parts: Parts, name: str, headers: dict[str, str] = _HEADERS, **facts: 
     html = _templates.get_template(name).render(
         base_url=parts.settings.base_url,
         in_sandbox=parts.in_sandbox,
-        can_pay=parts.checkout is not None,
+        can_pay=parts.checkout is not None or parts.crypto is not None,
         profile=parts.settings.profile,
         brand=parts.settings.key_brand,
         **facts,

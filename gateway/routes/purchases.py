@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -9,17 +11,35 @@ from gateway.answers import CheckoutStarted, KeyClaimed, Packages, WebhookReceiv
 from gateway.bodies import StrictRoute, read_body
 from gateway.deps import SECURED, OptionalKey, Parts, PartsOf
 from gateway.limits import limit_by
-from gateway.openapi import WEBHOOK, WRITE, problems
+from gateway.openapi import CRYPTO_WEBHOOK, WEBHOOK, WRITE, problems
 from gateway.responses import in_credits, json_response
 from gateway.routes.keys import with_secret
 from gateway.schemas import ClaimKey, StartCheckout
 from kit.errors import AppError, NotFound
 from kit.telemetry import webhooks_total
 from ledger.keys import NewApiKey
-from payments.checkout import Checkout
+from payments.checkout import Checkout, StartedCheckout
+from payments.crypto import CryptoCheckouts
 from payments.errors import PaymentsUnavailable
+from payments.packages import Package
+from payments.purchases import Claim
 
 router = APIRouter(prefix="/api/v1", route_class=StrictRoute)
+
+CLAIM_PROBLEMS: Final = problems(
+    "invalid_request",
+    "payload_too_large",
+    "unsupported_media_type",
+    "not_found",
+    "payment_pending",
+    "payment_incomplete",
+    "already_claimed",
+    "account_exists",
+    "payment_mismatch",
+    "unavailable",
+    "payments_unavailable",
+)
+WEBHOOK_PROBLEMS: Final = problems("invalid_request", "not_found", "payload_too_large", "unavailable")
 
 
 @router.get(
@@ -71,7 +91,117 @@ async def start_checkout(
     if credential is None:
         await limit_by(request, "email", body.email)
     package = parts.catalog.package(body.package_code)
-    started = await _checkout(parts).start(body.email, package, credential)
+    return _started(package, await _checkout(parts).start(body.email, package, credential))
+
+
+@router.post(
+    "/checkout/crypto",
+    tags=["Purchases"],
+    operation_id="startCryptoCheckout",
+    summary="Create a crypto checkout",
+    response_model=CheckoutStarted,
+    responses=problems(*WRITE, "payments_unavailable"),
+    openapi_extra={"security": [{}, *SECURED["security"]]},
+)
+async def start_crypto_checkout(
+    request: Request, body: StartCheckout, credential: OptionalKey, parts: PartsOf
+) -> Response:
+    """Opens a page where a package is paid in coins. Sent with an API key, the purchase tops up that key's account.
+
+    Send the payer to `checkoutUrl`; once paid, claim the key with `sessionId`. What arrives late still counts; what
+    arrives short grants nothing until the rest has come.
+    """
+    if credential is None:
+        await limit_by(request, "email", body.email)
+    package = parts.catalog.package(body.package_code)
+    return _started(package, await _crypto(parts).start(body.email, package, credential))
+
+
+@router.post(
+    "/claim/stripe",
+    tags=["Purchases"],
+    operation_id="claimStripeKey",
+    summary="Claim the first API key of a payment",
+    response_model=KeyClaimed,
+    responses=CLAIM_PROBLEMS,
+)
+async def claim_key(request: Request, body: ClaimKey, parts: PartsOf) -> Response:
+    """Shows the account's first key, once per payment.
+
+    409 `payment_pending`: not paid yet, try again. 409 `already_claimed`: shown before. 409 `account_exists`:
+    the e-mail owned an account already; the credits are there, and a key of that account spends them.
+    """
+    await limit_by(request, "session", body.session_id)
+    return _claimed(await _checkout(parts).claim(body.session_id, body.key_label))
+
+
+@router.post(
+    "/claim/crypto",
+    tags=["Purchases"],
+    operation_id="claimCryptoKey",
+    summary="Claim the first API key of a crypto payment",
+    response_model=KeyClaimed,
+    responses=CLAIM_PROBLEMS,
+)
+async def claim_crypto_key(request: Request, body: ClaimKey, parts: PartsOf) -> Response:
+    """Shows the account's first key, once per payment, as `POST /claim/stripe` does.
+
+    409 `payment_pending`: not paid in full yet, or not confirmed. 409 `payment_incomplete`: the checkout closed with
+    less than its price; write to support.
+    """
+    await limit_by(request, "session", body.session_id)
+    return _claimed(await _crypto(parts).claim(body.session_id, body.key_label))
+
+
+@router.post(
+    "/webhooks/stripe",
+    tags=["Webhooks"],
+    operation_id="receiveStripeWebhook",
+    summary="Receive a Stripe event",
+    response_model=WebhookReceived,
+    responses=WEBHOOK_PROBLEMS,
+    openapi_extra=WEBHOOK,
+)
+async def receive_stripe_webhook(request: Request, parts: PartsOf) -> Response:
+    """For Stripe alone: a rightly signed event is stored and applied once, and acknowledged every time."""
+    # An empty webhook secret would verify anything: without one there is no such route.
+    if parts.checkout is None:
+        raise NotFound("path")
+    return await _received(request, parts.checkout)
+
+
+@router.post(
+    "/webhooks/crypto",
+    tags=["Webhooks"],
+    operation_id="receiveCryptoWebhook",
+    summary="Receive an event of a crypto provider",
+    response_model=WebhookReceived,
+    responses=WEBHOOK_PROBLEMS,
+    openapi_extra=CRYPTO_WEBHOOK,
+)
+async def receive_crypto_webhook(request: Request, parts: PartsOf) -> Response:
+    """For the crypto providers alone; the header that signs an event tells whose it is.
+
+    A rightly signed event is stored and applied once, and acknowledged every time.
+    """
+    if parts.crypto is None:
+        raise NotFound("path")
+    return await _received(request, parts.crypto.sender_of(request.headers))
+
+
+async def _received(request: Request, checkout: Checkout) -> Response:
+    provider = checkout.provider.name
+    body = await read_body(request)
+    try:
+        duplicate = await checkout.receive_webhook(body, request.headers)
+    except AppError as error:
+        webhooks_total.labels(provider, error.code).inc()
+        raise
+    webhooks_total.labels(provider, "duplicate" if duplicate else "received").inc()
+    return json_response({"ok": True, "received": True, "duplicate": duplicate})
+
+
+def _started(package: Package, started: StartedCheckout) -> Response:
     return json_response(
         {
             "ok": True,
@@ -87,33 +217,7 @@ async def start_checkout(
     )
 
 
-@router.post(
-    "/claim/stripe",
-    tags=["Purchases"],
-    operation_id="claimStripeKey",
-    summary="Claim the first API key of a payment",
-    response_model=KeyClaimed,
-    responses=problems(
-        "invalid_request",
-        "payload_too_large",
-        "unsupported_media_type",
-        "not_found",
-        "payment_pending",
-        "already_claimed",
-        "account_exists",
-        "payment_mismatch",
-        "unavailable",
-        "payments_unavailable",
-    ),
-)
-async def claim_key(request: Request, body: ClaimKey, parts: PartsOf) -> Response:
-    """Shows the account's first key, once per payment.
-
-    409 `payment_pending`: not paid yet, try again. 409 `already_claimed`: shown before. 409 `account_exists`:
-    the e-mail owned an account already; the credits are there, and a key of that account spends them.
-    """
-    await limit_by(request, "session", body.session_id)
-    claim = await _checkout(parts).claim(body.session_id, body.key_label)
+def _claimed(claim: Claim) -> Response:
     return json_response(
         {
             "ok": True,
@@ -127,31 +231,13 @@ async def claim_key(request: Request, body: ClaimKey, parts: PartsOf) -> Respons
     )
 
 
-@router.post(
-    "/webhooks/stripe",
-    tags=["Webhooks"],
-    operation_id="receiveStripeWebhook",
-    summary="Receive a Stripe event",
-    response_model=WebhookReceived,
-    responses=problems("invalid_request", "not_found", "payload_too_large", "unavailable"),
-    openapi_extra=WEBHOOK,
-)
-async def receive_stripe_webhook(request: Request, parts: PartsOf) -> Response:
-    """For Stripe alone: a rightly signed event is stored and applied once, and acknowledged every time."""
-    # An empty webhook secret would verify anything: without one there is no such route.
-    if parts.checkout is None:
-        raise NotFound("path")
-    body = await read_body(request)
-    try:
-        duplicate = await parts.checkout.receive_webhook(body, request.headers.get("stripe-signature", ""))
-    except AppError as error:
-        webhooks_total.labels("stripe", error.code).inc()
-        raise
-    webhooks_total.labels("stripe", "duplicate" if duplicate else "received").inc()
-    return json_response({"ok": True, "received": True, "duplicate": duplicate})
-
-
 def _checkout(parts: Parts) -> Checkout:
     if parts.checkout is None:
         raise PaymentsUnavailable("No payment provider is configured on this server.")
     return parts.checkout
+
+
+def _crypto(parts: Parts) -> CryptoCheckouts:
+    if parts.crypto is None:
+        raise PaymentsUnavailable("No crypto payment provider is configured on this server.")
+    return parts.crypto

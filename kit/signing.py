@@ -98,9 +98,9 @@ def thumbprint(key: Ed25519PublicKey) -> str:
 
 
 def private_key(secret: str) -> Ed25519PrivateKey | EllipticCurvePrivateKey:
-    """Return the key that a secret of the environment holds: PEM, or the base64 of an Ed25519 seed (and public half).
+    r"""Return the key that a secret of the environment holds: PEM, or the base64 of an Ed25519 seed (and public half).
 
-    A PEM's lines may be joined by a written-out `\\n`, as environment files have them. Raises: BadKeys.
+    A PEM's lines may be joined by a written-out `\n`, as environment files have them. Raises: BadKeys.
     """
     try:
         if "-----BEGIN" in secret:

@@ -1,7 +1,8 @@
 """From a package to granted credits: the provider's calls on one side, the books' transactions on the other.
 
-A provider is whoever takes the money: cards or coins, all behind one interface. Nothing here holds a transaction open while it talks to a provider. Every step may be repeated: the session is made
-under the purchase's id, a fulfilment grants once, an event is applied until it took.
+A provider takes cards or coins; all stand behind one interface. Nothing here holds a transaction open while it talks to
+one. Every step may be repeated: the session is made under the purchase's id, a fulfilment grants once, an event is
+applied until it took.
 """
 
 from __future__ import annotations

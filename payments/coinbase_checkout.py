@@ -167,7 +167,7 @@ def _received_minor(checkout: dict[str, Any], currency: str, unsaid: int) -> int
     """Return what arrived, fees included; `unsaid` where the settlement does not tell it in the price's money."""
     settlement = checkout.get("settlement") or {}
     total, settled_in = settlement.get("totalAmount"), str(settlement.get("currency", "")).lower()
-    if total is None or not (settled_in == currency or SAME_MONEY >= {settled_in, currency}):
+    if total is None or not (settled_in == currency or {settled_in, currency} <= SAME_MONEY):
         return unsaid
     return in_minor(total, currency)
 

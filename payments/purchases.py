@@ -4,8 +4,8 @@ Fulfilment runs from the webhook and from the claim, many times and at once: the
 and the rest see it granted. The credits go to the account of the payer's e-mail; only a payment that opened that
 account may claim a key to it.
 
-A payment in coins may come in parts, short, over or late. Short, it grants nothing and is kept as what arrived; over, it
-grants the package and the excess is kept; late, it grants as if it had come in time.
+A payment in coins may come short, over or late. Short, it grants nothing and what arrived is kept; over, it grants the
+package and the excess is kept; late, it grants as if it had come in time.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ async def note_unpaid(conn: AsyncConnection, seen: UnpaidSession) -> Purchase:
 
 
 async def take_due(conn: AsyncConnection, limit: int) -> list[Purchase]:
-    """Return purchases whose provider should be asked again, and set when each is due next; of two callers one gets it."""
+    """Return purchases whose provider should be asked again, each to one caller, and set when it is due next."""
     due = (
         select(purchases.c.id)
         .where(purchases.c.look_at <= func.now())
@@ -267,7 +267,7 @@ async def claim(conn: AsyncConnection, provider: str, session_id: str, label: st
 
 
 def _named(provider: str, session_id: str) -> ColumnElement[bool]:
-    """Match the purchase that a caller names: a page that must know its address beforehand has only the purchase's id."""
+    """Match the purchase that a caller names, by its session or by itself."""
     return (purchases.c.provider == provider) & or_(
         purchases.c.session_id == session_id, purchases.c.id == session_id
     )

@@ -82,7 +82,9 @@ class Provider(Protocol):
     def paid_events(self) -> frozenset[str]:
         """The types of events that mean that the whole price is there."""
 
-    livemode: bool
+    @property
+    def livemode(self) -> bool:
+        """Whether it moves real money."""
 
     async def create(self, request: SessionRequest) -> ProviderSession:
         """Open a session; the same purchase gives the same session."""

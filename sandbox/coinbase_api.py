@@ -105,7 +105,7 @@ def _status(payment: Json) -> str:
     if payment["state"] == "expired" and is_whole(payment):
         return "COMPLETED"
     words = {"open": "ACTIVE", "processing": "PROCESSING", "settled": "COMPLETED"}
-    return words.get(payment["state"], payment["state"].upper())
+    return words.get(payment["state"], str(payment["state"]).upper())
 
 
 def _time(seconds: float) -> str:

@@ -278,7 +278,7 @@ class Runner:
             checkout = self._checkouts.get(purchase.provider)
             if checkout is not None and purchase.session_id is not None:
                 try:
-                    await checkout.look(purchase.session_id)
+                    await checkout.settle(purchase.session_id)
                 except AppError as error:  # it is due again later
                     log.info("purchase not looked at", purchase_id=purchase.id, problem=str(error))
 

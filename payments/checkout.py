@@ -175,23 +175,23 @@ class Checkout:
         if purchase is None:
             if OWN_ID.fullmatch(session_id):
                 raise NotFound("checkout session")
-            await self.look(session_id)
+            await self.settle(session_id)
         elif not purchase.paid and purchase.session_id is not None:
             with suppress(NotFound):  # a provider that can no longer be asked: its webhooks alone tell
-                await self.look(purchase.session_id)
+                await self.settle(purchase.session_id)
         return await self._books.claim(self.provider.name, session_id, label)
 
     def knows(self, session_id: str) -> bool:
         """Tell whether this may name a session of the provider, or a purchase of ours."""
         return bool(self.provider.session_ids.fullmatch(session_id))
 
-    async def look(self, session_id: str) -> ProviderSession:
+    async def settle(self, session_id: str) -> ProviderSession:
         """Read a session from the provider itself and grant it if it is paid; events may lie about order.
 
         Raises: NotFound, PaymentMismatch, PaymentsUnavailable.
         """
         session = await self.provider.retrieve(session_id)
-        await self._settle(session)
+        await self._book(session)
         return session
 
     async def receive_webhook(self, body: bytes, headers: Mapping[str, str]) -> bool:
@@ -212,7 +212,7 @@ class Checkout:
         try:
             session = await self.provider.session_of(event)
             if session is not None:
-                await self._settle(session)
+                await self._book(session)
                 if event.type in self.provider.paid_events and not (session.paid or session.closed):
                     problem = NOT_SHOWN
         except NotFound:
@@ -223,7 +223,7 @@ class Checkout:
             level("event not applied", event_id=event.event_id, type=event.type, problem=problem)
         await self._books.finish_event(event.provider, event.event_id, problem)
 
-    async def _settle(self, session: ProviderSession) -> None:
+    async def _book(self, session: ProviderSession) -> None:
         """Bring what a session says into the books: its grant, or what arrived of it."""
         if not session.paid:
             if session.received_minor or session.closed:

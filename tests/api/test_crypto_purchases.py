@@ -90,9 +90,8 @@ async def selling(settings: Settings, ledger, models, objects, **providers: Any)
 
 @pytest_asyncio.fixture
 async def app(settings: Settings, ledger, models, objects, world) -> AsyncIterator[FastAPI]:
-    async with selling(
-        settings, ledger, models, objects, **world.settings, coinbase_commerce_webhook_secret=COMMERCE_SECRET
-    ) as app:
+    unlimited = {"limit_sensitive_auth": 0, "coinbase_commerce_webhook_secret": COMMERCE_SECRET}
+    async with selling(settings, ledger, models, objects, **world.settings, **unlimited) as app:
         yield app
 
 
@@ -179,11 +178,10 @@ async def test_webhooks_apply_once_however_often_they_arrive(client, world, db, 
 async def test_fifty_concurrent_claims_make_one_key(client, world, db, assert_sound):
     checkout = await order(client)
     await choose(checkout, "pay")
-    answers = await asyncio.gather(*(claim(client, checkout["sessionId"]) for _ in range(20)))
-    answers += await asyncio.gather(*(claim(client, checkout["sessionId"].upper().lower()) for _ in range(30)))
+    answers = await asyncio.gather(*(claim(client, checkout["sessionId"]) for _ in range(50)))
     refused = {answer.json()["error"] for answer in answers if answer.status_code != 200}
     assert [answer.status_code for answer in answers].count(200) == 1
-    assert refused <= {"already_claimed", "rate_limited"}
+    assert refused == {"already_claimed"}
     async with db.transaction() as conn:
         assert (await conn.execute(text("SELECT count(*) FROM api_keys"))).scalar_one() == 1
     await assert_sound(db)
@@ -270,10 +268,22 @@ async def test_a_checkout_with_a_key_tops_that_account_up(client, world, custome
 async def test_a_webhook_that_claims_more_than_the_provider_says_grants_nothing(client, world, db):
     checkout = await order(client)
     if world.provider == "coinbase":
-        body = {"id": checkout["sessionId"], "eventType": PAID["coinbase"], "status": "COMPLETED", "amount": "50.00"}
+        body = {
+            "id": checkout["sessionId"],
+            "eventType": PAID["coinbase"],
+            "status": "COMPLETED",
+            "amount": "50.00",
+        }
     else:
-        body = {"deliveryId": "1", "type": "InvoiceSettled", "storeId": STORE_ID, "invoiceId": checkout["sessionId"]}
-    answer = await client.post(WEBHOOK, content=json.dumps(body), headers=signed(world, json.dumps(body).encode()))
+        body = {
+            "deliveryId": "1",
+            "type": "InvoiceSettled",
+            "storeId": STORE_ID,
+            "invoiceId": checkout["sessionId"],
+        }
+    answer = await client.post(
+        WEBHOOK, content=json.dumps(body), headers=signed(world, json.dumps(body).encode())
+    )
     assert answer.status_code == 200, answer.text
     async with db.transaction() as conn:
         event = (await conn.execute(text("SELECT * FROM provider_events"))).one()
@@ -305,7 +315,9 @@ async def test_a_webhook_that_is_not_rightly_signed_gets_400_and_is_not_kept(cli
         assert (await conn.execute(text("SELECT count(*) FROM provider_events"))).scalar_one() == 0
 
 
-@pytest.mark.parametrize("session_id", ["68f7a946db0529ea9b6d3a12", "4kSe5LQuFFXAA9VXDPTUBb", "cs_test_1", "../x", "0"])
+@pytest.mark.parametrize(
+    "session_id", ["68f7a946db0529ea9b6d3a12", "4kSe5LQuFFXAA9VXDPTUBb", "cs_test_1", "../x", "0"]
+)
 async def test_an_unknown_session_is_404(client, world, session_id):
     answer = await claim(client, session_id)
     assert (answer.status_code, answer.json()["error"]) == (404, "not_found")

@@ -97,7 +97,12 @@ async def test_a_coinbase_event_is_known_by_its_checkout_its_type_and_its_refund
 
 async def test_btcpay_redeliveries_are_one_event():
     provider = BtcpayCheckout("https://pay.example", "store", "key", "secret")
-    event = {"deliveryId": "a", "type": "InvoiceSettled", "storeId": "store", "invoiceId": "4kSe5LQuFFXAA9VXDPTUBb"}
+    event = {
+        "deliveryId": "a",
+        "type": "InvoiceSettled",
+        "storeId": "store",
+        "invoiceId": "4kSe5LQuFFXAA9VXDPTUBb",
+    }
     again = event | {"deliveryId": "b", "originalDeliveryId": "a", "isRedelivery": True}
     known = []
     for each in (event, again):
@@ -136,7 +141,9 @@ def test_a_commerce_webhook_is_signed_over_its_raw_body():
             provider.verify(body, {"x-cc-webhook-signature": wrong})
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"null", b"{}", b'{"event": 1}', b'{"id": [], "eventType": 1}', b"\xff"])
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"null", b"{}", b'{"event": 1}', b'{"id": [], "eventType": 1}', b"\xff"]
+)
 async def test_a_signed_body_that_is_no_event_is_the_senders_fault(body):
     digest = hmac.new(b"secret", body, hashlib.sha256).hexdigest()
     btcpay, provider = BtcpayCheckout("https://pay.example", "store", "key", "secret"), coinbase()
@@ -154,7 +161,9 @@ async def test_a_signed_body_that_is_no_event_is_the_senders_fault(body):
 def pem() -> str:
     key = ec.generate_private_key(ec.SECP256R1())
     return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
     ).decode()
 
 

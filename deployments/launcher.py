@@ -306,6 +306,7 @@ class Sandbox:
             env=environment(
                 FAREBOX_SANDBOX_SECRET_KEY=kept["secret_key"],
                 FAREBOX_SANDBOX_WEBHOOK_SECRET=kept["webhook_secret"],
+                FAREBOX_SANDBOX_COINBASE_KEY_ID=COINBASE_KEY_ID,
                 FAREBOX_SANDBOX_COINBASE_KEY=kept["coinbase_key"],
                 FAREBOX_SANDBOX_COINBASE_WEBHOOK_SECRET=kept["coinbase_webhook_secret"],
             ),

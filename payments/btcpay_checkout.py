@@ -134,5 +134,7 @@ def _confirmed(methods: Any) -> str:
     for method in methods:
         for payment in method.get("payments") or []:
             if payment["status"] == "Settled":
-                total += number(payment["value"]) * number(method["rate"])
+                # What the shop adds for the network is not the price's.
+                net = max(number(payment["value"]) - number(payment.get("fee") or "0"), Decimal(0))
+                total += net * number(method["rate"])
     return f"{total:f}"

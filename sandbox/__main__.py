@@ -32,12 +32,12 @@ from sandbox.stripe_twin import create_twin
 # The two secrets may come from here instead of the command line, which every user of the machine can read.
 SECRET_KEY_VARIABLE = "FAREBOX_SANDBOX_SECRET_KEY"  # noqa: S105 - a name, not a secret
 WEBHOOK_SECRET_VARIABLE = "FAREBOX_SANDBOX_WEBHOOK_SECRET"  # noqa: S105 - a name, not a secret
+COINBASE_KEY_ID_VARIABLE = "FAREBOX_SANDBOX_COINBASE_KEY_ID"
 COINBASE_KEY_VARIABLE = "FAREBOX_SANDBOX_COINBASE_KEY"
 COINBASE_WEBHOOK_VARIABLE = "FAREBOX_SANDBOX_COINBASE_WEBHOOK_SECRET"
 
-# Where Coinbase's twin answers, and the id of the one key that it knows.
+# Where Coinbase's twin answers.
 COINBASE_PATH = "/coinbase"
-COINBASE_KEY_ID = "organizations/sandbox/apiKeys/farebox"
 
 # Long enough for an answer in progress, short enough for whoever waits for the sandbox to end.
 SHUTDOWN_TIMEOUT_S = 3
@@ -86,7 +86,7 @@ def _add_coinbase(app: FastAPI, key: str, options: argparse.Namespace) -> None:
     twin = create_crypto_twin(
         "coinbase",
         CryptoSettings(
-            COINBASE_KEY_ID,
+            os.environ.get(COINBASE_KEY_ID_VARIABLE, ""),
             key,
             os.environ.get(COINBASE_WEBHOOK_VARIABLE, ""),
             webhook_url=options.crypto_webhook_url,

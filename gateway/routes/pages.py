@@ -87,6 +87,7 @@ def _page(parts: Parts, name: str, headers: dict[str, str] = _HEADERS, **facts: 
     html = _templates.get_template(name).render(
         base_url=parts.settings.base_url,
         in_sandbox=parts.in_sandbox,
+        can_pay_in_coins=parts.crypto is not None,
         can_pay=parts.checkout is not None or parts.crypto is not None,
         profile=parts.settings.profile,
         brand=parts.settings.key_brand,

@@ -36,6 +36,7 @@ from payments.errors import (
     PaymentsUnavailable,
 )
 from payments.packages import Package
+from payments.webhooks import ProviderEvent
 from sandbox.btcpay_api import STORE_ID
 from sandbox.crypto_instance import CryptoTwin
 from sandbox.crypto_state import arrived, is_whole
@@ -268,4 +269,19 @@ async def test_a_session_of_nobody_is_acknowledged_and_forgotten(db, fresh_url, 
         await place.close()
     async with db.transaction() as conn:
         assert (await conn.execute(text("SELECT count(*) FROM transfers"))).scalar_one() == 0
+    await server.close()
+
+
+async def test_an_event_of_a_provider_that_is_gone_does_not_keep_the_others_waiting(fresh_url, tmp_path):
+    app = create_crypto_twin("btcpay", CryptoSettings(STORE_ID, API_KEY, CRYPTO_WEBHOOK_SECRET))
+    server = LedgerServer(Settings(database_url=fresh_url, data_dir=tmp_path))
+    with running(app) as url:
+        place = Street("btcpay", url, app.state.twin, server, tmp_path)
+        await server.store_event(ProviderEvent("coinbase", "1", "checkout.payment.success", "1", b"{}"))
+        await place.runner._catch_up()
+        assert await server.due_events(10) == []
+        async with server._db.transaction() as conn:
+            event = (await conn.execute(text("SELECT * FROM provider_events"))).one()
+        assert (event.applied_at, event.problem) == (None, "its provider is not configured on this server")
+        await place.close()
     await server.close()

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.audit_report import report_audit, report_chain
 from deployments.books import books, in_books
+from deployments.cli_people import show_outbox, users_app
 from deployments.launcher import Launcher, LaunchError
 from deployments.receipts import receipt_app
 from deployments.serve_api import dashboard_hint
@@ -52,6 +53,8 @@ keys_app = typer.Typer(no_args_is_help=True, help="API keys of a user: list, cre
 models_app = typer.Typer(no_args_is_help=True, help="Model weights: list, build tiny, pull, verify.")
 app.add_typer(keys_app, name="keys")
 app.add_typer(models_app, name="models")
+app.add_typer(users_app, name="users")
+app.command("outbox")(show_outbox)
 app.add_typer(receipt_app, name="receipt")
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)

@@ -22,7 +22,9 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.handles import Call, ModelAway, ModelHandles, ledger_call, remote_ledger
 from deployments.models.contract import GenerateRequest, Output, Progress
+from deployments.postman import Postman
 from gateway.leases import ClaimedJob, Failure, Heartbeat, LeaseLost, Settlement
+from gateway.mail import mailer_for
 from gateway.ports import StoredFile
 from kit.errors import AppError, Unavailable
 from kit.ids import new_id
@@ -42,6 +44,8 @@ BEAT_S: Final = 1.0
 """How often progress is written and a cancellation is noticed, unless a third of the lease is shorter."""
 SWEEP_S: Final = 2.0
 """How often expired leases, jobs and holds are looked for; a dead runner's job waits lease + this at most."""
+MAIL_S: Final = 1.0
+"""How often mails are sent: somebody waits for a sign-in code."""
 AWAY_S: Final = 2.0
 """How long an application that cannot be called is left alone before its jobs are claimed again."""
 EVENTS_A_SWEEP: Final = 20
@@ -96,6 +100,7 @@ class Runner:
         self._models = models
         self._objects = objects
         self._checkouts = {checkout.provider.name: checkout for checkout in checkouts}
+        self._postman = Postman(ledger, mailer_for(settings))
         self._places = dict(places)
         self._runs: dict[str, _Run] = {}
         self._away_until: dict[str, float] = {}
@@ -106,6 +111,7 @@ class Runner:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._every(min(BEAT_S, self._settings.lease_s / 3), self._beat))
             group.create_task(self._every(SWEEP_S, self._sweep))
+            group.create_task(self._every(MAIL_S, self._postman.deliver))
             await self._dispatch(group)
 
     # -- taking work -------------------------------------------------------------------------------------------
@@ -163,7 +169,7 @@ class Runner:
         job = run.job
         run.generation = asyncio.create_task(self._generate(run))
         try:
-            async with asyncio.timeout(self._settings.job_run_ttl_s):
+            async with asyncio.timeout(self._patience_s(job)):
                 output = await run.generation
         except asyncio.CancelledError:
             if not run.stop:
@@ -176,12 +182,20 @@ class Runner:
             self._away_until[job.application] = time.monotonic() + AWAY_S
             return str(await self._until_answered("give_back_job", job.id, job.fence))
         except TimeoutError:
+            if job.deadline is not None and job.deadline <= datetime.now(UTC):
+                return await self._fail(run, "deadline_passed", "The job's deadline passed.", retryable=False)
             return await self._fail(run, "timed_out", "The model did not finish in time.", retryable=True)
         except AppError as error:
             return await self._fail(run, error.code, error.message, retryable=error.retryable)
         stored = [await self._store(job, place, media) for place, media in enumerate(output.media)]
         settlement = Settlement(job.id, job.fence, stored, job.quoted_tokens, self._metrics(run, output))
         return str(await self._until_answered("settle_job", settlement))
+
+    def _patience_s(self, job: ClaimedJob) -> float:
+        """How long a run may take: no longer than the caller waits for it."""
+        if job.deadline is None:
+            return self._settings.job_run_ttl_s
+        return min(self._settings.job_run_ttl_s, (job.deadline - datetime.now(UTC)).total_seconds())
 
     async def _generate(self, run: _Run) -> Output:
         job = run.job

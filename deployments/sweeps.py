@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from gateway import idempotency, leases, quotas
+from gateway import idempotency, leases, quotas, sign_in, turns
+from kit import outbox
 from ledger import chain, grants, holds
 
 EXPIRED_HOLDS_A_SWEEP: Final = 200
@@ -32,10 +33,13 @@ class Sweeps:
         return outcome
 
     async def books(self) -> None:
-        """Expire holds, forget old answers and counters, work out grants, seal what was decided since."""
+        """Expire holds, forget old answers, counters, codes and mails, work out grants, seal what was decided since."""
         await self._run("sweep_holds", holds.expire_due, EXPIRED_HOLDS_A_SWEEP)
         await self._run("sweep_idempotency", idempotency.forget_old)
         await self._run("sweep_counters", quotas.forget_old)
+        await self._run("sweep_turns", turns.forget_turns)
+        await self._run("sweep_codes", sign_in.forget_old)
+        await self._run("sweep_outbox", outbox.forget_old)
         for account_id in await self._run("sweep_due", grants.accounts_due, DUE_ACCOUNTS_A_SWEEP):
             await self._run("settle_due", grants.settle_due, account_id)
         behind, self._looked_at = await self._run(

@@ -229,6 +229,7 @@ class JobUrls(Answer):
 
     get: str
     cancel: str
+    events: str
 
 
 class JobAccepted(Ok):

@@ -18,10 +18,13 @@ from gateway.openapi import document
 from gateway.ports import Ledger, Models
 from gateway.problems import add_problem_handlers
 from gateway.receipts import receipt_keys
+from gateway.regions import RegionBlock
 from gateway.routes import (
+    account,
     balance,
     consumption,
     files,
+    job_events,
     keys,
     media,
     operations,
@@ -29,10 +32,12 @@ from gateway.routes import (
     pricing,
     purchases,
     receipts,
+    sign_in,
     tools,
     usage,
 )
 from gateway.schemas import INPUTS
+from gateway.session_cookie import SessionCookie
 from kit.settings import Settings
 from kit.storage import ObjectStore, UrlSigner
 from payments.checkout import Checkout
@@ -54,7 +59,8 @@ NO_TELEMETRY: Final = {
 """FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
 
 ROUTERS: Final = (
-    tools, balance, media, operations, keys, usage, receipts, files, consumption, purchases, pricing, pages,
+    tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, pricing,
+    sign_in, account, pages,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 
@@ -112,9 +118,14 @@ def create_app(  # noqa: PLR0913  # the parts of the house
         proxies=settings.proxies,
         health=Kept(health.probe, HEALTH_KEPT_S),
         trial_balance=Kept(ledger.trial_balance, TRIAL_BALANCE_KEPT_S),
+        session_cookie=SessionCookie(
+            settings.secret.get_secret_value().encode(), secure=settings.base_url.startswith("https://")
+        ),
         in_sandbox=mode == "sandbox",
     )
     add_problem_handlers(app)
+    if settings.blocked_countries:
+        app.add_middleware(RegionBlock, header=settings.country_header, blocked=settings.blocked_countries)
     app.add_middleware(
         Edge,
         max_body_bytes=settings.max_body_bytes,
@@ -125,7 +136,8 @@ def create_app(  # noqa: PLR0913  # the parts of the house
         app.router.routes.extend(limited(route, settings) for route in module.router.routes)
     app.mount("/static/docs", StaticFiles(directory=pages.DOCS_ASSETS))
     app.mount("/static", StaticFiles(directory=pages.STATIC))
-    app.openapi = document(app, catalog, settings.base_url, release)  # type: ignore[method-assign]  # FastAPI's own way
+    cookie_name = app.state.parts.session_cookie.name
+    app.openapi = document(app, catalog, settings.base_url, release, cookie_name)  # type: ignore[method-assign]  # FastAPI's own way
     return app
 
 

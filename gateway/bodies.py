@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 from starlette.routing import request_response
 
-from gateway.deps import caller_key, credential_of, parts_of, retry_key_of
+from gateway.deps import caller_key, credential_of, parts_of, retry_key_of, session_caller
 from gateway.problems import SHOWN_NAME_CHARS, field_faults
 from kit.errors import InvalidRequest, UnsupportedMediaType
 
@@ -90,10 +90,13 @@ class StrictRoute(APIRoute):
         if self.body_field is None:
             return handler
         needs_key = _depends_on(self.dependant, caller_key)
+        needs_session = _depends_on(self.dependant, session_caller)
 
         async def strict(request: Request) -> Response:
             if needs_key:
                 credential_of(request)
+            if needs_session:
+                await session_caller(request)
             require_json(request)
             raw = await read_body(request)
             return await handler(_ReadRequest(request, raw, parse_json(raw)))

@@ -1,7 +1,8 @@
-"""What routes take from a request first: the parts of the house, the caller's key, the retry key.
+"""What routes take from a request first: the parts of the house, the caller's key or session, the retry key.
 
-A key is not resolved here: its hash and the caller's address ride in the ledger call and are checked in the same
-transaction, so that a revocation holds from the next request on.
+A key or session is not resolved here: its hash and the caller's address ride in the ledger call and are checked in the
+same transaction, so that a revocation holds from the next request on. A request with both is the key's: a program that
+sends a key means it, whatever a browser adds. A write by cookie must repeat the session's CSRF token in `x-csrf-token`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from fastapi import Depends, Header, Request
 from gateway.catalog import Catalog
 from gateway.kept import Kept
 from gateway.ports import Ledger
+from gateway.session_cookie import CSRF_HEADER, SessionCookie
 from kit.addresses import Network, caller_address
-from kit.errors import AuthRequired, InvalidRequest, NotFound
+from kit.errors import AuthRequired, Forbidden, InvalidRequest, NotFound
 from kit.settings import Settings
 from kit.signing import SigningKeys
 from kit.storage import ObjectStore, UrlSigner
@@ -30,8 +32,11 @@ KEY_BODY: Final = r"[0-9A-Za-z]{16,128}"
 """What follows the brand part of a key: ours have 43 characters; the books need not hear of anything else."""
 RETRY_KEY: Final = re.compile(r"[\x20-\x7e]{1,255}")
 """Printable ASCII as the idempotency-key draft has it; 255 is what the books keep."""
-SECURED: Final[dict[str, Any]] = {"security": [{"bearer": []}, {"apiKey": []}]}
-"""For `openapi_extra`: this route wants a key, in either header."""
+SECURED: Final[dict[str, Any]] = {"security": [{"bearer": []}, {"apiKey": []}, {"session": []}]}
+"""For `openapi_extra`: this route wants a key, in either header, or the cookie of a signed-in browser."""
+SESSION_ONLY: Final[dict[str, Any]] = {"security": [{"session": []}]}
+READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+"""What another site may make a browser do does no harm here: it can't see the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,7 @@ class Parts:
     proxies: tuple[Network, ...]
     health: Kept[tuple[int, bytes]]
     trial_balance: Kept[TrialBalance]
+    session_cookie: SessionCookie
     in_sandbox: bool
     """Whether payments are play money, which every page then says."""
 
@@ -66,9 +72,12 @@ def parts_of(request: Request) -> Parts:
 
 
 def credential_of(request: Request) -> Credential:
-    """Return the presented key's hash and its caller's address; what cannot be a key never reaches the ledger.
+    """Return the hash of the presented key, or else of the session, and its caller's address.
 
-    Raises: AuthRequired; InvalidRequest when two keys are presented.
+    What cannot be ours never reaches the ledger.
+
+    Raises: AuthRequired; InvalidRequest when two keys are presented; Forbidden for a session's write without its
+    CSRF token.
     """
     headers = request.headers
     presented = set(headers.getlist("x-api-key"))
@@ -77,9 +86,11 @@ def credential_of(request: Request) -> Credential:
         if scheme.lower() != "bearer":
             raise AuthRequired
         presented.add(key.strip())
+    if not presented:
+        return session_of(request)
     if len(presented) > 1:
         raise InvalidRequest("x-api-key", "differs from the key in Authorization; send one of them")
-    key = presented.pop() if presented else ""
+    key = presented.pop()
     parts = parts_of(request)
     if not parts.key_pattern.fullmatch(key):
         raise AuthRequired
@@ -90,6 +101,36 @@ def ip_of(request: Request, proxies: Sequence[Network]) -> str | None:
     """Return the caller's address, as these proxies of ours have it; None where it cannot be told."""
     peer = request.client.host if request.client else None
     return caller_address(peer, ",".join(request.headers.getlist("x-forwarded-for")), proxies)
+
+
+def session_of(request: Request) -> Credential:
+    """Return the hash of the session that the cookie names, and its caller's address.
+
+    A forged one never reaches the ledger.
+
+    Raises: AuthRequired; Forbidden for a write without the session's CSRF token.
+    """
+    token = session_token(request)
+    if token is None:
+        raise AuthRequired
+    if request.method not in READS:
+        given = request.headers.get(CSRF_HEADER, "")
+        if not parts_of(request).session_cookie.is_csrf_token(token, given):
+            raise Forbidden(
+                f"Repeat this session's CSRF token (GET /api/v1/auth/session) in '{CSRF_HEADER}'."
+            )
+    return Credential(hash_key(token), ip_of(request, parts_of(request).proxies))
+
+
+def session_token(request: Request) -> str | None:
+    """Return the token of a session cookie that we signed, or None."""
+    cookie = parts_of(request).session_cookie
+    return cookie.token_of(request.cookies.get(cookie.name, ""))
+
+
+def has_key(request: Request) -> bool:
+    """Tell whether the request presents a key, which then wins over a cookie."""
+    return "authorization" in request.headers or "x-api-key" in request.headers
 
 
 async def parts(request: Request) -> Parts:
@@ -104,8 +145,18 @@ async def caller_key(request: Request) -> Credential:
 
 async def optional_key(request: Request) -> Credential | None:
     """Give a public route its caller's credential, or None. Raises: as `caller_key`."""
-    presented = "authorization" in request.headers or "x-api-key" in request.headers
+    presented = has_key(request) or parts_of(request).session_cookie.name in request.cookies
     return credential_of(request) if presented else None
+
+
+async def session_caller(request: Request) -> Credential:
+    """Give a route the session of its caller, who must be a person: a key is not enough.
+
+    Raises: AuthRequired; Forbidden for a key, or without the CSRF token.
+    """
+    if has_key(request):
+        raise Forbidden("Only a signed-in browser may do this; a key may not.")
+    return session_of(request)
 
 
 async def retry_key(
@@ -175,5 +226,6 @@ def _unquoted(value: str) -> str:
 
 PartsOf = Annotated[Parts, Depends(parts)]
 CallerKey = Annotated[Credential, Depends(caller_key)]
+CallerSession = Annotated[Credential, Depends(session_caller)]
 OptionalKey = Annotated[Credential | None, Depends(optional_key)]
 RetryKey = Annotated[str | None, Depends(retry_key)]

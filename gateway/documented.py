@@ -8,6 +8,7 @@ from typing import Any, Final
 _JOB_ID: Final = "job_01k8z0c6m5n7q2r4t6v8x0y2z4"
 _JOB_URL: Final = f"https://api.example.com/api/v1/media/jobs/{_JOB_ID}"
 _FILE_ID: Final = "file_01k8z0d1b3c5d7f9g1h3j5k7m9"
+_USER_ID: Final = "user_01k8z0a9b1c3d5f7g9h1j3k5m7"
 _MADE: Final = "2026-11-22T12:00:00Z"
 _KEY: Final = {
     "apiKey": "amai_live_...",
@@ -67,6 +68,12 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
             "scopes": ["tasks:image.generate", "read"],
             "allowedIps": ["203.0.113.7", "2001:db8::/32"],
         },
+    },
+    "startSignIn": {"By e-mail": {"email": "dev@company.com"}},
+    "verifySignIn": {"The code of the mail": {"email": "dev@company.com", "code": "1234 5678"}},
+    "deleteAccount": {
+        "An empty account": {"email": "dev@company.com", "confirm": True},
+        "An account with a balance": {"email": "dev@company.com", "confirm": True, "forfeit": True},
     },
     "rotateKey": {"A day to change over": {"keyPrefix": "abcde", "overlapSeconds": 86400}},
     "revokeKey": {"By its first characters": {"keyPrefix": "abcde"}},
@@ -136,6 +143,15 @@ ANSWERS: Final[Mapping[str, Any]] = {
     "claimStripeKey": _CLAIMED,
     "claimCryptoKey": _CLAIMED,
     "createKey": {"ok": True, **_KEY},
+    "startSignIn": {"ok": True, "email": "dev@company.com", "digits": 8, "expiresInS": 600},
+    "verifySignIn": {
+        "ok": True,
+        "userId": _USER_ID,
+        "email": "dev@company.com",
+        "csrfToken": "...",
+        "expiresAt": "2026-12-22T12:00:00Z",
+        "opened": False,
+    },
     "rotateKey": {"ok": True, **_KEY},
     "getBalance": {"ok": True, "credits": 599.0, "tokens": 59900, "held": {"credits": 1.0, "tokens": 100}},
     "checkTool": {"ok": True, "allowed": True, "cost_tokens": 5, "balance_after": 9995},
@@ -151,7 +167,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
         "balanceAfter": 599.0,
         "balanceAfterTokens": 59900,
         "createdAt": _MADE,
-        "urls": {"get": _JOB_URL, "cancel": f"{_JOB_URL}/cancel"},
+        "urls": {"get": _JOB_URL, "cancel": f"{_JOB_URL}/cancel", "events": f"{_JOB_URL}/events"},
     },
     "getUsage": {
         "ok": True,
@@ -275,7 +291,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
         "createdAt": _MADE,
         "startedAt": _MADE,
         "finishedAt": "2026-11-22T12:00:09Z",
-        "urls": {"get": _JOB_URL, "cancel": f"{_JOB_URL}/cancel"},
+        "urls": {"get": _JOB_URL, "cancel": f"{_JOB_URL}/cancel", "events": f"{_JOB_URL}/events"},
     },
 }
 """By operation id: an answer to each of the operations that a newcomer meets first."""

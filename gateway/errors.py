@@ -104,6 +104,18 @@ class TooManyFiles(AppError):
 
 
 @dataclass
+class WrongCode(AppError):
+    """No open sign-in code of this address is that one. The answer is the same for every reason."""
+
+    code = "invalid_code"
+    status = 400
+
+    @property
+    def message(self) -> str:
+        return "This code is wrong, used or over. Check it, or ask for a new one."
+
+
+@dataclass
 class RateLimited(AppError):
     """The identity used up its requests of this window. Nothing was done."""
 
@@ -124,3 +136,35 @@ class RateLimited(AppError):
     @property
     def retry_after_s(self) -> int:
         return self.wait_s
+
+
+@dataclass
+class BalanceLeft(AppError):
+    """The account still has credits, and deleting it would forfeit them. Nothing was deleted."""
+
+    balance_tokens: int
+    code = "balance_left"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return (
+            f"{self.balance_tokens} tokens are left; send 'forfeit': true to give them up with the account."
+        )
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        return {"balance": self.balance_tokens}
+
+
+@dataclass
+class AccountInUse(AppError):
+    """Work is under way on this account. Nothing was deleted."""
+
+    held_tokens: int
+    code = "account_in_use"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return f"{self.held_tokens} tokens are held for work under way; cancel it or wait, then try again."

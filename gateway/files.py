@@ -122,6 +122,22 @@ async def delete_file(conn: AsyncConnection, account_id: int, file_id: str) -> S
     return _file(row)
 
 
+async def delete_all(conn: AsyncConnection, account_id: int) -> list[str]:
+    """Forget every file of an account, names too; returns the storage keys of bytes that may then be deleted."""
+    kept = await conn.scalars(
+        select(files.c.storage_key)
+        .where(files.c.account_id == account_id, files.c.deleted_at.is_(None))
+        .with_for_update()
+    )
+    keys = list(kept.all())
+    await conn.execute(
+        update(files)
+        .where(files.c.account_id == account_id)
+        .values(deleted_at=func.coalesce(files.c.deleted_at, func.now()), name="deleted", facts={})
+    )
+    return keys
+
+
 def _file(row: Row[Any]) -> StoredFile:
     return StoredFile(
         id=row.id,

@@ -68,3 +68,8 @@ async def forget_old(conn: AsyncConnection) -> int:
     return (
         await conn.execute(delete(idempotency).where(idempotency.c.created_at < func.now() - KEPT))
     ).rowcount
+
+
+async def forget_account(conn: AsyncConnection, account_id: int) -> None:
+    """Delete the answers of an account that nobody calls from any more."""
+    await conn.execute(delete(idempotency).where(idempotency.c.account_id == account_id))

@@ -18,6 +18,7 @@ from gateway.errors import JobNotFinished
 from gateway.files import outputs_of
 from gateway.ports import FinishedJob, Job, JobReceipt, JobStatus, StoredFile, SubmitJob
 from gateway.tables import jobs
+from gateway.turns import places_in_line
 from kit.errors import AppError, AuthRequired, NotFound
 from kit.ids import new_id
 from ledger import accounts, holds, scopes, tables
@@ -106,7 +107,9 @@ async def _write(
                 "units_milli": command.units_milli,
                 "hold_id": request.id,
                 "created_at": now,
-                "expires_at": now + queue_ttl,
+                "expires_at": min(now + queue_ttl, command.deadline or now + queue_ttl),
+                "deadline": command.deadline,
+                "priority": command.priority,
             }
         )
         if command.idempotency_key:
@@ -227,27 +230,32 @@ async def cancel(conn: AsyncConnection, account_id: int, job_id: str) -> Job:
     return await job(conn, account_id, job_id)
 
 
-async def _jobs(conn: AsyncConnection, *terms: ColumnElement[bool], limit: int = 1) -> list[Job]:
-    ahead = jobs.alias()
-    position = (
-        select(func.count())
-        .select_from(ahead)
-        .where(ahead.c.status == "queued", ahead.c.application == jobs.c.application, ahead.c.id <= jobs.c.id)
-        .scalar_subquery()
+async def cancel_queued(conn: AsyncConnection, account_id: int) -> None:
+    """End every queued job of an account whose lock is held."""
+    queued = await conn.scalars(
+        select(jobs.c.id)
+        .where(jobs.c.account_id == account_id, jobs.c.status == "queued")
+        .order_by(jobs.c.hold_id)
     )
-    rows = (
-        await conn.execute(
-            select(jobs, position.label("queue_position"))
-            .where(*terms)
-            .order_by(jobs.c.id.desc())
-            .limit(limit)
-        )
-    ).all()
+    for job_id in queued.all():
+        await cancel(conn, account_id, job_id)
+
+
+async def forget_inputs(conn: AsyncConnection, account_id: int) -> None:
+    """Empty the inputs of an account's jobs; what they cost stays in the books."""
+    await conn.execute(
+        update(jobs).where(jobs.c.account_id == account_id).values(input={}, error_message=None)
+    )
+
+
+async def _jobs(conn: AsyncConnection, *terms: ColumnElement[bool], limit: int = 1) -> list[Job]:
+    rows = (await conn.execute(select(jobs).where(*terms).order_by(jobs.c.id.desc()).limit(limit))).all()
     outputs = await outputs_of(conn, [row.id for row in rows if row.status == "succeeded"])
-    return [_job(row, outputs.get(row.id, [])) for row in rows]
+    places = await places_in_line(conn, [row.id for row in rows if row.status == "queued"])
+    return [_job(row, outputs.get(row.id, []), places.get(row.id)) for row in rows]
 
 
-def _job(row: Row[Any], output: list[StoredFile]) -> Job:
+def _job(row: Row[Any], output: list[StoredFile], place: int | None) -> Job:
     return Job(
         id=row.id,
         task=row.task,
@@ -257,7 +265,7 @@ def _job(row: Row[Any], output: list[StoredFile]) -> Job:
         quoted_tokens=row.quoted,
         charged_tokens=row.charged,
         progress_percent=100 if row.status == "succeeded" else row.progress_percent,
-        queue_position=row.queue_position if row.status == "queued" else None,
+        queue_position=place,
         cancel_requested=row.cancel_requested_at is not None,
         output=output,
         error_code=row.error_code,

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.files import add_outputs
 from gateway.ports import StoredFile
 from gateway.tables import jobs
+from gateway.turns import UNBOUNDED, Concurrency, claim_in_turn
 from kit.errors import AppError
 from kit.queries import load_queries
 from ledger import accounts, holds
@@ -56,6 +57,7 @@ class ClaimedJob:
     attempts: int
     created_at: datetime
     started_at: datetime
+    deadline: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +95,16 @@ class Failure:
 Ended = Literal["succeeded", "failed", "canceled", "queued", "expired"]
 
 
-async def claim(
-    conn: AsyncConnection, runner: str, application: str, limit: int, lease: timedelta
+async def claim(  # noqa: PLR0913, PLR0917  # what a claim is made of
+    conn: AsyncConnection,
+    runner: str,
+    application: str,
+    limit: int,
+    lease: timedelta,
+    concurrency: Concurrency = UNBOUNDED,
 ) -> list[ClaimedJob]:
-    """Take up to `limit` queued jobs of an application, oldest first; two runners never take the same one."""
-    rows = await conn.execute(
-        queries["claim_jobs"], {"runner": runner, "application": application, "limit": limit, "lease": lease}
-    )
+    """Take up to `limit` queued jobs of an application, in turn; two runners never take the same one."""
+    rows = await claim_in_turn(conn, runner, application, limit, lease, concurrency)
     return [
         ClaimedJob(
             id=row.id,
@@ -112,6 +117,7 @@ async def claim(
             attempts=row.attempts,
             created_at=row.created_at,
             started_at=row.started_at,
+            deadline=row.deadline,
         )
         for row in rows
     ]

@@ -72,6 +72,11 @@ ROUTES: Final[Mapping[str, BucketName]] = {
     "createKey": "sensitive_auth",
     "rotateKey": "sensitive_auth",
     "revokeKey": "sensitive_auth",
+    "startSignIn": "sensitive_auth",
+    "verifySignIn": "sensitive_auth",
+    "signOutEverywhere": "sensitive_auth",
+    "exportAccount": "sensitive_auth",
+    "deleteAccount": "sensitive_auth",
 }
 """By operation id. A route that wants a key and is not named here is counted in `key`."""
 
@@ -90,6 +95,10 @@ UNLIMITED: Final = frozenset(
         "show_canceled",
         "show_docs",
         "show_receipts",
+        "show_account",
+        "show_credits",
+        "show_pricing",
+        "show_sign_in",
         "show_openapi",
         # A provider's deliveries: the signature guards them, and a refused one would come again.
         "receiveStripeWebhook",
@@ -183,18 +192,17 @@ def limited(route: BaseRoute, settings: Settings) -> BaseRoute:
     if bucket is None or not (limit := bucket.limit(settings)):
         return route
     gated = copy(route)  # the router's own route may serve another app of this process
-    gated.app = Gate(route.app, bucket, limit, settings.proxies if settings.trusted_proxies else ())
+    gated.app = Gate(route.app, bucket, limit)
     return gated
 
 
 class Gate:
     """Stands in front of one route: counts each request once, and writes the RateLimit fields on its answer."""
 
-    def __init__(self, app: ASGIApp, bucket: Bucket, limit: int, proxies: Sequence[Network]) -> None:
+    def __init__(self, app: ASGIApp, bucket: Bucket, limit: int) -> None:
         self._app = app
         self.bucket = bucket
         self.limit = limit
-        self._proxies = proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
@@ -215,9 +223,9 @@ class Gate:
     def _tally(self, request: Request) -> Tally:
         try:
             credential = credential_of(request)
-        except AppError:  # no key, or none of ours: the route says so, if it wants one
+        except AppError:  # none, none of ours, or another site's write: the route says so, if it matters
             credential = None
-        address = address_of(request, self._proxies)
+        address = network_of(request)
         known = stranger("address", address) if address else ""
         if credential and not known:
             known = stranger("credential", credential.hash.hex())
@@ -272,6 +280,15 @@ def fields(quota: Quota) -> list[tuple[bytes, bytes]]:
 def stranger(kind: Literal["address", "credential", "email", "session"], value: str) -> str:
     """Return the identity of someone without a valid key; hashed, so that the counters hold no personal data."""
     return f"{kind}:{hashlib.sha256(value.encode()).hexdigest()[:32]}"
+
+
+def network_of(request: Request) -> str | None:
+    """Return the network that a request came from, which is one household's; None where an operator named no proxies.
+
+    The launcher's own alone does not do: it could stand behind another, which nobody named.
+    """
+    parts = parts_of(request)
+    return address_of(request, parts.proxies if parts.settings.trusted_proxies else ())
 
 
 def address_of(request: Request, proxies: Sequence[Network]) -> str | None:

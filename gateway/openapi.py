@@ -17,7 +17,16 @@ from pydantic.json_schema import models_json_schema
 from gateway.answers import Problem
 from gateway.catalog import Catalog
 from gateway.documented import ANSWERS, REQUESTS
-from gateway.errors import CostExceedsLimit, IdempotencyKeyReused, JobNotFinished, RateLimited, TooManyFiles
+from gateway.errors import (
+    AccountInUse,
+    BalanceLeft,
+    CostExceedsLimit,
+    IdempotencyKeyReused,
+    JobNotFinished,
+    RateLimited,
+    TooManyFiles,
+    WrongCode,
+)
 from gateway.limits import WINDOW_S, Gate
 from gateway.problems import problem_body
 from gateway.schemas import INPUTS
@@ -62,6 +71,9 @@ _SAMPLES: Final[dict[str, AppError]] = {
         HoldResolved("expired"),
         AmbiguousPrefix(["abcde0F3kq", "abcdeZ81mm"]),
         TooManyFiles(1000),
+        WrongCode(),
+        BalanceLeft(5900),
+        AccountInUse(100),
         PaymentPending(),
         PaymentIncomplete("pur_01k8z0c6m5n7q2r4t6v8x0y2z4", 4_000, 5_000, "usd"),
         AlreadyClaimed(),
@@ -76,7 +88,7 @@ _SAMPLES: Final[dict[str, AppError]] = {
 
 _MEANINGS: Final = {
     400: "The request cannot be understood; `details` names the fields.",
-    401: "No valid API key.",
+    401: "No valid API key or session.",
     402: "Not enough credits; nothing was held or charged. The same idempotency key works after a top-up.",
     403: "Not allowed.",
     404: "Nothing by that name belongs to you.",
@@ -109,6 +121,9 @@ REPLAYED: Final[dict[str, Any]] = {
 }
 LOCATION: Final[dict[str, Any]] = {
     "Location": {"description": "The job's own address.", "schema": {"type": "string", "format": "uri"}}
+}
+WAITED: Final[dict[str, Any]] = {
+    "Preference-Applied": {"description": "How long was waited at most.", "schema": {"type": "string"}}
 }
 UPLOAD: Final[dict[str, Any]] = {
     "requestBody": {
@@ -175,6 +190,8 @@ _TAGS: Final = [
     {"name": "Purchases", "description": "From a package to the first API key."},
     {"name": "Keys", "description": "One key per environment or agent; revoked on its next request."},
     {"name": "Credits", "description": "What an account may spend."},
+    {"name": "Sign-in", "description": "One-time codes by e-mail, and the sessions that they open."},
+    {"name": "Account", "description": "Export and deletion of one's data."},
     {"name": "Tools", "description": "Work that you do and we meter: check the price, then spend."},
     {
         "name": "Media jobs",
@@ -192,7 +209,9 @@ _TAGS: Final = [
 _DESCRIPTION: Final = """\
 **Start**: create a checkout, pay, claim the first API key, submit a job, poll it, download its output.
 
-**Auth**: `Authorization: Bearer <key>` or `x-api-key: <key>`. A key is shown once, when it is made.
+**Auth**: `Authorization: Bearer <key>` or `x-api-key: <key>`. A key is shown once, when it is made. A browser that
+signed in by e-mail sends its session cookie instead; writes then repeat its CSRF token in `x-csrf-token`. A request
+with both is the key's.
 
 **Money**: 1 credit is 100 tokens; tokens are whole numbers. A job's cost is held when it is submitted and
 charged when it succeeds; a failed or canceled job costs nothing. A tool's price stands in `GET /api/v1/pricing`.
@@ -230,19 +249,23 @@ def problems(*refusals: str | AppError) -> dict[int | str, dict[str, Any]]:
     return described
 
 
-def document(app: FastAPI, catalog: Catalog, base_url: str, version: str) -> Callable[[], dict[str, Any]]:
+def document(
+    app: FastAPI, catalog: Catalog, base_url: str, version: str, cookie_name: str
+) -> Callable[[], dict[str, Any]]:
     """Return a function that makes the document once."""
     made: dict[str, Any] = {}
 
     def openapi() -> dict[str, Any]:
         if not made:
-            made.update(_document(app, catalog, base_url, version))
+            made.update(_document(app, catalog, base_url, version, cookie_name))
         return made
 
     return openapi
 
 
-def _document(app: FastAPI, catalog: Catalog, base_url: str, version: str) -> dict[str, Any]:
+def _document(
+    app: FastAPI, catalog: Catalog, base_url: str, version: str, cookie_name: str
+) -> dict[str, Any]:
     offers = "\n".join(
         f"- `{task.name}`: {task.summary} {task.tool.price_text}, by {task.tool.model} ({task.tool.licence})."
         for task in catalog.tasks.values()
@@ -262,6 +285,12 @@ def _document(app: FastAPI, catalog: Catalog, base_url: str, version: str) -> di
     parts["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer <key>`"},
         "apiKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+        "session": {
+            "type": "apiKey",
+            "in": "cookie",
+            "name": cookie_name,
+            "description": "Set by `POST /api/v1/auth/email/verify`. Writes also need `x-csrf-token`.",
+        },
     }
     schemas = parts.setdefault("schemas", {})
     schemas.update(_task_inputs())

@@ -19,6 +19,7 @@ from gateway.usage import EVERY_DIMENSION, Dimension, Usage
 from ledger.audit import TrialBalance
 from ledger.balances import Balance
 from ledger.keys import ApiKey, Caller, Credential, Limits, NewApiKey
+from ledger.sessions import Session
 from ledger.spends import Allowance, Check, Spend, Spent
 from ledger.statements import Cost, Statement
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase, UnpaidSession
@@ -44,6 +45,9 @@ class SubmitJob:
     idempotency_key: str | None
     fingerprint: str
     """SHA-256 of what the caller meant: task, input and ceiling, in canonical form."""
+    priority: int = 0
+    """Among the account's own jobs: 1 goes first, -1 last."""
+    deadline: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +183,35 @@ class NewFile:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class VerifySignIn:
+    """A code to redeem for the session whose token hashes to `session`; `replaces` is the browser's older one."""
+
+    email: str
+    code: str
+    session: bytes
+    replaces: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class SignedIn:
+    """Whose session was opened; `opened` when the sign-in made the user."""
+
+    user_id: str
+    email: str
+    expires_at: datetime
+    opened: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteAccount:
+    """A wish to be forgotten. `email` was typed again; `forfeit` gives up what is left of the balance."""
+
+    credential: Credential
+    email: str
+    forfeit: bool
+
+
 class Ledger(Protocol):
     """The books. Every method raises `kit.errors.Unavailable` while Postgres is away.
 
@@ -277,6 +310,30 @@ class Ledger(Protocol):
 
     async def revoke_key(self, credential: Credential, prefix: str) -> ApiKey:
         """Revoke the one key that begins so, with its descendants. Raises: NotFound, AmbiguousPrefix."""
+
+    async def start_sign_in(self, email: str, network: str | None) -> None:
+        """Write a sign-in code and its mail; the answer is the same for known and unknown. Raises: RateLimited."""
+
+    async def verify_sign_in(self, command: VerifySignIn) -> SignedIn:
+        """Redeem a code for a session, once. Raises: WrongCode, Forbidden (suspended)."""
+
+    async def sign_out(self, credential: Credential) -> None:
+        """End this session; one that is over stays so."""
+
+    async def sign_out_everywhere(self, credential: Credential) -> int:
+        """End every session of the caller; returns how many were open."""
+
+    async def sessions(self, credential: Credential) -> list[Session]:
+        """Return the caller's sessions, newest first, ended ones too."""
+
+    async def purchases(self, credential: Credential) -> list[Purchase]:
+        """Return the caller's purchases, newest first."""
+
+    async def delete_account(self, command: DeleteAccount) -> list[str]:
+        """Forget the caller; the books stay, without a name. Returns the storage keys of the bytes to be deleted.
+
+        Raises: InvalidRequest (another e-mail), AccountInUse, BalanceLeft, AccountFrozen - with nothing written.
+        """
 
     async def add_file(self, command: NewFile) -> StoredFile:
         """Record an upload. Raises: TooManyFiles."""

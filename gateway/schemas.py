@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
 
@@ -128,6 +128,13 @@ IdempotencyKey = Annotated[
 ]
 
 
+Email = Annotated[
+    str,
+    Field(min_length=3, max_length=254, json_schema_extra={"format": "email"}),
+    AfterValidator(_email),
+]
+
+
 class Request(BaseModel):
     """A body of the first document's routes: camelCase, strict, no field that is not listed."""
 
@@ -137,11 +144,7 @@ class Request(BaseModel):
 class StartCheckout(Request):
     """Buy a package. With an API key it tops up that key's account; without, it opens one for the e-mail."""
 
-    email: Annotated[
-        str,
-        Field(min_length=3, max_length=254, json_schema_extra={"format": "email"}),
-        AfterValidator(_email),
-    ]
+    email: Email
     package_code: Annotated[str, Field(max_length=64, description="A `code` of `GET /api/v1/packages`.")]
 
 
@@ -303,7 +306,36 @@ class SubmitJob(Request):
             " `cost_exceeds_limit` and nothing is held. At most two decimals.",
         ),
     ] = None
+    priority: Annotated[
+        Literal["low", "normal", "high"],
+        Field(description="Among your own jobs; between accounts, models take turns."),
+    ] = "normal"
+    deadline_seconds: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=86_400,
+            description="A job that has not ended after so many seconds is ended, at no cost.",
+        ),
+    ] = None
     idempotency_key: IdempotencyKey = None
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """What was asked for beyond the usual, as part of what the request means."""
+        return self.model_dump(include={"priority", "deadline_seconds"}, exclude_defaults=True)
+
+    @property
+    def rank(self) -> int:
+        """The priority as a number: 1 goes first, -1 last."""
+        return ("low", "normal", "high").index(self.priority) - 1
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the job must have ended, counted from now."""
+        if self.deadline_seconds is None:
+            return None
+        return datetime.now(UTC) + timedelta(seconds=self.deadline_seconds)
 
     @property
     def limit_tokens(self) -> int | None:

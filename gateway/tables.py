@@ -1,4 +1,7 @@
-"""Jobs, files, holds of tools, counters of requests. A job carries its lease and fence; it ends once, by trigger."""
+"""Jobs, files, holds of tools, counters of requests, sign-in codes.
+
+A job carries its lease and fence; it ends once, by trigger.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from sqlalchemy import (
     Column,
     DateTime,
     ForeignKey,
+    Identity,
     Index,
+    Integer,
+    LargeBinary,
     SmallInteger,
     Table,
     Text,
@@ -48,6 +54,8 @@ jobs = Table(
     Column("started_at", DateTime(timezone=True)),
     Column("finished_at", DateTime(timezone=True)),
     Column("units_milli", BigInteger),
+    Column("priority", SmallInteger, nullable=False, server_default=text("0")),
+    Column("deadline", DateTime(timezone=True)),
     CheckConstraint(
         "status IN ('queued', 'running', 'succeeded', 'failed', 'canceled', 'expired')", name="status"
     ),
@@ -62,10 +70,43 @@ jobs = Table(
     ),
     CheckConstraint("progress_percent BETWEEN 0 AND 100", name="progress"),
     CheckConstraint("units_milli > 0", name="units"),
-    Index("jobs_queue_idx", "application", "id", postgresql_where=text("status = 'queued'")),
+    CheckConstraint("priority BETWEEN -1 AND 1", name="priority"),
+    Index(
+        "jobs_line_idx",
+        "application",
+        "account_id",
+        text("priority DESC"),
+        "id",
+        postgresql_where=text("status = 'queued'"),
+    ),
+    Index("jobs_waiting_idx", "expires_at", postgresql_where=text("status = 'queued'")),
+    Index("jobs_running_idx", "account_id", "key_id", postgresql_where=text("status = 'running'")),
     Index("jobs_lease_idx", "lease_until", postgresql_where=text("status = 'running'")),
     Index("jobs_account_idx", "account_id", "id"),
 )
+
+queue_turns = Table(
+    "queue_turns",
+    metadata,
+    Column("application", Text, primary_key=True),
+    Column("account_id", BigInteger, primary_key=True),
+    Column("begun", BigInteger, nullable=False),
+    Column("ended", BigInteger, nullable=False),
+    CheckConstraint("begun >= 0 AND ended > begun", name="times"),
+    Index("queue_turns_clock_idx", "application", "begun"),
+)
+"""The last turn of each account at an application, in virtual time: see `gateway.turns`."""
+
+account_shares = Table(
+    "account_shares",
+    metadata,
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), primary_key=True),
+    Column("weight", SmallInteger, nullable=False, server_default=text("1")),
+    Column("max_running", Integer),
+    CheckConstraint("weight BETWEEN 1 AND 100", name="weight"),
+    CheckConstraint("max_running > 0", name="running"),
+)
+"""What an operator gave an account beyond the common share of the models."""
 
 files = Table(
     "files",
@@ -120,3 +161,27 @@ rate_counters = Table(
     prefixes=["UNLOGGED"],
 )
 """How many requests an identity made in the window that ends at `resets_at`."""
+
+sign_in_codes = Table(
+    "sign_in_codes",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("email", Text, nullable=False),
+    Column("network", Text),
+    Column("code_hmac", LargeBinary, nullable=False),
+    Column("tries", SmallInteger, nullable=False, server_default=text("0")),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now(), index=True),
+    Column("expires_at", DateTime(timezone=True), nullable=False),
+    Column("consumed_at", DateTime(timezone=True)),
+    Column("voided_at", DateTime(timezone=True)),
+    CheckConstraint("octet_length(code_hmac) = 32", name="hmac_only"),
+    CheckConstraint("tries BETWEEN 0 AND 5", name="tries"),
+    CheckConstraint("consumed_at IS NULL OR voided_at IS NULL", name="one_end"),
+    Index(
+        "sign_in_codes_open_idx",
+        "email",
+        unique=True,
+        postgresql_where=text("consumed_at IS NULL AND voided_at IS NULL"),
+    ),
+)
+"""One-time codes; an address has one open code at most. `network`: who asked, for the budgets."""

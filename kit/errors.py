@@ -73,14 +73,14 @@ class InvalidRequest(AppError):
 
 @dataclass
 class AuthRequired(AppError):
-    """No key, a malformed key, or one that is unknown, expired or revoked: the answer is the same for all."""
+    """No key or session, a malformed one, or one that is unknown or over: the answer is the same for all."""
 
     code = "auth_required"
     status = 401
 
     @property
     def message(self) -> str:
-        return "Send a valid API key in 'Authorization: Bearer <key>' or 'x-api-key'."
+        return "Send a valid API key in 'Authorization: Bearer <key>' or 'x-api-key', or sign in."
 
 
 @dataclass

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -104,6 +105,18 @@ class Settings(BaseSettings):
     sandbox: bool | None = None
     """The payment sandbox: on when unset and no provider is configured. Never beside live keys."""
 
+    smtp_url: SecretStr = SecretStr("")
+    """How mails leave: `smtps://user:password@host` (TLS at once) or `smtp://` (STARTTLS; asked for with a password).
+    Empty: into the local outbox."""
+    mail_from: str = ""
+    """The sender of our mails; needed with `smtp_url`."""
+    sign_in_codes_per_hour: int = Field(default=1000, ge=1)
+    """Of all addresses together: bounds what a flood costs the mail account, and what guessing can reach."""
+    country_header: str = Field(default="", pattern=r"^[A-Za-z0-9-]*$")
+    """In which header the trusted front proxy tells the caller's country (ISO 3166 alpha-2), such as `cf-ipcountry`."""
+    blocked_countries: str = Field(default="", pattern=r"^([A-Za-z0-9]{2}(,[A-Za-z0-9]{2})*)?$")
+    """Countries that are not served, such as `KP,IR`; needs `country_header`."""
+
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     """A JSON body: the longest prompt with its settings is far below 1 MiB."""
     max_upload_bytes: int = Field(default=25 << 20, ge=1024)
@@ -117,7 +130,8 @@ class Settings(BaseSettings):
     """Requests a minute of one key on tool, job and other routes: as many as a laptop's front door carries from all
     callers together, so that it stops a loop gone wild and no honest load. Here and below: 0 is no limit."""
     limit_sensitive_auth: int = Field(default=20, ge=0)
-    """Requests a minute of one user, e-mail or checkout session for claims, codes and keys, as published."""
+    """Requests a minute of one user, e-mail or checkout session for claims, sign-in, keys and the account's data,
+    as published."""
     limit_referral_read: int = Field(default=60, ge=0)
     limit_referral_apply: int = Field(default=10, ge=0)
     limit_purchase: int = Field(default=60, ge=0)
@@ -131,6 +145,10 @@ class Settings(BaseSettings):
     """A job that no model took within the hour expires, and its hold with it."""
     job_run_ttl_s: int = Field(default=1800, ge=1)
     """A run that is not over after half an hour hangs; it is stopped and tried again."""
+    account_concurrency: int = Field(default=0, ge=0)
+    """Jobs of one account that run at the same time, over all models; turns alone share them out. 0: no bound."""
+    key_concurrency: int = Field(default=0, ge=0)
+    """The same for one key."""
     tool_hold_s: int = Field(default=600, ge=1)
     """What a check set aside for a tool is free again after ten minutes: most work is charged well before."""
     metrics_dir: Path | None = Field(default=None, validation_alias=_variable("PROMETHEUS_MULTIPROC_DIR"))
@@ -147,6 +165,16 @@ class Settings(BaseSettings):
             raise ValueError(
                 "must be a postgresql:// URL (SQLite and others lack the locks that the books need)"
             )
+        return url
+
+    @field_validator("smtp_url")
+    @classmethod
+    def _smtp_address(cls, url: SecretStr) -> SecretStr:
+        """Refuse what the mailer could not read, without repeating it: it holds a password."""
+        if url.get_secret_value():
+            parts = urlsplit(url.get_secret_value())
+            if parts.scheme not in ("smtp", "smtps") or not parts.hostname:
+                raise ValueError("must be smtp://[user:password@]host[:port] or smtps://...")
         return url
 
     @field_validator("trusted_proxies", "front")
@@ -214,6 +242,16 @@ class Settings(BaseSettings):
         if self.stripe_secret_key.get_secret_value() and not self.stripe_webhook_secret.get_secret_value():
             raise ValueError(
                 "STRIPE_SECRET_KEY needs STRIPE_WEBHOOK_SECRET beside it: payments would never arrive"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _halves_belong_together(self) -> Settings:
+        if self.smtp_url.get_secret_value() and not self.mail_from:
+            raise ValueError("FAREBOX_SMTP_URL needs FAREBOX_MAIL_FROM beside it: mails need a sender")
+        if self.blocked_countries and not self.country_header:
+            raise ValueError(
+                "FAREBOX_BLOCKED_COUNTRIES needs FAREBOX_COUNTRY_HEADER beside it: nobody would be blocked"
             )
         return self
 

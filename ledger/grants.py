@@ -195,6 +195,21 @@ async def start(conn: AsyncConnection, purse: Purse, grant: Row[tuple[object, ..
     purse.version = posted.version
 
 
+async def start_early(conn: AsyncConnection, purse: Purse) -> None:
+    """Open every grant that was promised for later; brings the purse up to date."""
+    now = await clock(conn)
+    await conn.execute(
+        update(grants_table)
+        .where(
+            grants_table.c.account_id == purse.account_id,
+            grants_table.c.transfer_id.is_(None),
+            grants_table.c.starts_at > now,
+        )
+        .values(starts_at=now)
+    )
+    await settle(conn, purse, now)
+
+
 async def _expire(conn: AsyncConnection, purse: Purse, now: datetime) -> None:
     await allocate(conn, purse)
     reserved = purse.held

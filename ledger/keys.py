@@ -24,6 +24,7 @@ from ledger import scopes
 from ledger.accounts import lock_by_user, queries
 from ledger.errors import AmbiguousPrefix
 from ledger.tables import api_keys
+from ledger.users import require_user
 
 SECRET_BYTES: Final = 32
 """256 random bits: out of reach of guessing, so that a plain SHA-256 is enough to store."""
@@ -38,7 +39,7 @@ Per = Literal["day", "month", "total"]
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """What a caller presents with each call: the SHA-256 of their key, and the address that they come from.
+    """What a caller presents with each call: the SHA-256 of their key or session token, and the address they come from.
 
     Without an address a key that is bound to addresses is refused.
     """
@@ -75,6 +76,11 @@ class Caller:
         """Raises: Forbidden, naming the scope that the key lacks."""
         if not self.may(need):
             raise out_of_scope(need)
+
+    def require_full(self) -> None:
+        """Raises: Forbidden for a key with a limit of any kind: what is the person's is no business of its own."""
+        if self.limited:
+            raise Forbidden("This key is limited; use a full key, or sign in.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +224,11 @@ async def mint(  # noqa: PLR0913  # the key's facts
     With a parent, its limits must be narrower already (`families.narrowed`); the database refuses wider ones.
     `derive_from` makes the secret a function of it and of the key's id: a replayed creation can then show it
     again although only its hash is stored.
+    Raises: NotFound for a deleted user.
     """
+    await require_user(conn, user_id)
     key_id = new_id("key")
-    body = derive_secret(derive_from, key_id) if derive_from else _base62(secrets.token_bytes(SECRET_BYTES))
+    body = derive_secret(derive_from, key_id) if derive_from else new_secret()
     secret = f"{brand}_live_{body}"
     row = (
         await conn.execute(
@@ -238,6 +246,11 @@ async def mint(  # noqa: PLR0913  # the key's facts
         )
     ).one()
     return NewApiKey(shown(row), secret, replayed=False)
+
+
+def new_secret() -> str:
+    """Return 256 random bits in letters and digits."""
+    return _base62(secrets.token_bytes(SECRET_BYTES))
 
 
 def derive_secret(root: bytes, key_id: str) -> str:
@@ -301,7 +314,7 @@ async def match(conn: AsyncConnection, user_id: str, prefix: str, within: str | 
 
 
 def _theirs(user_id: str, within: str | None) -> list[ColumnElement[bool]]:
-    terms = [api_keys.c.user_id == user_id]
+    terms = [api_keys.c.user_id == user_id, api_keys.c.kind == "key"]
     if within is not None:
         family = select(api_keys.c.id).where(api_keys.c.id == within).cte("family", recursive=True)
         child = api_keys.alias()

@@ -134,11 +134,11 @@ WHERE id = :id AND state = 'pending'
 UPDATE accounts SET held = held - :amount WHERE id = :id
 
 -- name: authenticate
--- `limited`: the key carries a limit of any kind. `unused`: its last use was written a minute ago or longer.
+-- `limited`: the key carries a limit of any kind; a session's end is none. `unused`: its last use was written a minute ago or longer.
 SELECT g.place, k.id AS key_id, k.user_id, a.id AS account_id, u.email, u.suspended_at IS NOT NULL AS suspended, k.scopes,
     k.allowed_ips IS NULL OR coalesce(g.ip <<= ANY (k.allowed_ips), false) AS admitted,
     coalesce(k.last_used_at < clock_timestamp() - interval '1 minute', true) AS unused,
-    num_nonnulls(k.parent_id, k.expires_at, k.scopes, k.allowed_ips, k.cap_tokens) > 0 AS limited,
+    k.kind = 'key' AND num_nonnulls(k.parent_id, k.expires_at, k.scopes, k.allowed_ips, k.cap_tokens) > 0 AS limited,
     num_nonnulls(k.parent_id, k.cap_tokens) > 0 AS capped
 FROM unnest(CAST(:hashes AS bytea[]), CAST(:ips AS inet[])) WITH ORDINALITY AS g (secret_hash, ip, place)
 JOIN api_keys k ON k.secret_hash = g.secret_hash

@@ -49,7 +49,11 @@ users = Table(
     Column("email", Text, nullable=False, unique=True),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("suspended_at", DateTime(timezone=True)),
+    Column("deleted_at", DateTime(timezone=True)),
     CheckConstraint("email = lower(email) AND length(email) BETWEEN 3 AND 254", name="email"),
+    CheckConstraint(
+        "deleted_at IS NULL OR email = 'deleted-' || id || '@invalid'", name="deleted_is_nameless"
+    ),
 )
 
 accounts = Table(
@@ -247,7 +251,7 @@ api_keys = Table(
     Column("id", Text, primary_key=True),
     Column("user_id", Text, ForeignKey("users.id"), nullable=False, index=True),
     Column("label", Text, nullable=False),
-    Column("prefix", Text, nullable=False, unique=True),
+    Column("prefix", Text, unique=True),
     Column("secret_hash", LargeBinary, nullable=False, unique=True),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=_now),
     Column("expires_at", DateTime(timezone=True)),
@@ -260,7 +264,14 @@ api_keys = Table(
     Column("scopes", ARRAY(Text)),
     Column("allowed_ips", ARRAY(CIDR)),
     Column("last_used_at", DateTime(timezone=True)),
+    Column("kind", Text, nullable=False, server_default=text("'key'")),
     CheckConstraint("octet_length(secret_hash) = 32", name="hash_only"),
+    CheckConstraint("kind IN ('key', 'session')", name="kind"),
+    CheckConstraint("(kind = 'key') = (prefix IS NOT NULL)", name="prefix"),
+    CheckConstraint(
+        "kind = 'key' OR expires_at IS NOT NULL AND num_nonnulls(parent_id, scopes, allowed_ips, cap_tokens) = 0",
+        name="session",
+    ),
     CheckConstraint("length(label) BETWEEN 1 AND 100", name="label"),
     CheckConstraint(
         "(cap_tokens IS NULL) = (cap_per IS NULL) AND cap_tokens >= 0 AND cap_per IN ('day', 'month', 'total')",
@@ -272,4 +283,5 @@ api_keys = Table(
     Index("api_keys_parent_id_idx", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
 )
 """`parent_id`: the limited key that made it. A child is never wider than its parent and ends with it, by trigger;
-what it spends counts against every ancestor's cap. `last_used_at` is written at most once a minute."""
+what it spends counts against every ancestor's cap. `last_used_at` is written at most once a minute. A session
+(`ledger.sessions`) is a row of another kind: without a prefix or a limit, and with an end."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from kit.errors import NotFound
 from kit.ids import new_id
 from ledger.accounts import open_account
 from ledger.tables import accounts, users
@@ -20,6 +22,15 @@ class UserAccount:
     user_id: str
     account_id: int
     opened: bool
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A person as the books know them."""
+
+    id: str
+    email: str
+    suspended: bool
 
 
 async def account_of_email(conn: AsyncConnection, email: str) -> UserAccount:
@@ -50,3 +61,53 @@ async def account_of_user(conn: AsyncConnection, user_id: str) -> UserAccount:
     """Return a known user's account."""
     row = (await conn.execute(select(accounts.c.id).where(accounts.c.user_id == user_id))).one()
     return UserAccount(user_id, row.id, opened=False)
+
+
+async def require_user(conn: AsyncConnection, user_id: str) -> User:
+    """Return a user who stays undeleted until this transaction ends. Raises: NotFound.
+
+    The row's share lock waits for a deletion under way, and makes a later one wait: nobody gets a key or a session
+    beside the deletion that revokes them all.
+    """
+    row = (
+        await conn.execute(
+            select(users.c.id, users.c.email, users.c.suspended_at)
+            .where(users.c.id == user_id, users.c.deleted_at.is_(None))
+            .with_for_update(read=True, key_share=True)
+        )
+    ).one_or_none()
+    if row is None:
+        raise NotFound("user")
+    return User(row.id, row.email, row.suspended_at is not None)
+
+
+async def suspend(conn: AsyncConnection, email: str) -> None:
+    """Refuse every key and session of a user, from the next request on; a repeat changes nothing. Raises: NotFound."""
+    await _update(conn, email, func.coalesce(users.c.suspended_at, func.now()))
+
+
+async def restore(conn: AsyncConnection, email: str) -> None:
+    """Take a suspension back. Raises: NotFound."""
+    await _update(conn, email, None)
+
+
+def nameless(user_id: str) -> str:
+    """Return what stands in place of a deleted user's address; no mail reaches it (RFC 2606, `.invalid`)."""
+    return f"deleted-{user_id}@invalid"
+
+
+async def forget(conn: AsyncConnection, user_id: str) -> None:
+    """Replace a user's address by their id, for ever: the books stay and name nobody."""
+    await conn.execute(
+        update(users)
+        .where(users.c.id == user_id, users.c.deleted_at.is_(None))
+        .values(email=nameless(user_id), deleted_at=func.now())
+    )
+
+
+async def _update(conn: AsyncConnection, email: str, suspended_at: ColumnElement[datetime] | None) -> None:
+    found = await conn.execute(
+        update(users).where(users.c.email == email.strip().lower()).values(suspended_at=suspended_at)
+    )
+    if not found.rowcount:
+        raise NotFound(f"user as {email}")

@@ -150,6 +150,40 @@ async def by_session(conn: AsyncConnection, provider: str, session_id: str) -> P
     return _purchase(row)
 
 
+async def list_purchases(conn: AsyncConnection, user_id: str) -> list[Purchase]:
+    """Return what was sold to a user, and their top-ups that are still open, newest first."""
+    rows = await conn.execute(
+        select(purchases)
+        .where(or_(purchases.c.user_id == user_id, purchases.c.topup_user_id == user_id))
+        .order_by(purchases.c.id.desc())
+    )
+    return [_purchase(row) for row in rows]
+
+
+async def lock_of_user(conn: AsyncConnection, user_id: str) -> None:
+    """Lock a user's purchases: before their account, as a fulfilment does."""
+    await conn.execute(
+        select(purchases.c.id)
+        .where(or_(purchases.c.user_id == user_id, purchases.c.topup_user_id == user_id))
+        .order_by(purchases.c.id)
+        .with_for_update()
+    )
+
+
+async def forget_payer(conn: AsyncConnection, user_id: str, address: str) -> None:
+    """Write `address` in place of a deleted user's e-mail; an open top-up, if paid after all, opens a new account."""
+    await conn.execute(
+        update(purchases)
+        .where(purchases.c.user_id == user_id, purchases.c.fulfilled_at.is_not(None))
+        .values(email=address)
+    )
+    await conn.execute(
+        update(purchases)
+        .where(purchases.c.topup_user_id == user_id, purchases.c.fulfilled_at.is_(None))
+        .values(topup_user_id=None)
+    )
+
+
 async def fulfil(conn: AsyncConnection, paid: PaidSession) -> Purchase:
     """Grant what was paid for, once, however often and from wherever this is called.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
 from gateway import ports
@@ -15,10 +16,12 @@ from gateway.downloads import signed_url
 from gateway.errors import CostExceedsLimit
 from gateway.fingerprints import fingerprint
 from gateway.listing import Cursor, Limit, page
-from gateway.openapi import LOCATION, READ, REPLAYED, WRITE, problems
+from gateway.openapi import LOCATION, READ, REPLAYED, WAITED, WRITE, problems
 from gateway.ports import FINAL_STATUSES, Job, JobStatus, StoredFile
 from gateway.responses import in_credits, json_response
 from gateway.schemas import SubmitJob, task_input
+from gateway.watching import ended_within, wait_preferred
+from kit.errors import AppError
 from kit.ids import new_id
 
 router = APIRouter(prefix="/api/v1", tags=["Media jobs"], route_class=StrictRoute)
@@ -31,18 +34,35 @@ router = APIRouter(prefix="/api/v1", tags=["Media jobs"], route_class=StrictRout
     status_code=202,
     response_model=JobAccepted,
     responses={
+        200: {
+            "model": JobShown,
+            "description": "Only with `Prefer: wait=n`: the job, which ended within n seconds.",
+            "headers": LOCATION | REPLAYED | WAITED,
+        },
         202: {"headers": LOCATION | REPLAYED},
         **problems(*WRITE, "insufficient_credits", "cost_exceeds_limit", "idempotency_key_reused"),
     },
     openapi_extra=SECURED,
 )
-async def submit_job(
-    body: SubmitJob, credential: CallerKey, header_key: RetryKey, parts: PartsOf
+async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
+    body: SubmitJob,
+    credential: CallerKey,
+    header_key: RetryKey,
+    parts: PartsOf,
+    request: Request,
+    prefer: Annotated[
+        str | None,
+        Header(
+            description="`wait=n` holds the answer up to n seconds (60 at most) for the job's end, as RFC 7240 has it.",
+            examples=["wait=30"],
+        ),
+    ] = None,
 ) -> Response:
     """Quotes the job, holds its cost and queues it, all or nothing. You pay when it succeeds, and only then.
 
     With an idempotency key a retry returns the first answer and holds nothing again.
     """
+    del prefer  # declared for the OpenAPI document; the header may come twice
     task = parts.catalog.task(body.task)
     job_input = task_input(task.name, body.input)
     quote = parts.catalog.quote(task.name, job_input)
@@ -63,10 +83,22 @@ async def submit_job(
             idempotency_key=agreed_key(
                 [key for key in (header_key, body.idempotency_key) if key is not None]
             ),
-            fingerprint=fingerprint({"task": task.name, "input": job_input, "limit": limit_tokens}),
+            fingerprint=fingerprint(
+                {"task": task.name, "input": job_input, "limit": limit_tokens} | body.terms
+            ),
+            priority=body.rank,
+            deadline=body.deadline,
         )
     )
     urls = _urls(parts, receipt.job_id)
+    headers = {"location": urls["get"]} | ({"idempotent-replayed": "true"} if receipt.replayed else {})
+    wait_s = wait_preferred(request.headers.getlist("prefer"))
+    if wait_s is not None:
+        with suppress(AppError):  # the job is accepted, whatever keeps its caller from looking at it
+            job = await ended_within(parts.ledger, credential, receipt.job_id, wait_s)
+            if job.status in FINAL_STATUSES:
+                headers["preference-applied"] = f"wait={wait_s}"
+                return json_response({"ok": True, **shown(parts, job)}, 200, headers)
     return json_response(
         {
             "ok": True,
@@ -81,7 +113,7 @@ async def submit_job(
             "urls": urls,
         },
         202,
-        {"location": urls["get"]} | ({"idempotent-replayed": "true"} if receipt.replayed else {}),
+        headers,
     )
 
 
@@ -189,4 +221,4 @@ def _cost(quoted_tokens: int, held_tokens: int, charged_tokens: int | None) -> d
 
 def _urls(parts: Parts, job_id: str) -> dict[str, str]:
     get = f"{parts.settings.base_url}/api/v1/media/jobs/{job_id}"
-    return {"get": get, "cancel": f"{get}/cancel"}
+    return {"get": get, "cancel": f"{get}/cancel", "events": f"{get}/events"}

@@ -1,4 +1,7 @@
-"""The pages that people see: the landing page, the ends of a checkout, the API reference. All of it local."""
+"""The pages that people see: landing, prices, credits, account, sign-in, the ends of a checkout, the API reference.
+
+All of it is local. What is personal comes by script from the API: a page itself holds nothing of anybody.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from fastapi import APIRouter, Request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import Response
 
-from gateway.deps import Parts, PartsOf
+from gateway.deps import Parts, PartsOf, session_token
 from gateway.responses import dump
 
 PAGES: Final = Path(__file__).parent.parent / "pages"
@@ -29,6 +32,9 @@ _HEADERS: Final = {
 }
 _DOCS_HEADERS: Final = _HEADERS | {"content-security-policy": _POLICY.format(styles="'self' 'unsafe-inline'")}
 """Swagger UI writes style attributes; scripts stay as strict as elsewhere."""
+
+_AFTER_SIGN_IN: Final = ("/account", "/credits")
+"""Where a sign-in may lead: an address in the query must not send people elsewhere."""
 
 _templates: Final = Environment(
     loader=FileSystemLoader(PAGES),
@@ -65,6 +71,46 @@ async def show_canceled(parts: PartsOf) -> Response:
     return _page(parts, "checkout_canceled.html")
 
 
+@router.get("/pricing")
+async def show_pricing(parts: PartsOf) -> Response:
+    """What everything costs."""
+    catalog = parts.catalog
+    return _page(
+        parts,
+        "pricing.html",
+        tools=list(catalog.tools.values()),
+        packages=list(catalog.packages.values()),
+        price_version=catalog.price_version,
+        since=catalog.since,
+    )
+
+
+@router.get("/credits")
+async def show_credits(request: Request, parts: PartsOf) -> Response:
+    """The balance, and packages to buy for whoever is signed in."""
+    return _page(
+        parts,
+        "credits.html",
+        packages=list(parts.catalog.packages.values()),
+        signed_in=session_token(request) is not None,
+    )
+
+
+@router.get("/account")
+async def show_account(request: Request, parts: PartsOf) -> Response:
+    """Keys and one's data; the sign-in form for whoever has no session cookie of ours."""
+    if session_token(request) is None:
+        return _sign_in(parts, "/account")
+    return _page(parts, "account.html")
+
+
+@router.get("/sign-in")
+async def show_sign_in(request: Request, parts: PartsOf) -> Response:
+    """Where a code is asked for and typed."""
+    wanted = request.query_params.get("next", "")
+    return _sign_in(parts, wanted if wanted in _AFTER_SIGN_IN else "/account")
+
+
 @router.get("/docs")
 async def show_docs(parts: PartsOf) -> Response:
     """The API reference."""
@@ -83,10 +129,16 @@ async def show_openapi(request: Request) -> Response:
     return Response(dump(request.app.openapi()), media_type="application/json")
 
 
+def _sign_in(parts: Parts, after: str) -> Response:
+    mails_stay = not parts.settings.smtp_url.get_secret_value()
+    return _page(parts, "sign_in.html", next=after, mails_stay=mails_stay)
+
+
 def _page(parts: Parts, name: str, headers: dict[str, str] = _HEADERS, **facts: Any) -> Response:
     html = _templates.get_template(name).render(
         base_url=parts.settings.base_url,
         in_sandbox=parts.in_sandbox,
+        can_pay_by_card=parts.checkout is not None,
         can_pay_in_coins=parts.crypto is not None,
         can_pay=parts.checkout is not None or parts.crypto is not None,
         profile=parts.settings.profile,

@@ -84,7 +84,7 @@ async def list_packages(parts: PartsOf) -> Response:
 async def start_checkout(
     request: Request, body: StartCheckout, credential: OptionalKey, parts: PartsOf
 ) -> Response:
-    """Opens a payment page for a package. Sent with an API key, the purchase tops up that key's account.
+    """Opens a payment page for a package. Sent with an API key or while signed in, the purchase tops up that account.
 
     Send the payer to `checkoutUrl`; once paid, claim the key with `sessionId`.
     """
@@ -106,7 +106,7 @@ async def start_checkout(
 async def start_crypto_checkout(
     request: Request, body: StartCheckout, credential: OptionalKey, parts: PartsOf
 ) -> Response:
-    """Opens a page where a package is paid in coins. Sent with an API key, the purchase tops up that key's account.
+    """Opens a page where a package is paid in coins; an API key or a session tops its account up, as by card.
 
     Send the payer to `checkoutUrl`; once paid, claim the key with `sessionId`. What arrives late still counts; what
     arrives short grants nothing until the rest has come.

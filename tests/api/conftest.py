@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ import pytest
 import pytest_asyncio
 import structlog
 from fastapi import FastAPI
+from sqlalchemy import text
 
 from deployments.handles import local_ledger
 from deployments.ledger import LedgerServer
@@ -210,6 +212,73 @@ def _client(app: FastAPI, key: str = "") -> httpx.AsyncClient:
         base_url="http://farebox.test",
         headers={"authorization": f"Bearer {key}"} if key else {},
     )
+
+
+# -- people ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Person:
+    """Somebody with a browser: a cookie jar, and the CSRF token of their session."""
+
+    client: httpx.AsyncClient
+    email: str
+    csrf_token: str = ""
+    user_id: str = ""
+
+    async def post(self, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+        """Write as a page of ours does."""
+        return await self.client.post(
+            f"/api/v1{path}", json=body or {}, headers={"x-csrf-token": self.csrf_token}
+        )
+
+    async def get(self, path: str) -> httpx.Response:
+        return await self.client.get(f"/api/v1{path}")
+
+
+@pytest_asyncio.fixture
+async def mailbox(db: Database) -> Callable[[str], Awaitable[list[str]]]:
+    """`await mailbox(email)` returns the texts of the mails that wait for an address, oldest first."""
+
+    async def read(email: str) -> list[str]:
+        query = text("SELECT body FROM outbox WHERE recipient = :email ORDER BY id")
+        async with db.transaction() as conn:
+            return list((await conn.scalars(query, {"email": email})).all())
+
+    return read
+
+
+@pytest_asyncio.fixture
+async def code_of(
+    client: httpx.AsyncClient, mailbox: Callable[[str], Awaitable[list[str]]]
+) -> Callable[[str], Awaitable[str]]:
+    """`await code_of(email)` asks for a sign-in code and reads it in the mail."""
+
+    async def ask(email: str) -> str:
+        answer = await client.post("/api/v1/auth/email/start", json={"email": email})
+        assert answer.status_code == 200, answer.text
+        return "".join(re.findall(r"^ +(\d{4}) (\d{4})$", (await mailbox(email))[-1], re.MULTILINE)[0])
+
+    return ask
+
+
+@pytest_asyncio.fixture
+async def person(
+    app: FastAPI, code_of: Callable[[str], Awaitable[str]]
+) -> AsyncIterator[Callable[..., Awaitable[Person]]]:
+    """`await person(email)` signs somebody in with a browser of their own."""
+    browsers: list[httpx.AsyncClient] = []
+
+    async def sign_in(email: str = "ada@example.com") -> Person:
+        browsers.append(browser := _client(app))
+        code = await code_of(email)
+        answer = await browser.post("/api/v1/auth/email/verify", json={"email": email, "code": code})
+        assert answer.status_code == 200, answer.text
+        return Person(browser, email, answer.json()["csrfToken"], answer.json()["userId"])
+
+    yield sign_in
+    for browser in browsers:
+        await browser.aclose()
 
 
 # -- the real books ------------------------------------------------------------------------------------------

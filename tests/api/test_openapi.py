@@ -30,12 +30,20 @@ ROUTES = {
     "POST /api/v1/media/jobs",
     "GET /api/v1/media/jobs",
     "GET /api/v1/media/jobs/{job_id}",
+    "GET /api/v1/media/jobs/{job_id}/events",
     "POST /api/v1/media/jobs/{job_id}/cancel",
     "POST /api/v1/files",
     "GET /api/v1/files",
     "GET /api/v1/files/{file_id}",
     "DELETE /api/v1/files/{file_id}",
     "GET /api/v1/files/{file_id}/content",
+    "POST /api/v1/auth/email/start",
+    "POST /api/v1/auth/email/verify",
+    "GET /api/v1/auth/session",
+    "POST /api/v1/auth/sign-out",
+    "POST /api/v1/auth/sign-out-everywhere",
+    "GET /api/v1/account/export",
+    "POST /api/v1/account/delete",
     "POST /api/v1/webhooks/stripe",
     "GET /api/v1/ledger/trial-balance",
     "GET /api/v1/usage",
@@ -54,6 +62,8 @@ PUBLIC = {
     "listPackages",
     "claimStripeKey",
     "claimCryptoKey",
+    "startSignIn",
+    "verifySignIn",
     "receiveStripeWebhook",
     "receiveCryptoWebhook",
     "getTrialBalance",
@@ -120,7 +130,7 @@ def test_every_operation_is_named_tagged_and_explained(document):
 
 
 def test_every_operation_says_who_may_call_it_and_how_it_refuses(document):
-    assert set(document["components"]["securitySchemes"]) == {"bearer", "apiKey"}
+    assert set(document["components"]["securitySchemes"]) == {"bearer", "apiKey", "session"}
     for name, operation in operations(document):
         assert ("security" in operation) is (operation["operationId"] not in PUBLIC), name
         assert "422" not in operation["responses"], name

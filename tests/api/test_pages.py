@@ -11,7 +11,19 @@ from gateway.app import create_app
 from gateway.routes.pages import DOCS_ASSETS
 from payments.stripe_checkout import checkout_for
 
-PAGES = ["/", "/checkout/success?session_id=cs_test_1", "/checkout/canceled", "/docs", "/docs/receipts"]
+PAGES = [
+    "/",
+    "/pricing",
+    "/credits",
+    "/account",
+    "/sign-in",
+    "/checkout/success?session_id=cs_test_1",
+    "/checkout/canceled",
+    "/docs",
+    "/docs/receipts",
+]
+
+SCRIPTS = ["session.js", "sign-in.js", "account.js", "credits.js"]
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -32,7 +44,7 @@ async def test_pages_load_nothing_from_elsewhere(web: httpx.AsyncClient, path: s
 
 
 async def test_scripts_and_styles_name_no_other_host(web):
-    for name in ("farebox.css", "docs.css", "claim.js", "copy.js", "docs.js", "receipts.js"):
+    for name in ("farebox.css", "docs.css", "claim.js", "copy.js", "docs.js", "receipts.js", *SCRIPTS):
         answer = await web.get(f"/static/{name}")
         assert answer.status_code == 200
         assert not re.search(r"https?://|//[a-z]+\.[a-z]", answer.text), name
@@ -103,3 +115,14 @@ async def test_metrics_are_prometheus_text(web):
     answer = await web.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
     assert 'farebox_http_requests_total{method="GET",route="/api/v1/packages",status="200"}' in answer.text
+
+
+async def test_the_price_page_shows_what_the_price_list_says(web):
+    text = (await web.get("/pricing")).text
+    prices = (await web.get("/api/v1/pricing")).json()
+    assert len(prices["tools"]) > 1
+    for tool in prices["tools"]:
+        assert f"<code>{tool['tool']}</code>" in text
+        assert re.search(rf"\b{tool['tokens']} tokens? per ", text)
+        assert tool["model"] in text
+    assert "builder" in text.lower()

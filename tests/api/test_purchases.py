@@ -229,3 +229,15 @@ async def test_a_provider_that_is_away_is_503_with_retry_after(settings, ledger,
         answer = await client.post(CHECKOUT, json=ORDER)
     assert (answer.status_code, answer.json()["error"]) == (503, "payments_unavailable")
     assert answer.headers["retry-after"]
+
+
+async def test_a_signed_in_browser_tops_up_its_own_account_and_no_claim_follows(person, client, payer):
+    browser = await person("ada@example.com")
+    order = {"email": "someone.else@example.com", "packageCode": "starter_100"}
+    started = await browser.post("/checkout/stripe", order)
+    assert started.status_code == 200, started.text
+    checkout = started.json()
+    await pay(payer, checkout)
+    refused = await claim(client, checkout)
+    assert (refused.status_code, refused.json()["error"]) == (409, "account_exists")
+    assert (await browser.get("/balance")).json()["tokens"] == 10_000

@@ -9,12 +9,13 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, text
 
 import gateway.tables
+import kit.tables
 import ledger.tables
 import payments.tables
 from kit import migrate
 from kit.db import metadata
 
-DESCRIBED = (ledger.tables, payments.tables, gateway.tables)
+DESCRIBED = (kit.tables, ledger.tables, payments.tables, gateway.tables)
 
 
 def test_the_migrated_schema_is_what_the_tables_describe(shared_url):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import pytest_asyncio
@@ -80,10 +81,10 @@ class House:
         self.settings, self.server, self.db = settings, server, db
         self.customer, self.objects = customer, objects
 
-    async def submit(self):
+    async def submit(self, deadline=None):
         command = SubmitJob(
             self.customer.credential, new_id("job"), "image.generate", "image", "image", {"prompt": "fox"}, 1000,
-            100, 1, None, "f",
+            100, 1, None, "f", 0, deadline,
         )  # fmt: skip
         return (await self.server.submit_job_many([command]))[0].job_id
 
@@ -275,3 +276,11 @@ async def test_no_more_jobs_are_in_flight_than_there_are_places(house, places):
 
 async def _running(conn):
     return (await conn.execute(text("SELECT count(*) FROM jobs WHERE status = 'running'"))).scalar_one()
+
+
+async def test_a_run_ends_with_the_deadline_of_its_job_and_is_not_tried_again(house):
+    job_id = await house.submit(deadline=datetime.now(UTC) + timedelta(seconds=1.5))
+    async with house.runner(Models("hang")):
+        job = await house.ended(job_id)
+    assert (job.status, job.error_code, job.attempts) == ("failed", "deadline_passed", 1)
+    assert await house.free() == 250

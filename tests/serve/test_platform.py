@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -19,69 +20,31 @@ from PIL import Image
 from sqlalchemy.engine import make_url
 
 from deployments.books import in_books
-from deployments.launcher import ROOT, SERVE_CONFIG, Launcher
+from deployments.launcher import Launcher
 from deployments.ray_session import HeadRecord, living_members
 from gateway.audit import JOB_CHECKS
-from kit.settings import load_settings
-from ledger import keys
 from ledger.audit import LEDGER_CHECKS, run_checks
-from ledger.credits import credit
-from ledger.users import account_of_email
 from payments.audit import PAYMENT_CHECKS
 
 pytestmark = pytest.mark.timeout(300)
 
-HERE = Path(__file__).parent
 WAIT_S = 90.0
 """Many times what each wait takes on an idle machine: other tests may share the cores."""
 
 
-class Quiet:
-    def step(self, what: str) -> None: ...
-    def done(self, what: str) -> None: ...
-    def warn(self, what: str) -> None:
-        print(what)
-
-
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory, front_port: int) -> Iterator[Launcher]:
-    place = tmp_path_factory.mktemp("platform")
-    for above in (place, *place.parents[:2]):
-        above.chmod(0o711)
-    config = yaml.safe_load(SERVE_CONFIG.read_text())
-    image = next(each for each in config["applications"] if each["name"] == "image")
-    image["args"]["family"] = "moody_model:Moody"
-    (place / "serve.yaml").write_text(yaml.safe_dump(config))
-    settings = load_settings(
-        data_dir=place / "data", port=front_port, profile="tiny", lease_s=3, database_url="", public_url=""
-    )
-    with Launcher(settings, Quiet(), place / "serve.yaml", [HERE, ROOT]) as running:
-        yield running
+def platform(start_platform) -> Launcher:
+    def with_moods(config):
+        image = next(each for each in config["applications"] if each["name"] == "image")
+        image["args"]["family"] = "moody_model:Moody"
+
+    return start_platform(with_moods, lease_s=3)
 
 
 @pytest.fixture
 def http(platform: Launcher) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=platform.settings.base_url, timeout=60, trust_env=False) as client:
         yield client
-
-
-def fund(platform: Launcher, tokens: int) -> str:
-    """Return a key of a new user with so many tokens."""
-
-    async def make(conn):
-        email = f"{time.monotonic_ns()}@example.com"
-        owner = await account_of_email(conn, email)
-        await credit(
-            conn,
-            owner.account_id,
-            kind="grant",
-            house="promotion:test",
-            amount_tokens=tokens,
-            reference="start",
-        )
-        return (await keys.mint(conn, owner.user_id, "test", brand="amai")).secret
-
-    return in_books(platform.settings.database_url, make)
 
 
 def submit(http: httpx.Client, key: str, prompt: str) -> str:
@@ -181,7 +144,7 @@ def test_a_customer_pays_claims_and_downloads_a_picture(platform, http):
     assert_sound(platform)
 
 
-def test_a_model_replica_killed_in_the_middle_of_a_job_costs_one_charge(platform, http):
+def test_a_model_replica_killed_in_the_middle_of_a_job_costs_one_charge(platform, http, fund):
     key = fund(platform, 300)
     job_id = submit(http, key, "long-once fox")
     wait_for(http, key, job_id, lambda found: found["status"] == "running" and found["progress"] > 0)
@@ -195,7 +158,7 @@ def test_a_model_replica_killed_in_the_middle_of_a_job_costs_one_charge(platform
     assert_sound(platform)
 
 
-def test_a_runner_killed_between_output_and_settlement_costs_one_charge(platform, http):
+def test_a_runner_killed_between_output_and_settlement_costs_one_charge(platform, http, fund):
     key = fund(platform, 300)
     url = (
         make_url(platform.settings.database_url)
@@ -227,7 +190,7 @@ def test_a_runner_killed_between_output_and_settlement_costs_one_charge(platform
     assert_sound(platform)
 
 
-def test_a_model_that_always_fails_leaves_the_balance_as_it_was(platform, http):
+def test_a_model_that_always_fails_leaves_the_balance_as_it_was(platform, http, fund):
     key = fund(platform, 300)
     job_id = submit(http, key, "fail fox")
     found = wait_for(http, key, job_id, ended)
@@ -241,7 +204,7 @@ def test_a_model_that_always_fails_leaves_the_balance_as_it_was(platform, http):
     assert_sound(platform)
 
 
-def test_a_canceled_running_job_stops_the_model_and_costs_nothing(platform, http):
+def test_a_canceled_running_job_stops_the_model_and_costs_nothing(platform, http, fund):
     key = fund(platform, 300)
     job_id = submit(http, key, "long-once fox")
     wait_for(http, key, job_id, lambda found: found["status"] == "running" and found["progress"] > 0)
@@ -256,7 +219,7 @@ def test_a_canceled_running_job_stops_the_model_and_costs_nothing(platform, http
     assert tokens(http, key) == (300, 0)
 
 
-def test_two_hundred_concurrent_submits_on_a_balance_for_a_hundred_accept_a_hundred(platform, http):
+def test_two_hundred_concurrent_submits_on_a_balance_for_a_hundred_accept_a_hundred(platform, http, fund):
     key = fund(platform, 100 * 100)
 
     async def flood() -> list[int]:
@@ -284,7 +247,7 @@ def test_two_hundred_concurrent_submits_on_a_balance_for_a_hundred_accept_a_hund
     assert_sound(platform)
 
 
-def test_requests_are_counted_through_the_front_door(platform, http):
+def test_requests_are_counted_through_the_front_door(platform, http, fund):
     key = fund(platform, 100)
 
     def left() -> int:
@@ -295,7 +258,7 @@ def test_requests_are_counted_through_the_front_door(platform, http):
     assert [left() for _ in range(3)] == [platform.settings.limit_key - n for n in (1, 2, 3)]
 
 
-def test_money_goes_on_while_the_model_is_gone(platform, http):
+def test_money_goes_on_while_the_model_is_gone(platform, http, fund):
     key = fund(platform, 300)
     config = yaml.safe_load((platform.settings.data_dir.parent / "serve.yaml").read_text())
     config["http_options"] |= {"host": platform.settings.host, "port": platform.settings.port}
@@ -318,7 +281,7 @@ def test_money_goes_on_while_the_model_is_gone(platform, http):
     assert (found["status"], found["attempts"]) == ("succeeded", 1)
 
 
-def test_a_revoked_key_is_refused_from_the_next_request_on(platform, http):
+def test_a_revoked_key_is_refused_from_the_next_request_on(platform, http, fund):
     key = fund(platform, 300)
     made = http.post("/api/v1/keys", headers={"x-api-key": key}, json={"label": "short"}).json()
     assert tokens(http, made["apiKey"]) == (300, 0)
@@ -329,7 +292,7 @@ def test_a_revoked_key_is_refused_from_the_next_request_on(platform, http):
     assert (refused.status_code, refused.json()["error"]) == (401, "auth_required")
 
 
-def test_logs_are_json_lines_with_the_request_id_and_without_secrets(platform, http):
+def test_logs_are_json_lines_with_the_request_id_and_without_secrets(platform, http, fund):
     key = fund(platform, 300)
     named = {"x-api-key": key, "x-request-id": "req_find_me_in_the_log"}
     asked = http.post("/api/v1/keys", headers=named, json={"label": "logged"})  # reads are logged at debug
@@ -362,3 +325,21 @@ def test_metrics_are_summed_over_the_processes(platform, http):
     assert "farebox_jobs_total" in text, "counted in the Runner's process, not in the ingress"
     assert "farebox_ledger_seconds_count" in text
     assert "amai_live_" not in text
+
+
+def test_a_code_that_the_runner_mailed_signs_a_browser_in(platform: Launcher, http: httpx.Client):
+    outbox = platform.settings.data_dir / "outbox"
+    started = http.post("/api/v1/auth/email/start", json={"email": "ada@example.com"})
+    assert started.status_code == 200, started.text
+    deadline = time.monotonic() + WAIT_S
+    while not (mails := sorted(outbox.glob("*.eml"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    code = re.findall(r"^ +(\d{4} \d{4})$", mails[-1].read_text(), re.MULTILINE)[0]
+    signed_in = http.post("/api/v1/auth/email/verify", json={"email": "ada@example.com", "code": code})
+    assert signed_in.status_code == 200, signed_in.text
+    token = {"x-csrf-token": signed_in.json()["csrfToken"]}
+    assert http.post("/api/v1/keys", json={"label": "from the page"}).status_code == 403
+    assert http.post("/api/v1/keys", json={"label": "from the page"}, headers=token).status_code == 200
+    assert http.post("/api/v1/auth/sign-out", headers=token).status_code == 200
+    assert http.get("/api/v1/auth/session").status_code == 401

@@ -111,12 +111,28 @@ def test_coinbases_own_sandbox_is_not_live(monkeypatch):
         ("FAREBOX_PROFILE", "huge"),
         ("DATABASE_URL", "sqlite:///x.db"),
         ("FAREBOX_KEY_BRAND", "A_B"),
+        ("FAREBOX_SMTP_URL", "mail.example.com:587"),
+        ("FAREBOX_BLOCKED_COUNTRIES", "North Korea"),
     ],
 )
 def test_a_bad_value_names_its_variable(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match=name):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "missing"),
+    [
+        ("FAREBOX_SMTP_URL", "smtps://u:hush@mail.example.com", "FAREBOX_MAIL_FROM"),
+        ("FAREBOX_BLOCKED_COUNTRIES", "KP,IR", "FAREBOX_COUNTRY_HEADER"),
+    ],
+)
+def test_half_of_a_pair_is_refused_and_names_the_other(monkeypatch, name, value, missing):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=missing) as refused:
+        load_settings()
+    assert "hush" not in str(refused.value)
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])

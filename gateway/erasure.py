@@ -1,0 +1,63 @@
+"""Deletion of an account: the person is forgotten, the books stay.
+
+What goes: the e-mail (also in purchases, codes and mails), keys, sessions, labels, jobs' inputs, files. What stays:
+transfers, entries, holds and purchases, under an id that names nobody. All of it is one transaction.
+
+Locks: purchases, user, account, then keys, holds, jobs and files - a fulfilment and a spend keep the same order.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway import files, idempotency, jobs, sign_in
+from gateway.errors import AccountInUse, BalanceLeft
+from kit import outbox
+from kit.errors import InvalidRequest
+from ledger import accounts, grants, sessions, users
+from ledger.credits import adjust
+from ledger.errors import AccountFrozen
+from ledger.keys import Caller
+from payments import purchases
+
+FORFEITED: Final = "account deleted"
+"""The reference of the transfer that takes a forfeited balance: at most one for each account."""
+
+
+async def delete_account(conn: AsyncConnection, caller: Caller, email: str, *, forfeit: bool) -> list[str]:
+    """Forget a user; returns the storage keys of the bytes that may be deleted once this has committed.
+
+    Raises: InvalidRequest when another e-mail was typed; AccountFrozen while a debt is open; AccountInUse while
+    something is held that can't be cancelled here; BalanceLeft unless `forfeit`.
+    """
+    if email != caller.email:
+        raise InvalidRequest("email", "is not this account's e-mail")
+    await purchases.lock_of_user(conn, caller.user_id)
+    await users.forget(conn, caller.user_id)
+    await accounts.lock(conn, [caller.account_id])
+    await jobs.cancel_queued(conn, caller.account_id)
+    purse = await accounts.lock_one(conn, caller.account_id)
+    await grants.start_early(conn, purse)  # what was promised is given up too, in the books
+    if purse.frozen:
+        raise AccountFrozen(purse.debt)
+    if purse.held:
+        raise AccountInUse(purse.held)
+    if purse.balance:
+        if not forfeit:
+            raise BalanceLeft(purse.balance)
+        await adjust(
+            conn,
+            caller.account_id,
+            amount_tokens=-purse.balance,
+            reference=FORFEITED,
+            reason="forfeited by its owner with the account",
+        )
+    await sessions.revoke_everything(conn, caller.user_id)
+    await purchases.forget_payer(conn, caller.user_id, users.nameless(caller.user_id))
+    await sign_in.forget_address(conn, caller.email)
+    await outbox.forget_recipient(conn, caller.email)
+    await idempotency.forget_account(conn, caller.account_id)
+    await jobs.forget_inputs(conn, caller.account_id)
+    return await files.delete_all(conn, caller.account_id)

@@ -1,0 +1,44 @@
+// The API as a signed-in page calls it: with the cookie, and on writes with the CSRF token.
+let csrfToken = "";
+
+const leave = () => location.replace(`/sign-in?next=${encodeURIComponent(location.pathname)}`);
+
+/** Return the answer, refusals too. A session that is over leads to the sign-in page and never returns. */
+export async function call(path, body) {
+  const request = body === undefined
+    ? {}
+    : {
+        method: "POST",
+        headers: { "Content-Type": "application/json", "X-CSRF-Token": csrfToken },
+        body: JSON.stringify(body),
+      };
+  let answer;
+  try {
+    answer = await fetch(`/api/v1${path}`, { credentials: "same-origin", ...request });
+  } catch {
+    return { ok: false, error: "offline", message: "This server did not answer. Check your connection and try again." };
+  }
+  if (answer.status === 401) {
+    leave();
+    return new Promise(() => {});
+  }
+  return answer.json();
+}
+
+/** Return whose session this is; without one, leave for the sign-in page. */
+export async function whoAmI() {
+  const who = await call("/auth/session");
+  csrfToken = who.csrfToken || "";
+  return who;
+}
+
+export const byId = (id) => document.getElementById(id);
+
+/** Return a function that writes a sentence into a status line. */
+export const teller = (id) => (text, kind = "") => {
+  byId(id).textContent = text;
+  byId(id).className = kind;
+};
+
+export const inCredits = (credits) =>
+  credits.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });

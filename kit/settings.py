@@ -225,6 +225,8 @@ class Settings(BaseSettings):
             "BTCPAY_API_KEY": self.btcpay_api_key.get_secret_value(),
             "BTCPAY_WEBHOOK_SECRET": self.btcpay_webhook_secret.get_secret_value(),
         }
+        if self.btcpay_url and not self.btcpay_url.startswith(("https://", "http://")):
+            raise ValueError("BTCPAY_URL: must be the server's address, such as https://pay.company.com")
         for whole in (coinbase, btcpay):
             missing = [name for name, value in whole.items() if not value]
             if missing and len(missing) < len(whole):

@@ -14,7 +14,8 @@ from ledger.keys import Credential
 from payments.btcpay_checkout import BtcpayCheckout
 from payments.checkout import Checkout, Provider, PurchaseBooks, StartedCheckout
 from payments.coinbase_checkout import CoinbaseCheckout
-from payments.coinbase_commerce import CoinbaseCommerce
+from payments.coinbase_commerce import CLOSED, CoinbaseCommerce
+from payments.errors import PaymentsUnavailable
 from payments.packages import Package
 from payments.purchases import Claim
 
@@ -35,8 +36,11 @@ class CryptoCheckouts:
             await checkout.close()
 
     async def start(self, email: str, package: Package, credential: Credential | None) -> StartedCheckout:
-        """Open a checkout. Raises: PaymentsUnavailable."""
-        return await self.checkouts[0].start(email, package, credential)
+        """Open a checkout. Raises: PaymentsUnavailable, also where nothing but a closed provider is configured."""
+        first = self.checkouts[0]
+        if first.provider.name == CoinbaseCommerce.name:
+            raise PaymentsUnavailable(CLOSED)
+        return await first.start(email, package, credential)
 
     async def claim(self, session_id: str, label: str) -> Claim:
         """Hand out the first key of a payment; `session_id` may name our purchase too. Raises: as `Checkout.claim`."""

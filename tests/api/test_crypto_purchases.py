@@ -354,7 +354,7 @@ async def test_without_a_provider_there_is_no_checkout_and_no_webhook(web):
     assert (await web.post(WEBHOOK, content=b"{}", headers={"btcpay-sig": "sha256="})).status_code == 404
 
 
-async def test_a_webhook_of_a_provider_without_a_secret_is_404(settings, ledger, models, objects):
+async def test_a_webhook_of_a_provider_without_a_secret_is_404(settings, ledger, models, objects, db):
     async with (
         selling(settings, ledger, models, objects, coinbase_commerce_webhook_secret=COMMERCE_SECRET) as app,
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://t") as client,
@@ -364,6 +364,8 @@ async def test_a_webhook_of_a_provider_without_a_secret_is_404(settings, ledger,
             answer = await client.post(WEBHOOK, content=b"{}", headers={header: f"sha256={digest}"})
             assert answer.status_code == 404
         assert (await client.post(CHECKOUT, json=ORDER)).json()["error"] == "payments_unavailable"
+    async with db.transaction() as conn:
+        assert (await conn.execute(text("SELECT count(*) FROM purchases"))).scalar_one() == 0
 
 
 async def test_a_provider_that_is_away_is_503_with_retry_after(settings, ledger, models, objects):

@@ -263,7 +263,7 @@ async def test_coinbases_twin_lives_in_the_same_process_and_goes_on_where_it_was
             "pur_1", "a@b.c", BUILDER, "Builder", "https://shop.example", "https://shop.example"
         )
         session = await shop.create(request)
-        await asyncio.to_thread(httpx.post, session.url, data={"outcome": "pay"})
+        await asyncio.to_thread(httpx.post, f"{url}/coinbase/pay/{session.id}", data={"outcome": "pay"})
         shown = await shop.retrieve(session.id)
         await shop.close()
         return shown

@@ -106,6 +106,7 @@ def test_coinbases_own_sandbox_is_not_live(monkeypatch):
     ("name", "value"),
     [
         ("COINBASE_API_KEY_SECRET", "not a key"),
+        ("BTCPAY_URL", "pay.company.com"),
         ("FAREBOX_PORT", "http"),
         ("FAREBOX_PORT", "70000"),
         ("FAREBOX_PROFILE", "huge"),

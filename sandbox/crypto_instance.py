@@ -97,7 +97,9 @@ class CryptoTwin:
 
     def page_url(self, request: Request, payment_id: str) -> str:
         """Give the address at which a person pays."""
-        base = self.settings.public_url or str(request.base_url)
+        # `base_url` leaves out where a mounted twin is.
+        here = f"{request.url.scheme}://{request.url.netloc}{request.scope.get('root_path', '')}"
+        base = self.settings.public_url or here
         return f"{base.rstrip('/')}/pay/{payment_id}"
 
 

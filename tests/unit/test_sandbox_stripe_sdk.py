@@ -271,6 +271,7 @@ async def test_coinbases_twin_lives_in_the_same_process_and_goes_on_where_it_was
     with running(inbox.app()) as hook:
         with sandbox(*state, **secrets) as (process, url):
             first = await retrieved(url)
+            assert first.url == f"{url}/coinbase/pay/{first.id}"
             process.kill()
             process.wait(PROCESS_TIMEOUT_S)
         with sandbox(*state, "--crypto-webhook-url", hook, **secrets) as (_, url):

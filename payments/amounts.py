@@ -23,6 +23,9 @@ MINOR_DIGITS: Final = 2
 MOST: Final = Decimal(10) ** 15
 """Above any payment, and far inside a bigint: a provider that writes more is not believed."""
 
+LEAST_DIGIT: Final = -30
+"""The finest coin has eighteen decimals; what is far below is a trick, and costly to print."""
+
 
 def in_major(amount_minor: int, currency: str) -> str:
     """Return an amount as providers are told it: `5000` usd is `50.00`, exactly."""
@@ -47,6 +50,10 @@ def number(amount: Any) -> Decimal:
     except InvalidOperation as error:
         raise InvalidRequest("amount", "is not a decimal number") from error
     if not value.is_finite() or not 0 <= value < MOST:
+        raise InvalidRequest("amount", "is not an amount of money")
+    if not value:
+        return Decimal(0)  # a zero may be written with an exponent that takes for ever to print
+    if value.adjusted() < LEAST_DIGIT:
         raise InvalidRequest("amount", "is not an amount of money")
     return value
 

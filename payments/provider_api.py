@@ -30,7 +30,9 @@ LOGGED_LENGTH: Final = 500
 
 AWAY: Final = "The payment provider does not answer right now; nothing was charged. Try again."
 REFUSED: Final = "The payment provider refused this server's credentials; tell the operator."
-NOT_UNDERSTOOD: Final = "The payment provider answered in a way that this server does not understand."
+NOT_UNDERSTOOD: Final = (
+    "The payment provider and this server do not understand each other; tell the operator."
+)
 
 
 class ProviderApi:
@@ -87,8 +89,9 @@ def _read(answer: httpx.Response) -> Any:
         raise NotFound("checkout session")
     if not answer.is_success:
         log.warning("payment provider refused", status=status, answer=answer.text[:LOGGED_LENGTH])
-        credentials = status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-        raise PaymentsUnavailable(REFUSED if credentials else AWAY)
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            raise PaymentsUnavailable(REFUSED)
+        raise PaymentsUnavailable(AWAY if _passes(status) else NOT_UNDERSTOOD)
     try:
         return orjson.loads(answer.content)
     except orjson.JSONDecodeError as error:

@@ -33,8 +33,13 @@ def test_what_arrived_is_never_rounded_up(text, minor):
     assert in_minor(text, "usd") == minor
 
 
+def test_a_zero_costs_nothing_to_read_however_it_is_written():
+    assert in_minor("0E+999999999", "usd") == in_minor("0E-999999999", "usd") == 0
+
+
 @pytest.mark.parametrize(
-    "amount", [50.0, 50, None, "", "fifty", "NaN", "Infinity", "-1", "1e40", "9" * 65, ["50.00"]]
+    "amount",
+    [50.0, 50, None, "", "fifty", "NaN", "Infinity", "-1", "1e40", "9" * 65, ["50.00"], "1e-999999999"],
 )
 def test_what_is_no_amount_of_money_is_refused(amount):
     with pytest.raises(InvalidRequest):

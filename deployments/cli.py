@@ -20,8 +20,10 @@ from deployments.audit_report import report_audit, report_chain
 from deployments.books import books, in_books
 from deployments.cli_people import show_outbox, users_app
 from deployments.launcher import Launcher, LaunchError
+from deployments.purchases import purchases_app
 from deployments.receipts import receipt_app
 from deployments.serve_api import dashboard_hint
+from deployments.webhooks import webhooks_app
 from kit import migrate as migrations
 from kit.errors import AppError, NotFound
 from kit.ids import new_id
@@ -56,6 +58,8 @@ app.add_typer(models_app, name="models")
 app.add_typer(users_app, name="users")
 app.command("outbox")(show_outbox)
 app.add_typer(receipt_app, name="receipt")
+app.add_typer(webhooks_app, name="webhooks")
+app.add_typer(purchases_app, name="purchases")
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 

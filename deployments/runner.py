@@ -31,7 +31,8 @@ from kit.ids import new_id
 from kit.settings import Settings, load_settings
 from kit.storage import ObjectStore
 from kit.telemetry import configure_logging, errors_total, job_run_seconds, jobs_total
-from payments.checkout import Checkout, PurchaseBooks
+from payments.cards import CardBooks, CardCheckout
+from payments.checkout import Checkout
 from payments.crypto import crypto_for
 from payments.stripe_checkout import checkout_for
 
@@ -53,6 +54,8 @@ EVENTS_A_SWEEP: Final = 20
 PURCHASES_A_SWEEP: Final = 20
 """Unpaid purchases whose provider is asked in one sweep."""
 NOT_CONFIGURED: Final = "its provider is not configured on this server"
+CATCH_UP_S: Final = 600.0
+"""How often the provider is asked for events that no webhook brought: a lost one is never longer noticed."""
 HAND_BACK_S: Final = 4.0
 """Time to give jobs back at the end: two calls to the books and some air."""
 EXTENSIONS: Final = {"image/png": "png", "image/webp": "webp"}
@@ -112,6 +115,8 @@ class Runner:
             group.create_task(self._every(min(BEAT_S, self._settings.lease_s / 3), self._beat))
             group.create_task(self._every(SWEEP_S, self._sweep))
             group.create_task(self._every(MAIL_S, self._postman.deliver))
+            if any(isinstance(checkout, CardCheckout) for checkout in self._checkouts.values()):
+                group.create_task(self._every(CATCH_UP_S, self._ask_for_events))
             await self._dispatch(group)
 
     # -- taking work -------------------------------------------------------------------------------------------
@@ -296,6 +301,11 @@ class Runner:
                 except AppError as error:  # it is due again later
                     log.info("purchase not looked at", purchase_id=purchase.id, problem=str(error))
 
+    async def _ask_for_events(self) -> None:
+        for checkout in self._checkouts.values():
+            if isinstance(checkout, CardCheckout) and (missed := await checkout.catch_up()):
+                log.warning("webhooks were missed", events=missed)
+
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
@@ -337,7 +347,7 @@ class RunnerServer:
         await asyncio.wait([self._task], timeout=HAND_BACK_S)
 
 
-def every_checkout(settings: Settings, books: PurchaseBooks) -> list[Checkout]:
+def every_checkout(settings: Settings, books: CardBooks) -> list[Checkout]:
     """Return the checkouts of all providers that the settings configure."""
     card, crypto = checkout_for(settings, books), crypto_for(settings, books)
     return [*([card] if card else []), *(crypto.checkouts if crypto else [])]

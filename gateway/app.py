@@ -40,7 +40,7 @@ from gateway.schemas import INPUTS
 from gateway.session_cookie import SessionCookie
 from kit.settings import Settings
 from kit.storage import ObjectStore, UrlSigner
-from payments.checkout import Checkout
+from payments.cards import CardCheckout
 from payments.crypto import CryptoCheckouts
 
 HEALTH_KEPT_S: Final = 1.0
@@ -69,7 +69,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
     settings: Settings,
     ledger: Ledger,
     models: Models,
-    checkout: Checkout | None,
+    checkout: CardCheckout | None,
     objects: ObjectStore,
     *,
     crypto: CryptoCheckouts | None = None,

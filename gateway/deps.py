@@ -25,7 +25,7 @@ from kit.signing import SigningKeys
 from kit.storage import ObjectStore, UrlSigner
 from ledger.audit import TrialBalance
 from ledger.keys import Credential, hash_key
-from payments.checkout import Checkout
+from payments.cards import CardCheckout
 from payments.crypto import CryptoCheckouts
 
 KEY_BODY: Final = r"[0-9A-Za-z]{16,128}"
@@ -45,7 +45,7 @@ class Parts:
 
     settings: Settings
     ledger: Ledger
-    checkout: Checkout | None
+    checkout: CardCheckout | None
     crypto: CryptoCheckouts | None
     objects: ObjectStore
     catalog: Catalog

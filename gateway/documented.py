@@ -142,6 +142,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
     },
     "claimStripeKey": _CLAIMED,
     "claimCryptoKey": _CLAIMED,
+    "openBillingPortal": {"ok": True, "portalUrl": "https://billing.stripe.com/p/session/..."},
     "createKey": {"ok": True, **_KEY},
     "startSignIn": {"ok": True, "email": "dev@company.com", "digits": 8, "expiresInS": 600},
     "verifySignIn": {

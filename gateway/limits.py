@@ -67,6 +67,7 @@ BUCKETS: Final[Mapping[BucketName, Bucket]] = {
 ROUTES: Final[Mapping[str, BucketName]] = {
     "startStripeCheckout": "purchase",
     "startCryptoCheckout": "purchase",
+    "openBillingPortal": "purchase",
     "claimStripeKey": "sensitive_auth",
     "claimCryptoKey": "sensitive_auth",
     "createKey": "sensitive_auth",

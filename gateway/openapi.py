@@ -44,6 +44,7 @@ from ledger.errors import AccountFrozen, AmbiguousPrefix, HoldResolved, Insuffic
 from payments.errors import (
     AccountExists,
     AlreadyClaimed,
+    PaymentFailed,
     PaymentIncomplete,
     PaymentMismatch,
     PaymentPending,
@@ -76,6 +77,7 @@ _SAMPLES: Final[dict[str, AppError]] = {
         AccountInUse(100),
         PaymentPending(),
         PaymentIncomplete("pur_01k8z0c6m5n7q2r4t6v8x0y2z4", 4_000, 5_000, "usd"),
+        PaymentFailed(),
         AlreadyClaimed(),
         AccountExists(),
         PaymentMismatch("pur_01k8z0c6m5n7q2r4t6v8x0y2z4", "amount"),

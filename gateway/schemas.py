@@ -106,7 +106,7 @@ def _each_once(values: list[str]) -> list[str]:
 
 
 Scope = Annotated[
-    str, Field(pattern=r"^(read|files|keys|checkout|(tools|tasks):(\*|[a-z0-9][a-z0-9_.-]{0,63}))$")
+    str, Field(pattern=r"^(read|files|keys|checkout|billing|(tools|tasks):(\*|[a-z0-9][a-z0-9_.-]{0,63}))$")
 ]
 Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(one_line)]
 Guidance = Annotated[
@@ -172,7 +172,8 @@ class CreateKey(Request):
             description="What the key may be used for; without it, everything. `read`: balance, statements, usage,"
             " jobs, files, keys. `tools:<tool>` or `tools:*`: check and spend; `tools:consume`: consume credits."
             " `tasks:<task>` or `tasks:*`: submit and cancel jobs, look at jobs, read and upload files. `files`: read,"
-            " upload and delete files. `keys`: list, make, rotate and revoke keys. `checkout`: top the account up.",
+            " upload and delete files. `keys`: list, make, rotate and revoke keys. `checkout`: top the account up."
+            " `billing`: open the billing portal.",
             examples=[["tasks:image.generate", "read"]],
         ),
     ] = None

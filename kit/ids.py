@@ -6,7 +6,7 @@ from typing import Literal
 
 from ulid import ULID
 
-Prefix = Literal["user", "key", "pur", "hold", "job", "file", "req", "run", "evt", "ses"]
+Prefix = Literal["user", "key", "pur", "hold", "job", "file", "req", "run", "evt", "ses", "ret"]
 
 
 def new_id(prefix: Prefix) -> str:

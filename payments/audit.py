@@ -26,4 +26,22 @@ PAYMENT_CHECKS: Final = (
         """SELECT id AS purchase_id, received_minor, amount_minor FROM purchases
            WHERE fulfilled_at IS NOT NULL AND received_minor < amount_minor""",
     ),
+    Check(
+        "what went back of a payment is what stands of its refunds and disputes",
+        """SELECT p.id AS purchase_id, p.paid_minor, p.returned_minor, coalesce(r.standing, 0) AS standing
+           FROM purchases p
+           LEFT JOIN (
+               SELECT purchase_id, sum(amount_minor) AS standing FROM payment_returns WHERE stands GROUP BY purchase_id
+           ) r ON r.purchase_id = p.id
+           WHERE p.returned_minor <> least(coalesce(r.standing, 0), coalesce(p.paid_minor, 0))""",
+    ),
+    Check(
+        "the credits clawed back of a payment are the share of the money that went back",
+        """SELECT p.id AS purchase_id, p.credits_tokens, p.paid_minor, p.returned_minor, g.clawed
+           FROM purchases p
+           JOIN accounts a ON a.user_id = p.user_id
+           JOIN grants g ON g.account_id = a.id AND g.purchase_id = p.id
+           WHERE g.clawed <> coalesce(
+               div(CAST(p.credits_tokens AS numeric) * p.returned_minor, nullif(p.paid_minor, 0)), 0)""",
+    ),
 )

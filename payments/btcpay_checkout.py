@@ -122,6 +122,7 @@ class BtcpayCheckout:
                 currency=currency,
                 livemode=self.livemode,
                 received_minor=received,
+                failed=status == "Invalid" and not received,
                 closed=status == "Invalid" or (status == "Expired" and not is_whole),
             )
         except (KeyError, TypeError, AttributeError, InvalidRequest) as error:

@@ -1,8 +1,8 @@
 """From a package to granted credits: the provider's calls on one side, the books' transactions on the other.
 
 A provider takes cards or coins; all stand behind one interface. Nothing here holds a transaction open while it talks to
-one. Every step may be repeated: the session is made under the purchase's id, a fulfilment grants once, an event is
-applied until it took.
+one. Every step may be repeated: the session is made under the purchase's id, a payment is settled to where the provider
+is, an event is handled until it took.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import structlog
 
 from kit.errors import AppError, NotFound
 from kit.ids import new_id
+from kit.telemetry import errors_total
 from ledger.keys import Credential
-from payments.errors import PaymentMismatch
+from payments.errors import PaymentFailed
 from payments.packages import Package
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase, UnpaidSession
+from payments.returns import Return
 from payments.webhooks import ProviderEvent
 
 log = structlog.get_logger(__name__)
@@ -34,7 +36,7 @@ NOT_SHOWN: Final = "the provider's own record does not show this payment yet"
 
 @dataclass(frozen=True, slots=True)
 class SessionRequest:
-    """What the provider is told of a purchase."""
+    """What the provider is told of a purchase. `customer_id`: who the payer is there, if that is known."""
 
     purchase_id: str
     email: str
@@ -42,14 +44,15 @@ class SessionRequest:
     product_name: str
     success_url: str
     cancel_url: str
+    customer_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderSession:
-    """A provider's session as it stands now. Units: minor units.
+    """A provider's session as it stands now, with what became of its payment; see `PaidSession`. Units: minor units.
 
-    `paid`: the whole price is there for good. `closed`: the session is over without that. `received_minor`: what is
-    there for good, where the provider says so; None: the price if it is paid, nothing if not.
+    `paid`: the whole price is there for good. `closed`: the session is over without that. `failed`: it will never be
+    paid. `received_minor`: what is there for good, where the provider says so; None: the price if it is paid.
     """
 
     id: str
@@ -59,6 +62,12 @@ class ProviderSession:
     amount_minor: int
     currency: str
     livemode: bool
+    failed: bool = False
+    paid_minor: int | None = None
+    payment_id: str | None = None
+    customer_id: str | None = None
+    returns: tuple[Return, ...] = ()
+    warned: bool = False
     received_minor: int | None = None
     closed: bool = False
 
@@ -89,8 +98,8 @@ class Provider(Protocol):
     async def create(self, request: SessionRequest) -> ProviderSession:
         """Open a session; the same purchase gives the same session."""
 
-    async def retrieve(self, session_id: str) -> ProviderSession:
-        """Read a session."""
+    async def retrieve(self, object_id: str) -> ProviderSession:
+        """Read a session, by its own id or by what an event says it is about. Raises: NotFound."""
 
     async def session_of(self, event: ProviderEvent) -> ProviderSession | None:
         """Return the session that an event is about as it stands now; None for an event about none."""
@@ -119,7 +128,9 @@ class PurchaseBooks(Protocol):
 
     async def store_event(self, event: ProviderEvent) -> bool: ...
 
-    async def finish_event(self, provider: str, event_id: str, problem: str | None) -> None: ...
+    async def finish_event(
+        self, provider: str, event_id: str, problem: str | None, final: bool = False
+    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +156,7 @@ class Checkout:
 
     async def start(self, email: str, package: Package, credential: Credential | None) -> StartedCheckout:
         """Write the purchase down, then open the provider's session for it. Raises: PaymentsUnavailable."""
+        customer_id = await self._customer_of(credential)
         purchase = await self._books.open_purchase(
             OpenPurchase(new_id("pur"), self.provider.name, email, package, credential)
         )
@@ -156,15 +168,21 @@ class Checkout:
                 product_name=f"{package.name}: {package.credits_tokens // 100} credits",
                 success_url=f"{self._base_url}/checkout/success",
                 cancel_url=f"{self._base_url}/checkout/canceled",
+                customer_id=customer_id,
             )
         )
         await self._books.attach_session(purchase.id, session.id)
         return StartedCheckout(session.url, session.id, purchase)
 
+    async def _customer_of(self, credential: Credential | None) -> str | None:  # noqa: ARG002
+        """Return who the payer is at the provider, where it keeps customers and the payer is known."""
+        return None
+
     async def claim(self, session_id: str, label: str) -> Claim:
         """Hand out the first key of a payment, also when its webhook has not come yet.
 
-        Raises: NotFound, PaymentPending, AlreadyClaimed, AccountExists, PaymentMismatch, PaymentsUnavailable.
+        Raises: NotFound, PaymentPending, PaymentFailed, AlreadyClaimed, AccountExists, PaymentMismatch,
+        PaymentsUnavailable.
         """
         if not self.knows(session_id):
             raise NotFound("checkout session")
@@ -172,43 +190,48 @@ class Checkout:
             purchase = await self._books.purchase(self.provider.name, session_id)
         except NotFound:
             purchase = None  # opened, but its session was not written down: the provider knows whose it is
+        session: ProviderSession | None = None
         if purchase is None:
             if OWN_ID.fullmatch(session_id):
                 raise NotFound("checkout session")
-            await self.settle(session_id)
+            session = await self.settle(session_id)
         elif not purchase.paid and purchase.session_id is not None:
             with suppress(NotFound):  # a provider that can no longer be asked: its webhooks alone tell
-                await self.settle(purchase.session_id)
+                session = await self.settle(purchase.session_id)
+        if session is not None and session.failed:
+            raise PaymentFailed
         return await self._books.claim(self.provider.name, session_id, label)
 
     def knows(self, session_id: str) -> bool:
         """Tell whether this may name a session of the provider, or a purchase of ours."""
         return bool(self.provider.session_ids.fullmatch(session_id))
 
-    async def settle(self, session_id: str) -> ProviderSession:
-        """Read a session from the provider itself and grant it if it is paid; events may lie about order.
+    async def settle(self, object_id: str) -> ProviderSession:
+        """Bring the books to where the provider is with a payment: grant what is paid, take back what went back.
 
+        The provider is asked, whatever an event said: events come late, twice, out of order, or never.
         Raises: NotFound, PaymentMismatch, PaymentsUnavailable.
         """
-        session = await self.provider.retrieve(session_id)
+        session = await self.provider.retrieve(object_id)
         await self._book(session)
         return session
 
-    async def receive_webhook(self, body: bytes, headers: Mapping[str, str]) -> bool:
-        """Verify, store and apply an event; returns whether it is a duplicate of an applied one.
+    async def receive_webhook(self, body: bytes, headers: Mapping[str, str]) -> ProviderEvent | None:
+        """Verify and store an event; returns it if it is the caller's to `apply` now, once the sender has its answer.
 
-        A failure after it is stored is not the sender's: the event is kept and tried again.
+        None: it was applied before, or somebody is at it. A failure after it is stored is not the sender's.
         Raises: InvalidRequest for a bad signature, with nothing stored.
         """
         event = self.provider.verify(body, headers)
-        if not await self._books.store_event(event):
-            return True
-        await self.apply(event)
-        return False
+        return event if await self._books.store_event(event) else None
 
     async def apply(self, event: ProviderEvent) -> None:
-        """Apply a stored event; whatever keeps it from taking is noted, and the event stays due."""
+        """Handle a stored event. What keeps it from taking is noted, and the event stays due or is given up.
+
+        Raises: Unavailable when the books are away; the event is then taken up again by whoever finds it due.
+        """
         problem: str | None = None
+        final = False
         try:
             session = await self.provider.session_of(event)
             if session is not None:
@@ -216,12 +239,16 @@ class Checkout:
                 if event.type in self.provider.paid_events and not (session.paid or session.closed):
                     problem = NOT_SHOWN
         except NotFound:
-            log.info("event of a session that is not ours", event_id=event.event_id, type=event.type)
+            log.info("event of a payment that is not ours", event_id=event.event_id, type=event.type)
         except AppError as error:
-            problem = str(error)
-            level = log.error if isinstance(error, PaymentMismatch) else log.warning
+            problem, final = str(error), not error.retryable
+            level = log.error if final else log.warning
             level("event not applied", event_id=event.event_id, type=event.type, problem=problem)
-        await self._books.finish_event(event.provider, event.event_id, problem)
+        except Exception as error:  # what a provider sends one day must not stop the other events
+            problem = f"unexpected {type(error).__name__}"
+            errors_total.labels("webhooks").inc()
+            log.exception("event not applied", event_id=event.event_id, type=event.type)
+        await self._books.finish_event(event.provider, event.event_id, problem, final)
 
     async def _book(self, session: ProviderSession) -> None:
         """Bring what a session says into the books: its grant, or what arrived of it."""
@@ -239,6 +266,11 @@ class Checkout:
                 livemode=session.livemode,
                 expect_livemode=self.provider.livemode,
                 received_minor=session.received_minor,
+                paid_minor=session.paid_minor,
+                payment_id=session.payment_id,
+                customer_id=session.customer_id,
+                returns=session.returns,
+                warned=session.warned,
             )
         )
         if purchase.received_minor > purchase.amount_minor:

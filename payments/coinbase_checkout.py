@@ -28,6 +28,7 @@ from payments.checkout import OWN_ID, ProviderSession, SessionRequest
 from payments.errors import PaymentsUnavailable
 from payments.hook0 import HEADER, verify_hook0
 from payments.provider_api import NOT_UNDERSTOOD, ProviderApi
+from payments.returns import Return
 from payments.webhooks import ProviderEvent
 
 TOKEN_LIFE_S: Final = 120
@@ -37,10 +38,10 @@ CURRENCIES: Final = frozenset({"usd", "eur", "sgd", "gbp"})
 """What a checkout may be priced in, beside USDC itself."""
 SAME_MONEY: Final = frozenset({"usd", "usdc"})
 """Coinbase changes one for the other at par; a settlement in any third currency is not compared with the price."""
-LATE: Final = frozenset({"EXPIRED"})
-"""Closed by the clock: money may still arrive at its address."""
-OVER: Final = frozenset({"FAILED", "DEACTIVATED", "PARTIALLY_REFUNDED", "REFUNDED"})
-"""Closed by somebody's hand or word: what is there is not a payment any more."""
+PAID: Final = frozenset({"COMPLETED", "EXPIRED", "PARTIALLY_REFUNDED", "REFUNDED"})
+"""Paid, if the price arrived: an expired checkout may be paid late, and what went back had come."""
+OVER: Final = frozenset({"FAILED", "DEACTIVATED"})
+"""Closed by somebody's hand or word: nothing there is a payment."""
 
 
 class CoinbaseCheckout:
@@ -146,18 +147,21 @@ class CoinbaseCheckout:
         try:
             currency = str(checkout["currency"]).lower()
             amount, status = in_minor(checkout["amount"], currency), str(checkout["status"])
-            received = _received_minor(checkout, currency, amount if status == "COMPLETED" else 0)
+            done = status in ("COMPLETED", "PARTIALLY_REFUNDED", "REFUNDED")
+            received = _received_minor(checkout, currency, amount if done else 0)
             is_whole = received >= amount
             return ProviderSession(
                 id=str(checkout["id"]),
                 url=str(checkout["url"]),
                 purchase_id=str((checkout.get("metadata") or {}).get("purchase_id", "")),
-                paid=is_whole and (status == "COMPLETED" or status in LATE),
+                paid=is_whole and status in PAID,
                 amount_minor=amount,
                 currency=currency,
                 livemode=self.livemode,
                 received_minor=received,
-                closed=status in OVER or (not is_whole and (status == "COMPLETED" or status in LATE)),
+                closed=status in OVER or (not is_whole and status in PAID),
+                failed=status in OVER and not received,
+                returns=_returns(checkout, currency, amount, received),
             )
         except (KeyError, TypeError, AttributeError, InvalidRequest) as error:
             raise PaymentsUnavailable(NOT_UNDERSTOOD) from error
@@ -170,6 +174,28 @@ def _received_minor(checkout: dict[str, Any], currency: str, unsaid: int) -> int
     if total is None or not (settled_in == currency or {settled_in, currency} <= SAME_MONEY):
         return unsaid
     return in_minor(total, currency)
+
+
+def _returns(checkout: dict[str, Any], currency: str, amount: int, received: int) -> tuple[Return, ...]:
+    """Return what went back of the price, as one growing refund: what was paid over it goes back first.
+
+    Raises: KeyError where a part went back and Coinbase does not say how much.
+    """
+    status, refunds = checkout["status"], checkout.get("refunds")
+    if status not in ("PARTIALLY_REFUNDED", "REFUNDED"):
+        return ()
+    if refunds:
+        back = sum(in_minor(refund["amount"], currency) for refund in refunds)
+    elif status == "REFUNDED":
+        back = received
+    else:
+        raise KeyError("refunds")
+    of_price = min(max(back - (received - amount), 0), amount)
+    if not of_price:
+        return ()
+    return (
+        Return(f"{checkout['id']}:refunds", "refund", of_price, status, len(refunds or [1]), stands=True),
+    )
 
 
 def _refund_id(event: dict[str, Any]) -> str:

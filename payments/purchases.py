@@ -10,9 +10,9 @@ package and the excess is kept; late, it grants as if it had come in time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, case, func, insert, or_, select, update
 from sqlalchemy.engine import Row
@@ -24,6 +24,7 @@ from ledger.credits import credit
 from ledger.grants import Terms
 from ledger.keys import ApiKey, Credential, mint
 from ledger.users import account_of_email, account_of_user
+from payments.customers import remember_customer
 from payments.errors import (
     AccountExists,
     AlreadyClaimed,
@@ -32,6 +33,7 @@ from payments.errors import (
     PaymentPending,
 )
 from payments.packages import Package
+from payments.returns import Return, settle_returns, stop_if_warned
 from payments.tables import purchases
 
 FIRST_LOOK: Final = timedelta(minutes=5)
@@ -53,7 +55,11 @@ class OpenPurchase:
 
 @dataclass(frozen=True, slots=True)
 class PaidSession:
-    """What the provider says of a paid session, read from its API. Units: `amount_minor` minor units."""
+    """What the provider says of a paid session and of what became of its payment, read from its API.
+
+    `amount_minor` is the price that was asked, as compared with the package; `paid_minor` what was paid for it, with
+    tax and after discounts (None: the price). `warned`: a card network calls the payment fraudulent. In minor units.
+    """
 
     provider: str
     session_id: str
@@ -62,6 +68,11 @@ class PaidSession:
     currency: str
     livemode: bool
     expect_livemode: bool
+    paid_minor: int | None = None
+    payment_id: str | None = None
+    customer_id: str | None = None
+    returns: tuple[Return, ...] = ()
+    warned: bool = False
     received_minor: int | None = None
     """What arrived, where the provider says so; None: what was asked for."""
 
@@ -98,6 +109,9 @@ class Purchase:
     opened_account: bool
     received_minor: int
     closed: bool
+    payment_id: str | None
+    paid_minor: int | None
+    returned_minor: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +140,7 @@ async def open_purchase(conn: AsyncConnection, command: OpenPurchase, topup_user
                 credits_tokens=package.credits_tokens,
                 amount_minor=package.price_minor,
                 currency=package.currency,
+                price_version=package.price_version,
             )
             .returning(purchases)
         )
@@ -160,6 +175,25 @@ async def list_purchases(conn: AsyncConnection, user_id: str) -> list[Purchase]:
     return [_purchase(row) for row in rows]
 
 
+async def by_id(conn: AsyncConnection, purchase_id: str) -> Purchase:
+    """Return a purchase. Raises: NotFound."""
+    row = (await conn.execute(select(purchases).where(purchases.c.id == purchase_id))).one_or_none()
+    if row is None:
+        raise NotFound("purchase")
+    return _purchase(row)
+
+
+async def of_email(conn: AsyncConnection, email: str, limit: int) -> list[Purchase]:
+    """Return the newest purchases that were paid, or begun, with an e-mail address."""
+    rows = await conn.execute(
+        select(purchases)
+        .where(purchases.c.email == email.strip().lower())
+        .order_by(purchases.c.created_at.desc())
+        .limit(limit)
+    )
+    return [_purchase(row) for row in rows]
+
+
 async def lock_of_user(conn: AsyncConnection, user_id: str) -> None:
     """Lock a user's purchases: before their account, as a fulfilment does."""
     await conn.execute(
@@ -185,17 +219,32 @@ async def forget_payer(conn: AsyncConnection, user_id: str, address: str) -> Non
 
 
 async def fulfil(conn: AsyncConnection, paid: PaidSession) -> Purchase:
-    """Grant what was paid for, once, however often and from wherever this is called.
+    """Grant what was paid for, once, and take back what of the money went back; however often this is called.
 
     Raises: NotFound for a session that is not of ours; PaymentMismatch, with nothing granted.
     """
     row = await _locked(conn, paid)
-    received = paid.amount_minor if paid.received_minor is None else paid.received_minor
-    if row.fulfilled_at is not None:
-        return await _received(conn, row, received)
+    if row.fulfilled_at is None:
+        row = await _grant(conn, row, paid)
+    else:
+        row = await _received(conn, row, _arrived(paid))
+    owner = await account_of_user(conn, row.user_id)
+    returned_minor = await settle_returns(conn, row, owner.account_id, paid.returns)
+    if paid.warned:
+        await stop_if_warned(conn, row, owner.account_id)
+    return replace(_purchase(row), returned_minor=returned_minor)
+
+
+def _arrived(paid: PaidSession) -> int:
+    """Return what arrived of the price: all of it, where the provider says no more."""
+    return paid.amount_minor if paid.received_minor is None else paid.received_minor
+
+
+async def _grant(conn: AsyncConnection, row: Row[Any], paid: PaidSession) -> Row[Any]:
+    """Grant a purchase that was not granted before; its row is locked. Raises: PaymentMismatch."""
     if paid.currency.lower() != row.currency:
         raise PaymentMismatch(row.id, "currency")
-    if paid.amount_minor != row.amount_minor or received < row.amount_minor:
+    if paid.amount_minor != row.amount_minor or _arrived(paid) < row.amount_minor:
         raise PaymentMismatch(row.id, "amount")
     if paid.livemode != paid.expect_livemode:
         raise PaymentMismatch(row.id, "mode")
@@ -213,23 +262,27 @@ async def fulfil(conn: AsyncConnection, paid: PaidSession) -> Purchase:
         reason=row.package_code,
         terms=Terms(purchase_id=row.id),
     )
-    done = (
-        await conn.execute(
-            update(purchases)
-            .where(purchases.c.id == row.id)
-            .values(
-                session_id=paid.session_id,
-                user_id=owner.user_id,
-                opened_account=owner.opened,
-                transfer_id=transfer_id,
-                fulfilled_at=func.now(),
-                received_minor=func.greatest(purchases.c.received_minor, received),
-                look_at=None,
-            )
-            .returning(purchases)
+    if paid.customer_id and (owner.opened or row.topup_user_id):
+        # Whoever else pays for an e-mail address is not its owner: their cards stay theirs.
+        await remember_customer(conn, row.provider, owner.user_id, paid.customer_id)
+    done = await conn.execute(
+        update(purchases)
+        .where(purchases.c.id == row.id)
+        .values(
+            session_id=paid.session_id,
+            user_id=owner.user_id,
+            opened_account=owner.opened,
+            transfer_id=transfer_id,
+            fulfilled_at=func.now(),
+            payment_id=paid.payment_id,
+            paid_minor=row.amount_minor if paid.paid_minor is None else paid.paid_minor,
+            received_minor=func.greatest(purchases.c.received_minor, _arrived(paid)),
+            look_at=None,
         )
-    ).one()
-    return _purchase(done)
+        .returning(purchases)
+    )
+    granted: Row[Any] = done.one()
+    return granted
 
 
 async def note_unpaid(conn: AsyncConnection, seen: UnpaidSession) -> Purchase:
@@ -245,7 +298,7 @@ async def note_unpaid(conn: AsyncConnection, seen: UnpaidSession) -> Purchase:
             .where(purchases.c.id == row.id)
             .values(session_id=seen.session_id, closed_at=func.now())
         )
-    return await _received(conn, row, seen.received_minor)
+    return _purchase(await _received(conn, row, seen.received_minor))
 
 
 async def take_due(conn: AsyncConnection, limit: int) -> list[Purchase]:
@@ -307,7 +360,7 @@ def _named(provider: str, session_id: str) -> ColumnElement[bool]:
     )
 
 
-async def _locked(conn: AsyncConnection, seen: PaidSession | UnpaidSession) -> Row[tuple[object, ...]]:
+async def _locked(conn: AsyncConnection, seen: PaidSession | UnpaidSession) -> Row[Any]:
     """Return the purchase of a session, locked. Raises: NotFound for a session that is not of ours."""
     row = (
         await conn.execute(
@@ -321,7 +374,7 @@ async def _locked(conn: AsyncConnection, seen: PaidSession | UnpaidSession) -> R
     return row
 
 
-async def _received(conn: AsyncConnection, row: Row[tuple[object, ...]], received_minor: int) -> Purchase:
+async def _received(conn: AsyncConnection, row: Row[Any], received_minor: int) -> Row[Any]:
     """Note what arrived of a locked purchase, if it is more than was seen before."""
     noted = await conn.execute(
         update(purchases)
@@ -329,10 +382,11 @@ async def _received(conn: AsyncConnection, row: Row[tuple[object, ...]], receive
         .values(received_minor=func.greatest(purchases.c.received_minor, received_minor))
         .returning(purchases)
     )
-    return _purchase(noted.one())
+    seen: Row[Any] = noted.one()
+    return seen
 
 
-def _purchase(row: Row[tuple[object, ...]]) -> Purchase:
+def _purchase(row: Row[Any]) -> Purchase:
     return Purchase(
         id=row.id,
         provider=row.provider,
@@ -348,4 +402,7 @@ def _purchase(row: Row[tuple[object, ...]]) -> Purchase:
         opened_account=bool(row.opened_account),
         received_minor=row.received_minor,
         closed=row.closed_at is not None,
+        payment_id=row.payment_id,
+        paid_minor=row.paid_minor,
+        returned_minor=row.returned_minor,
     )

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
+    SmallInteger,
     Table,
     Text,
     UniqueConstraint,
@@ -44,7 +45,13 @@ purchases = Table(
     Column("closed_at", DateTime(timezone=True)),
     Column("look_at", DateTime(timezone=True)),
     Column("looks", Integer, nullable=False, server_default=text("0")),
+    Column("price_version", Integer),
+    Column("payment_id", Text),
+    Column("paid_minor", BigInteger),
+    Column("returned_minor", BigInteger, nullable=False, server_default=text("0")),
+    Column("warned_at", DateTime(timezone=True)),
     UniqueConstraint("provider", "session_id"),
+    UniqueConstraint("provider", "payment_id"),
     CheckConstraint("credits_tokens > 0 AND amount_minor > 0", name="amounts"),
     CheckConstraint(
         "(fulfilled_at IS NULL) = (transfer_id IS NULL) AND (fulfilled_at IS NULL) = (user_id IS NULL)"
@@ -56,12 +63,43 @@ purchases = Table(
     CheckConstraint("received_minor >= 0 AND looks >= 0", name="received"),
     CheckConstraint("look_at IS NULL OR session_id IS NOT NULL", name="look"),
     Index(None, "look_at", postgresql_where=text("look_at IS NOT NULL")),
+    CheckConstraint("(fulfilled_at IS NULL) = (paid_minor IS NULL) AND paid_minor >= 0", name="paid"),
+    CheckConstraint("returned_minor BETWEEN 0 AND coalesce(paid_minor, 0)", name="returned"),
 )
-"""`opened_account`: this very payment created the account, so its payer may claim the first key.
+"""`opened_account`: this very payment created the account, so its payer may claim the first key. `amount_minor`: the
+package's price when it was sold; `paid_minor`: what the payer paid, with tax and after discounts; `returned_minor`:
+what of it went back. `warned_at`: a card network called the payment fraudulent, and the account was frozen.
 
-`received_minor`: the most that the provider was seen to hold of it, which may be less than the price or more.
-`closed_at`: the provider's session ended without the whole price. `look_at`: when the provider is asked again.
-"""
+`received_minor`: the most that the provider was seen to hold of the price, which may be less than it or more.
+`closed_at`: the provider's session ended without the whole price. `look_at`: when the provider is asked again."""
+
+payment_returns = Table(
+    "payment_returns",
+    metadata,
+    Column("provider", Text, primary_key=True),
+    Column("return_id", Text, primary_key=True),
+    Column("purchase_id", Text, ForeignKey("purchases.id"), nullable=False, index=True),
+    Column("kind", Text, nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("phase", SmallInteger, nullable=False),
+    Column("stands", Boolean, nullable=False),
+    Column("seen_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    CheckConstraint("kind IN ('refund', 'dispute')", name="kind"),
+    CheckConstraint("amount_minor > 0", name="amount"),
+)
+"""Refunds and disputes. `stands`: the money is gone, or going; a failed refund or a won dispute does not stand."""
+
+provider_customers = Table(
+    "provider_customers",
+    metadata,
+    Column("provider", Text, primary_key=True),
+    Column("user_id", Text, ForeignKey("users.id"), primary_key=True),
+    Column("customer_id", Text, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    UniqueConstraint("provider", "customer_id"),
+)
+"""Who a user is at a provider: later purchases reuse the saved details, and the portal shows them."""
 
 provider_events = Table(
     "provider_events",
@@ -76,5 +114,9 @@ provider_events = Table(
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("retry_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("problem", Text),
-    Index(None, "retry_at", postgresql_where=text("applied_at IS NULL")),
+    Column("dead_at", DateTime(timezone=True)),
+    CheckConstraint("applied_at IS NULL OR dead_at IS NULL", name="outcome"),
+    Index(None, "retry_at", postgresql_where=text("applied_at IS NULL AND dead_at IS NULL")),
+    Index(None, "received_at"),
 )
+"""`attempts` counts tries begun; `retry_at` is when the next is due. What was received never changes, by trigger."""

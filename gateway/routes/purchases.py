@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from typing import Final
 
+import structlog
 from fastapi import APIRouter, Request
+from starlette.background import BackgroundTask
 from starlette.responses import Response
 
-from gateway.answers import CheckoutStarted, KeyClaimed, Packages, WebhookReceived
+from gateway.answers import CheckoutStarted, KeyClaimed, Packages, PortalOpened, WebhookReceived
 from gateway.bodies import StrictRoute, read_body
-from gateway.deps import SECURED, OptionalKey, Parts, PartsOf
+from gateway.deps import SECURED, CallerKey, OptionalKey, Parts, PartsOf
 from gateway.limits import limit_by
-from gateway.openapi import CRYPTO_WEBHOOK, WEBHOOK, WRITE, problems
+from gateway.openapi import CRYPTO_WEBHOOK, READ, WEBHOOK, WRITE, problems
 from gateway.responses import in_credits, json_response
 from gateway.routes.keys import with_secret
 from gateway.schemas import ClaimKey, StartCheckout
 from kit.errors import AppError, NotFound
 from kit.telemetry import webhooks_total
 from ledger.keys import NewApiKey
+from payments.cards import CardCheckout
 from payments.checkout import Checkout, StartedCheckout
 from payments.crypto import CryptoCheckouts
 from payments.errors import PaymentsUnavailable
 from payments.packages import Package
 from payments.purchases import Claim
+from payments.webhooks import ProviderEvent
+
+log = structlog.get_logger(__name__)
 
 router = APIRouter(prefix="/api/v1", route_class=StrictRoute)
 
@@ -33,6 +39,7 @@ CLAIM_PROBLEMS: Final = problems(
     "not_found",
     "payment_pending",
     "payment_incomplete",
+    "payment_failed",
     "already_claimed",
     "account_exists",
     "payment_mismatch",
@@ -163,7 +170,7 @@ async def claim_crypto_key(request: Request, body: ClaimKey, parts: PartsOf) -> 
     openapi_extra=WEBHOOK,
 )
 async def receive_stripe_webhook(request: Request, parts: PartsOf) -> Response:
-    """For Stripe alone: a rightly signed event is stored and applied once, and acknowledged every time."""
+    """For Stripe alone: a rightly signed event is stored once, acknowledged every time, and handled afterwards."""
     # An empty webhook secret would verify anything: without one there is no such route.
     if parts.checkout is None:
         raise NotFound("path")
@@ -182,23 +189,51 @@ async def receive_stripe_webhook(request: Request, parts: PartsOf) -> Response:
 async def receive_crypto_webhook(request: Request, parts: PartsOf) -> Response:
     """For the crypto providers alone; the header that signs an event tells whose it is.
 
-    A rightly signed event is stored and applied once, and acknowledged every time.
+    A rightly signed event is stored once, acknowledged every time, and handled afterwards.
     """
     if parts.crypto is None:
         raise NotFound("path")
     return await _received(request, parts.crypto.sender_of(request.headers))
 
 
+@router.post(
+    "/billing/portal",
+    tags=["Purchases"],
+    operation_id="openBillingPortal",
+    summary="Open the billing portal",
+    response_model=PortalOpened,
+    responses=problems(*READ, "payments_unavailable"),
+    openapi_extra=SECURED,
+)
+async def open_billing_portal(credential: CallerKey, parts: PartsOf) -> Response:
+    """A page of the payment provider for the account's owner: invoices, receipts, saved cards. It lives for minutes.
+
+    Wants a key without scopes, or with `billing`.
+    """
+    return json_response({"ok": True, "portalUrl": await _checkout(parts).portal(credential)})
+
+
 async def _received(request: Request, checkout: Checkout) -> Response:
     provider = checkout.provider.name
     body = await read_body(request)
     try:
-        duplicate = await checkout.receive_webhook(body, request.headers)
+        event = await checkout.receive_webhook(body, request.headers)
     except AppError as error:
         webhooks_total.labels(provider, error.code).inc()
         raise
-    webhooks_total.labels(provider, "duplicate" if duplicate else "received").inc()
-    return json_response({"ok": True, "received": True, "duplicate": duplicate})
+    webhooks_total.labels(provider, "received" if event else "duplicate").inc()
+    answer = json_response({"ok": True, "received": True, "duplicate": event is None})
+    if event is not None:
+        # A provider waits for its answer, not for the handling; should this process end first, the Runner goes on.
+        answer.background = BackgroundTask(_handle, checkout, event)
+    return answer
+
+
+async def _handle(checkout: Checkout, event: ProviderEvent) -> None:
+    try:
+        await checkout.apply(event)
+    except AppError as error:  # the books are away: the event is kept and due
+        log.warning("event left to the runner", event_id=event.event_id, problem=str(error))
 
 
 def _started(package: Package, started: StartedCheckout) -> Response:
@@ -231,7 +266,7 @@ def _claimed(claim: Claim) -> Response:
     )
 
 
-def _checkout(parts: Parts) -> Checkout:
+def _checkout(parts: Parts) -> CardCheckout:
     if parts.checkout is None:
         raise PaymentsUnavailable("No payment provider is configured on this server.")
     return parts.checkout

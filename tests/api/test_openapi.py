@@ -16,6 +16,7 @@ from gateway.documented import ANSWERS, REQUESTS
 ROUTES = {
     "GET /api/v1/health",
     "GET /api/v1/packages",
+    "POST /api/v1/billing/portal",
     "POST /api/v1/checkout/stripe",
     "POST /api/v1/claim/stripe",
     "POST /api/v1/checkout/crypto",

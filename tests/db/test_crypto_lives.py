@@ -32,6 +32,7 @@ from payments.crypto import crypto_for
 from payments.errors import (
     AccountExists,
     AlreadyClaimed,
+    PaymentFailed,
     PaymentIncomplete,
     PaymentPending,
     PaymentsUnavailable,
@@ -41,15 +42,25 @@ from payments.purchases import OpenPurchase
 from payments.webhooks import ProviderEvent
 from sandbox.btcpay_api import STORE_ID
 from sandbox.crypto_instance import CryptoTwin
-from sandbox.crypto_state import arrived, is_whole
+from sandbox.crypto_state import arrived, is_whole, refunded
 from sandbox.crypto_twin import PROVIDERS, CryptoSettings, Provider, create_crypto_twin
 from sandbox.testing import API_KEY, COINBASE_KEY, COINBASE_KEY_ID, CRYPTO_WEBHOOK_SECRET, running
 
 BUILDER = Package("builder_600", "Builder", 60_000, 5_000, "usd")
 OUTCOMES = ("pay", "part", "part", "over", "slow", "confirm", "expire", "fail")
+REFUNDS = ("5.00", "10.00", "49.99", "50.00", "60.00")
+REFUSALS = (
+    PaymentPending,
+    PaymentIncomplete,
+    PaymentFailed,
+    PaymentsUnavailable,
+    AlreadyClaimed,
+    AccountExists,
+)
 PICK = st.integers(0, 10**6)
 STEP = st.one_of(
     st.tuples(st.just("act"), st.sampled_from(OUTCOMES)),
+    st.tuples(st.just("refund"), st.sampled_from(REFUNDS)),
     st.tuples(st.just("deliver"), PICK),
     st.tuples(st.just("deliver"), PICK),
     st.tuples(st.just("deliver all at once"), PICK),
@@ -142,6 +153,8 @@ class Street:
         events = self.events(life)
         if what == "act":
             await self.turn(f"payments/{life.started.session_id}/{pick}")
+        elif what == "refund" and self.provider == "coinbase":  # the others do not tell of refunds
+            await self.turn(f"payments/{life.started.session_id}/refund", amount=pick)
         elif what == "deliver" and events:
             await self.deliver(life, events[pick % len(events)])
         elif what == "deliver all at once":
@@ -164,13 +177,15 @@ class Street:
         }
         life.told.append(event["id"])
         body, headers = self.dress(event, delivery | {"attempts": 0}, int(time.time()))
-        await life.checkout.receive_webhook(body, {name.lower(): value for name, value in headers.items()})
+        kept = await life.checkout.receive_webhook(body, {k.lower(): value for k, value in headers.items()})
+        if kept is not None:
+            await life.checkout.apply(kept)
 
     async def claim(self, life: Life) -> None:
         try:
             await life.checkout.claim(life.started.session_id, "Primary")
             life.keys += 1
-        except (PaymentPending, PaymentIncomplete, PaymentsUnavailable, AlreadyClaimed, AccountExists):
+        except REFUSALS:
             pass
         except NotFound:  # of a charge nothing is known until its webhook comes
             assert self.provider == "commerce"
@@ -238,6 +253,14 @@ async def live(street: Street, number: int, steps: list[tuple[str, Any]]) -> Non
     else:
         assert books.received_minor == there_minor
         assert (books.closed_at is not None) == (payment["state"] in ("expired", "failed"))
+    over_minor = there_minor - BUILDER.price_minor
+    back_minor = max(int(refunded(payment) * 100) - max(over_minor, 0), 0)
+    if books.granted:
+        # Whoever has no event of a refund hears of it with the next one: what went back is told as a whole.
+        unheard = any(
+            "refund" in street.twin._state.document["events"][each]["type"] for each in life.dropped
+        )
+        assert books.returned_minor <= back_minor if unheard else books.returned_minor == back_minor
     await street.claim(life)
     await street.claim(life)
     assert life.keys == int(is_whole(payment))
@@ -283,8 +306,10 @@ async def test_a_session_of_nobody_is_acknowledged_and_forgotten(db, fresh_url, 
             e for e in app.state.twin._state.document["events"].values() if e["type"] == "InvoiceSettled"
         ]
         body, headers = place.dress(event, {"copy": 0, "attempts": 0}, 0)
+        kept = await place.checkout.receive_webhook(body, {k.lower(): v for k, v in headers.items()})
+        assert kept
+        await place.checkout.apply(kept)
         assert not await place.checkout.receive_webhook(body, {k.lower(): v for k, v in headers.items()})
-        assert await place.checkout.receive_webhook(body, {k.lower(): v for k, v in headers.items()})
         with pytest.raises(NotFound):
             await place.checkout.claim(made.json()["id"], "Primary")
         await place.close()

@@ -14,7 +14,7 @@ from ledger import scopes
 from ledger.balances import balance
 from ledger.keys import Credential, caller_of, hash_key
 from ledger.users import account_of_email
-from payments import purchases, webhooks
+from payments import purchases
 from payments.errors import (
     AccountExists,
     AlreadyClaimed,
@@ -24,7 +24,6 @@ from payments.errors import (
 )
 from payments.packages import Package
 from payments.purchases import LOOKS_MOST, OpenPurchase, PaidSession, UnpaidSession
-from payments.webhooks import ProviderEvent
 
 BUILDER = Package("builder_600", "Builder", 60_000, 5_000, "usd")
 
@@ -246,16 +245,3 @@ async def test_two_runners_never_look_at_one_purchase_together(db):
     taken = await asyncio.gather(*(db.run(purchases.take_due, 10) for _ in range(4)))
     ids = [purchase.id for part in taken for purchase in part]
     assert len(ids) == len(set(ids))
-
-
-async def test_an_event_is_stored_once_and_is_due_until_it_was_applied(conn):
-    event = ProviderEvent("stripe", "evt_1", "checkout.session.completed", "cs_test_1", b'{"id": "evt_1"}')
-    assert await webhooks.store(conn, event)
-    assert await webhooks.store(conn, event), "not applied yet: the sender's retry is work, not a duplicate"
-    assert [e.body for e in await webhooks.due(conn, 10)] == [event.body]
-    await webhooks.finish(conn, "stripe", "evt_1", "the provider was away")
-    assert await webhooks.due(conn, 10) == [], "its next try is later"
-    await webhooks.finish(conn, "stripe", "evt_1", None)
-    assert not await webhooks.store(conn, event)
-    rows = (await conn.execute(text("SELECT attempts, problem FROM provider_events"))).all()
-    assert [tuple(row) for row in rows] == [(2, None)]

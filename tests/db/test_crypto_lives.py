@@ -324,6 +324,8 @@ async def test_an_event_of_a_provider_that_is_gone_does_not_keep_the_others_wait
     with running(app) as url:
         place = Street("btcpay", url, app.state.twin, server, tmp_path)
         await server.store_event(ProviderEvent("coinbase", "1", "checkout.payment.success", "1", b"{}"))
+        async with server._db.transaction() as conn:
+            await conn.execute(text("UPDATE provider_events SET retry_at = now()"))
         await place.runner._catch_up()
         assert await server.due_events(10) == []
         async with server._db.transaction() as conn:

@@ -128,4 +128,5 @@ def _shown(kept: KeptEvent) -> dict[str, Any]:
 
 
 def _plain(value: object) -> str:
-    return "-" if value is None else str(value)
+    """Write a value on one line, without the tab that parts values."""
+    return "-" if value is None else " ".join(str(value).split())

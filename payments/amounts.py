@@ -1,4 +1,4 @@
-"""Money as providers write it, and as the books keep it: decimal text on one side, whole minor units on the other.
+"""Money as coin providers write it, read into what the books keep: decimal text in, whole minor units out.
 
 A float never comes between: what a provider sends is parsed as it is written. What arrived is rounded down, so that
 a fraction of a cent that is missing is missing; what is asked for has no fraction to round.
@@ -10,16 +10,8 @@ from decimal import ROUND_DOWN, Decimal, InvalidOperation
 from typing import Any, Final
 
 from kit.errors import InvalidRequest
+from payments.currencies import exponent
 
-WITHOUT_MINOR_UNIT: Final = frozenset(
-    {
-        "bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga",
-        "pyg", "rwf", "ugx", "vnd", "vuv", "xaf", "xof", "xpf",
-    }
-)  # fmt: skip
-"""Currencies whose price is in whole units. Source: Stripe's zero-decimal currencies, the catalogue's convention."""
-MINOR_DIGITS: Final = 2
-"""Every other currency is priced in hundredths; a three-decimal one is not on sale."""
 MOST: Final = Decimal(10) ** 15
 """Above any payment, and far inside a bigint: a provider that writes more is not believed."""
 
@@ -27,18 +19,12 @@ LEAST_DIGIT: Final = -30
 """The finest coin has eighteen decimals; what is far below is a trick, and costly to print."""
 
 
-def in_major(amount_minor: int, currency: str) -> str:
-    """Return an amount as providers are told it: `5000` usd is `50.00`, exactly."""
-    digits = _digits(currency)
-    return f"{Decimal(amount_minor).scaleb(-digits):.{digits}f}"
-
-
 def in_minor(amount: Any, currency: str) -> int:
     """Return a provider's decimal text in whole minor units, rounded down.
 
     Raises: InvalidRequest for what is no amount of money.
     """
-    return int((number(amount) * 10 ** _digits(currency)).to_integral_value(ROUND_DOWN))
+    return int((number(amount) * 10 ** exponent(currency)).to_integral_value(ROUND_DOWN))
 
 
 def number(amount: Any) -> Decimal:
@@ -56,7 +42,3 @@ def number(amount: Any) -> Decimal:
     if value.adjusted() < LEAST_DIGIT:
         raise InvalidRequest("amount", "is not an amount of money")
     return value
-
-
-def _digits(currency: str) -> int:
-    return 0 if currency.lower() in WITHOUT_MINOR_UNIT else MINOR_DIGITS

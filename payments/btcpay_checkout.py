@@ -19,8 +19,9 @@ from urllib.parse import quote
 import orjson
 
 from kit.errors import InvalidRequest
-from payments.amounts import in_major, in_minor, number
+from payments.amounts import in_minor, number
 from payments.checkout import OWN_ID, ProviderSession, SessionRequest
+from payments.currencies import amount_text
 from payments.errors import PaymentsUnavailable
 from payments.provider_api import NOT_UNDERSTOOD, ProviderApi
 from payments.webhooks import ProviderEvent
@@ -59,7 +60,7 @@ class BtcpayCheckout:
         """Open an invoice. Not repeated by itself: BTCPay would open a second one. Raises: PaymentsUnavailable."""
         currency = request.package.currency
         order = {
-            "amount": in_major(request.package.price_minor, currency),
+            "amount": amount_text(request.package.price_minor, currency),
             "currency": currency.upper(),
             "metadata": {
                 "orderId": request.purchase_id,

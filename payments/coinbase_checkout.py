@@ -23,8 +23,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from kit.errors import InvalidRequest
 from kit.settings import COINBASE_LIVE
 from kit.signing import private_key
-from payments.amounts import in_major, in_minor
+from payments.amounts import in_minor
 from payments.checkout import OWN_ID, ProviderSession, SessionRequest
+from payments.currencies import amount_text
 from payments.errors import PaymentsUnavailable
 from payments.hook0 import HEADER, verify_hook0
 from payments.provider_api import NOT_UNDERSTOOD, ProviderApi
@@ -82,7 +83,7 @@ class CoinbaseCheckout:
             raise PaymentsUnavailable(f"Coinbase takes no payments priced in {currency.upper()}.")
         back = f"?by=crypto&session_id={request.purchase_id}"
         order = {
-            "amount": in_major(request.package.price_minor, currency),
+            "amount": amount_text(request.package.price_minor, currency),
             "currency": currency.upper(),
             "network": "base",
             "description": request.product_name,

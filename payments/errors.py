@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kit.errors import AppError
-from payments.amounts import in_major
+from payments.currencies import amount_text
 
 
 @dataclass
@@ -53,7 +53,7 @@ class PaymentIncomplete(AppError):
     @property
     def message(self) -> str:
         return (
-            f"{in_major(self.received_minor, self.currency)} of {in_major(self.amount_minor, self.currency)}"
+            f"{amount_text(self.received_minor, self.currency)} of {amount_text(self.amount_minor, self.currency)}"
             f" {self.currency.upper()} arrived before this checkout closed, and no credits were granted;"
             f" write to support with {self.purchase_id}."
         )

@@ -464,7 +464,7 @@ class Life:
         self.refunds: list[str] = []
         self.disputes: list[str] = []
 
-    async def run(self, steps: list[tuple[str, int]], *, delayed: bool, fails: bool) -> None:
+    async def run(self, *, delayed: bool, fails: bool) -> None:
         started = await self.checkout.start(self.email, BUILDER, None)
         self.session = started.session_id
         await self.stripe.turn(f"sessions/{self.session}/{'delayed' if delayed else 'pay'}")
@@ -474,9 +474,12 @@ class Life:
                 f"sessions/{self.session}/settle", outcome="failed" if fails else "succeeded"
             )
             await self.hear()
+            if fails:
+                return
         self.payment = self.stripe.session(self.session)["payment_intent"]
-        for step, amount in steps:
-            await self.take(step, amount)
+        for _ in range(self.chance.randrange(12)):
+            while not await self.take(self.chance.choice(STEPS), self.chance.choice((1, 700, 2_000, 5_000))):
+                continue  # it does not follow on what was: another
             await self.hear()
         self.chance.shuffle(self.late)
         await deliver(self.checkout, self.late)
@@ -496,8 +499,8 @@ class Life:
         self.chance.shuffle(now)
         await asyncio.gather(*(deliver(self.checkout, [event]) for event in now))
 
-    async def take(self, step: str, amount: int) -> None:
-        """Take a step if it can be taken now."""
+    async def take(self, step: str, amount: int) -> bool:
+        """Take a step; returns whether it could be taken."""
         try:
             if step == "refund":
                 self.refunds.append((await self.turn(f"payments/{self.payment}/refund", amount=amount))["id"])
@@ -514,7 +517,8 @@ class Life:
             else:
                 await self.turn(f"disputes/{self.chance.choice(self.disputes or ['du_0'])}/{step}")
         except AssertionError:
-            return  # not now
+            return False
+        return True
 
     async def turn(self, path: str, **order: Any) -> dict[str, Any]:
         return await self.stripe.turn(path, **order)
@@ -538,9 +542,9 @@ async def test_the_books_end_where_the_provider_is_whatever_was_heard(
 ):
     loop = asyncio.get_running_loop()
 
-    async def live(steps, delayed, fails, seed):
+    async def live(delayed, fails, seed):
         life = Life(stripe, checkout, server, random.Random(seed))
-        await life.run(steps, delayed=delayed, fails=fails)
+        await life.run(delayed=delayed, fails=fails)
         if delayed and fails:
             assert not await exists(db, life.email)
             return
@@ -556,20 +560,15 @@ async def test_the_books_end_where_the_provider_is_whatever_was_heard(
             assert kept.scalar_one() == returned
 
     @settings(
-        max_examples=40,
+        max_examples=30,
         deadline=None,
         suppress_health_check=list(HealthCheck),
         database=None,
         phases=[Phase.generate],  # an example takes a second: shrinking one would take minutes
     )
-    @given(
-        steps=st.lists(st.tuples(st.sampled_from(STEPS), st.integers(1, 5_000)), min_size=1, max_size=8),
-        delayed=st.booleans(),
-        fails=st.booleans(),
-        seed=st.integers(0, 2**32),
-    )
-    def any_life(steps, delayed, fails, seed):
-        asyncio.run_coroutine_threadsafe(live(steps, delayed, fails, seed), loop).result(60)
+    @given(delayed=st.booleans(), fails=st.booleans(), seed=st.integers(0, 2**32))
+    def any_life(delayed, fails, seed):
+        asyncio.run_coroutine_threadsafe(live(delayed, fails, seed), loop).result(60)
 
     await asyncio.to_thread(any_life)
     await assert_sound(db)

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kit.errors import InvalidRequest
-from payments.amounts import in_major, in_minor
+from payments.amounts import in_minor
+from payments.currencies import amount_text
 
 
 @pytest.mark.parametrize(
@@ -15,7 +16,7 @@ from payments.amounts import in_major, in_minor
     [(5_000, "usd", "50.00"), (1, "eur", "0.01"), (99, "usd", "0.99"), (22_500, "jpy", "22500")],
 )
 def test_an_amount_is_told_as_providers_write_it(minor, currency, text):
-    assert in_major(minor, currency) == text
+    assert amount_text(minor, currency) == text
     assert in_minor(text, currency) == minor
 
 
@@ -23,7 +24,7 @@ def test_an_amount_is_told_as_providers_write_it(minor, currency, text):
 def test_what_is_told_comes_back_as_it_was(minor, currency):
     if currency in ("usd", "eur"):
         minor //= 100
-    assert in_minor(in_major(minor, currency), currency) == minor
+    assert in_minor(amount_text(minor, currency), currency) == minor
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,9 @@ def fail(state: CryptoState, payment: Json) -> Json:
 
 
 def refund(state: CryptoState, payment: Json, amount: Decimal) -> Json:
-    """Send coins back. Raises: WrongState for more than is there."""
+    """Send coins of a completed payment back. Raises: WrongState for more than is there."""
+    if payment["state"] != "settled":
+        raise WrongState("Only a completed payment is refunded.")
     if amount > arrived(payment, confirmed=True) - refunded(payment):
         raise WrongState("More than is left of this payment.")
     payment["refunds"].append({"id": f"ref_{state.token(24)}", "amount": f"{amount:f}", "at": state.now()})

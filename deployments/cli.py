@@ -13,29 +13,28 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from deployments import account_cli, operator_cli
 from deployments.audit_report import report_audit, report_chain
 from deployments.books import books, in_books
 from deployments.cli_people import show_outbox, users_app
+from deployments.command_line import by_hand, user_id_of
 from deployments.launcher import Launcher, LaunchError
 from deployments.purchases import purchases_app
 from deployments.receipts import receipt_app
 from deployments.serve_api import dashboard_hint
 from deployments.webhooks import webhooks_app
 from kit import migrate as migrations
-from kit.errors import AppError, NotFound
-from kit.ids import new_id
+from kit.errors import AppError
 from kit.postgres import PostgresStartError
 from kit.settings import Settings, SettingsError, load_settings
 from ledger import keys as api_keys
-from ledger.balances import balance
-from ledger.credits import credit
-from ledger.tables import users
+from ledger.accounts import lock_by_user
+from ledger.actions import Action, record
 from ledger.users import account_of_email
 
-TOKENS_A_CREDIT = 100
+OPERATING = "Looking after accounts"
 
 app = typer.Typer(
     name="farebox",
@@ -60,6 +59,21 @@ app.command("outbox")(show_outbox)
 app.add_typer(receipt_app, name="receipt")
 app.add_typer(webhooks_app, name="webhooks")
 app.add_typer(purchases_app, name="purchases")
+for name, nouns in {
+    "account": account_cli.account_app,
+    "prices": operator_cli.prices_app,
+    "voucher": operator_cli.voucher_app,
+    "operator": operator_cli.operator_app,
+}.items():
+    app.add_typer(nouns, name=name, rich_help_panel=OPERATING)
+for command in (
+    account_cli.grant,
+    account_cli.refund,
+    account_cli.holds,
+    account_cli.jobs,
+    operator_cli.log,
+):
+    app.command(rich_help_panel=OPERATING)(command)
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
@@ -231,45 +245,12 @@ def audit(
         raise SystemExit(1)
 
 
-@app.command()
-def grant(
-    email: Email,
-    amount: Annotated[
-        int, typer.Argument(min=1, max=1_000_000, metavar="CREDITS", help="Whole credits to give.")
-    ],
-    reason: Annotated[str, typer.Option(help="Why; kept in the books.")] = "granted by the operator",
-    reference: Annotated[
-        str, typer.Option(help="Makes a repeat harmless; new for each run when empty.")
-    ] = "",
-) -> None:
-    """Give credits to a user, opening the account if there is none. They are booked against promotion."""
-    name = reference or new_id("req")
-
-    async def give(conn: AsyncConnection) -> int:
-        owner = await account_of_email(conn, email)
-        await credit(
-            conn,
-            owner.account_id,
-            kind="grant",
-            house="promotion:operator",
-            amount_tokens=amount * TOKENS_A_CREDIT,
-            reference=name,
-            reason=reason,
-        )
-        return (await balance(conn, owner.account_id)).available_tokens
-
-    with books(load_settings()) as url:
-        free = in_books(url, give)
-    whole, rest = divmod(free, TOKENS_A_CREDIT)
-    console.print(f"{email} has {whole}.{rest:02} credits free to spend (reference {name})")
-
-
 @keys_app.command("list")
 def list_keys(email: Email) -> None:
     """Show a user's keys; secrets are shown only once, when they are made."""
 
     async def rows(conn: AsyncConnection) -> list[api_keys.ApiKey]:
-        return await api_keys.list_keys(conn, await _user_id(conn, email))
+        return await api_keys.list_keys(conn, await user_id_of(conn, email))
 
     with books(load_settings()) as url:
         found = in_books(url, rows)
@@ -289,7 +270,11 @@ def create_key(
 
     async def make(conn: AsyncConnection) -> api_keys.NewApiKey:
         owner = await account_of_email(conn, email)
-        return await api_keys.mint(conn, owner.user_id, label, brand=settings.key_brand)
+        made = await api_keys.mint(conn, owner.user_id, label, brand=settings.key_brand)
+        await record(
+            conn, by_hand(), Action("key.create", made.key.id, owner.user_id, after={"label": label})
+        )
+        return made
 
     with books(settings) as url:
         made = in_books(url, make)
@@ -301,20 +286,17 @@ def revoke_key(email: Email, prefix: Annotated[str, typer.Argument(help="How the
     """Revoke the user's one key that begins so, from the next request on."""
 
     async def revoke(conn: AsyncConnection) -> api_keys.ApiKey:
-        return await api_keys.revoke(conn, await _user_id(conn, email), prefix)
+        user_id = await user_id_of(conn, email)
+        await lock_by_user(conn, user_id)
+        was_live = (await api_keys.match(conn, user_id, prefix, None)).revoked_at is None
+        gone = await api_keys.revoke(conn, user_id, prefix)
+        if was_live:
+            await record(conn, by_hand(), Action("key.revoke", gone.id, user_id, after={"label": gone.label}))
+        return gone
 
     with books(load_settings()) as url:
         gone = in_books(url, revoke)
     console.print(f"revoked {gone.prefix} ({escape(gone.label)})")
-
-
-async def _user_id(conn: AsyncConnection, email: str) -> str:
-    found = (
-        await conn.execute(select(users.c.id).where(users.c.email == email.strip().lower()))
-    ).scalar_one_or_none()
-    if found is None:
-        raise NotFound(f"user as {email}")
-    return str(found)
 
 
 @models_app.command("list")

@@ -11,12 +11,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.books import books, in_books
+from deployments.command_line import Reason, by_hand, on_books, user_id_of
+from gateway import interventions
 from gateway.mail import outbox_directory
 from kit import outbox
 from kit.settings import load_settings
-from ledger import users
 
 users_app = typer.Typer(no_args_is_help=True, help="People: suspend and restore.")
 console = Console(highlight=False)
@@ -25,19 +27,25 @@ Email = Annotated[str, typer.Argument(help="The user's e-mail address.", show_de
 
 
 @users_app.command("suspend")
-def suspend(address: Email) -> None:
+def suspend(address: Email, reason: Reason = "suspended at the command line") -> None:
     """Refuse all of a user's keys and sessions, from the next request on. Nothing is deleted."""
-    with books(load_settings()) as url:
-        in_books(url, users.suspend, address)
+    _set_suspended(address, True, reason)  # noqa: FBT003
     console.print(f"{escape(address)} is suspended")
 
 
 @users_app.command("restore")
-def restore(address: Email) -> None:
+def restore(address: Email, reason: Reason = "restored at the command line") -> None:
     """Take a suspension back."""
-    with books(load_settings()) as url:
-        in_books(url, users.restore, address)
+    _set_suspended(address, False, reason)  # noqa: FBT003
     console.print(f"{escape(address)} is no longer suspended")
+
+
+def _set_suspended(address: str, suspended: bool, reason: str) -> None:
+    async def work(conn: AsyncConnection) -> None:
+        user_id = await user_id_of(conn, address)
+        await interventions.set_suspended(conn, by_hand(), user_id, suspended, reason)
+
+    on_books(work)
 
 
 def show_outbox(

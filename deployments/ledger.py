@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.books import announce_books, forget_books
 from deployments.ledger_billing import LedgerBilling
+from deployments.ledger_desk import LedgerDesk
 from deployments.ledger_keys import LedgerKeys
 from deployments.ledger_people import LedgerPeople
 from deployments.ledger_quotas import counted
@@ -48,7 +49,7 @@ I = TypeVar("I")  # noqa: E741  # an item of a batch
 log = structlog.get_logger(__name__)
 
 
-class LedgerServer(LedgerReads, LedgerTools, LedgerKeys, LedgerPeople, LedgerBilling):
+class LedgerServer(LedgerReads, LedgerTools, LedgerKeys, LedgerPeople, LedgerDesk, LedgerBilling):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
 
     def __init__(self, settings: Settings | None = None) -> None:

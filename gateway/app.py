@@ -9,13 +9,14 @@ from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
 from gateway.catalog import CatalogError, load_catalog
-from gateway.deps import Parts, key_pattern
+from gateway.deps import Parts, key_pattern, operator_pattern
 from gateway.health import Health, PaymentsMode
 from gateway.kept import Kept
 from gateway.limits import limited
 from gateway.middleware import Edge
 from gateway.openapi import document
 from gateway.ports import Ledger, Models
+from gateway.prices import PriceList
 from gateway.problems import add_problem_handlers
 from gateway.receipts import receipt_keys
 from gateway.regions import RegionBlock
@@ -28,6 +29,8 @@ from gateway.routes import (
     keys,
     media,
     operations,
+    operator_desk,
+    operator_users,
     pages,
     pricing,
     purchases,
@@ -35,6 +38,7 @@ from gateway.routes import (
     sign_in,
     tools,
     usage,
+    vouchers,
 )
 from gateway.schemas import INPUTS
 from gateway.session_cookie import SessionCookie
@@ -60,7 +64,7 @@ NO_TELEMETRY: Final = {
 
 ROUTERS: Final = (
     tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, pricing,
-    sign_in, account, pages,
+    vouchers, sign_in, account, pages, operator_users, operator_desk,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 
@@ -114,7 +118,9 @@ def create_app(  # noqa: PLR0913  # the parts of the house
         catalog=catalog,
         signer=UrlSigner(settings.secret.get_secret_value().encode()),
         receipt_keys=receipt_keys(settings),
+        price_list=PriceList(catalog, ledger),
         key_pattern=key_pattern(settings.key_brand),
+        operator_pattern=operator_pattern(settings.key_brand),
         proxies=settings.proxies,
         health=Kept(health.probe, HEALTH_KEPT_S),
         trial_balance=Kept(ledger.trial_balance, TRIAL_BALANCE_KEPT_S),

@@ -22,7 +22,15 @@ from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 from starlette.routing import request_response
 
-from gateway.deps import caller_key, credential_of, parts_of, retry_key_of, session_caller
+from gateway.deps import (
+    caller_key,
+    credential_of,
+    operator_credential_of,
+    operator_key,
+    parts_of,
+    retry_key_of,
+    session_caller,
+)
 from gateway.problems import SHOWN_NAME_CHARS, field_faults
 from kit.errors import InvalidRequest, UnsupportedMediaType
 
@@ -89,12 +97,16 @@ class StrictRoute(APIRoute):
         handler = super().get_route_handler()
         if self.body_field is None:
             return handler
-        needs_key = _depends_on(self.dependant, caller_key)
+        presented = [
+            credential
+            for key, credential in ((caller_key, credential_of), (operator_key, operator_credential_of))
+            if _depends_on(self.dependant, key)
+        ]
         needs_session = _depends_on(self.dependant, session_caller)
 
         async def strict(request: Request) -> Response:
-            if needs_key:
-                credential_of(request)
+            for credential in presented:
+                credential(request)
             if needs_session:
                 await session_caller(request)
             require_json(request)

@@ -27,6 +27,8 @@ TOKENS_PER_CREDIT: Final = 100
 """The two published documents speak credits and tokens of the same money."""
 MILLI: Final = 1000
 """Units are counted in thousandths: no unit on sale is measured finer, and integers stay exact."""
+FILE_VERSIONS: Final = 1000
+"""How far the file's own price versions go; an operator's announced prices are numbered from there on."""
 UNITS_MILLI: Final = {"image": MILLI}
 """How much of its unit one job of a task takes: a picture job makes one picture."""
 CONSUME: Final = "consume"
@@ -245,7 +247,7 @@ class _Task(_Strict):
 
 
 class _File(_Strict):
-    price_version: Annotated[int, Field(ge=1)]
+    price_version: Annotated[int, Field(ge=1, le=FILE_VERSIONS)]
     since: date
     packages: Annotated[list[_Package], Field(min_length=1)]
     tools: Annotated[dict[_ToolName, _Tool], Field(min_length=1)]

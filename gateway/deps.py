@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Header, Request
+from structlog.contextvars import get_contextvars
 
 from gateway.catalog import Catalog
 from gateway.kept import Kept
+from gateway.operator_ports import Signed
 from gateway.ports import Ledger
+from gateway.prices import PriceList
 from gateway.session_cookie import CSRF_HEADER, SessionCookie
 from kit.addresses import Network, caller_address
 from kit.errors import AuthRequired, Forbidden, InvalidRequest, NotFound
@@ -49,9 +52,12 @@ class Parts:
     crypto: CryptoCheckouts | None
     objects: ObjectStore
     catalog: Catalog
+    """The file as it was read. What is sold now, with the prices that hold now, is `await parts.price_list()`."""
+    price_list: PriceList
     signer: UrlSigner
     receipt_keys: SigningKeys
     key_pattern: re.Pattern[str]
+    operator_pattern: re.Pattern[str]
     proxies: tuple[Network, ...]
     health: Kept[tuple[int, bytes]]
     trial_balance: Kept[TrialBalance]
@@ -63,6 +69,11 @@ class Parts:
 def key_pattern(brand: str) -> re.Pattern[str]:
     """Return what a key of this server looks like."""
     return re.compile(rf"{brand}_live_{KEY_BODY}")
+
+
+def operator_pattern(brand: str) -> re.Pattern[str]:
+    """Return what an operator's key looks like: never what a customer's looks like."""
+    return re.compile(rf"{brand}_op_{KEY_BODY}")
 
 
 def parts_of(request: Request) -> Parts:
@@ -79,6 +90,19 @@ def credential_of(request: Request) -> Credential:
     Raises: AuthRequired; InvalidRequest when two keys are presented; Forbidden for a session's write without its
     CSRF token.
     """
+    key = _presented(request)
+    if key is None:
+        return session_of(request)
+    parts = parts_of(request)
+    return Credential(_hash_of(key, parts.key_pattern), ip_of(request, parts.proxies))
+
+
+def operator_credential_of(request: Request) -> bytes:
+    """Return the hash of the presented operator key. Raises: AuthRequired, also for a customer's key or session."""
+    return _hash_of(_presented(request) or "", parts_of(request).operator_pattern)
+
+
+def _presented(request: Request) -> str | None:
     headers = request.headers
     presented = set(headers.getlist("x-api-key"))
     for value in headers.getlist("authorization"):
@@ -86,15 +110,15 @@ def credential_of(request: Request) -> Credential:
         if scheme.lower() != "bearer":
             raise AuthRequired
         presented.add(key.strip())
-    if not presented:
-        return session_of(request)
     if len(presented) > 1:
         raise InvalidRequest("x-api-key", "differs from the key in Authorization; send one of them")
-    key = presented.pop()
-    parts = parts_of(request)
-    if not parts.key_pattern.fullmatch(key):
+    return presented.pop() if presented else None
+
+
+def _hash_of(key: str, pattern: re.Pattern[str]) -> bytes:
+    if not pattern.fullmatch(key):
         raise AuthRequired
-    return Credential(hash_key(key), ip_of(request, parts.proxies))
+    return hash_key(key)
 
 
 def ip_of(request: Request, proxies: Sequence[Network]) -> str | None:
@@ -157,6 +181,11 @@ async def session_caller(request: Request) -> Credential:
     if has_key(request):
         raise Forbidden("Only a signed-in browser may do this; a key may not.")
     return session_of(request)
+
+
+async def operator_key(request: Request) -> Signed:
+    """Give an operator's route who calls, under which request id. Raises: AuthRequired, InvalidRequest."""
+    return Signed(operator_credential_of(request), get_contextvars().get("request_id"))
 
 
 async def retry_key(
@@ -227,5 +256,6 @@ def _unquoted(value: str) -> str:
 PartsOf = Annotated[Parts, Depends(parts)]
 CallerKey = Annotated[Credential, Depends(caller_key)]
 CallerSession = Annotated[Credential, Depends(session_caller)]
+OperatorKey = Annotated[Signed, Depends(operator_key)]
 OptionalKey = Annotated[Credential | None, Depends(optional_key)]
 RetryKey = Annotated[str | None, Depends(retry_key)]

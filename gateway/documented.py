@@ -75,6 +75,7 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
         "An empty account": {"email": "dev@company.com", "confirm": True},
         "An account with a balance": {"email": "dev@company.com", "confirm": True, "forfeit": True},
     },
+    "redeemVoucher": {"As it was typed": {"code": "k7qx 2m4p 9trb wz3d"}},
     "rotateKey": {"A day to change over": {"keyPrefix": "abcde", "overlapSeconds": 86400}},
     "revokeKey": {"By its first characters": {"keyPrefix": "abcde"}},
     "checkTool": {
@@ -238,6 +239,15 @@ ANSWERS: Final[Mapping[str, Any]] = {
                 "alg": "EdDSA",
             }
         ]
+    },
+    "redeemVoucher": {
+        "ok": True,
+        "credits": 5.0,
+        "tokens": 500,
+        "balance": 604.0,
+        "balanceTokens": 60400,
+        "creditsExpireAt": "2026-12-22T12:00:00Z",
+        "redeemedAt": _MADE,
     },
     "getTrialBalance": {
         "ok": True,

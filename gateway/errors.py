@@ -91,6 +91,19 @@ class UnknownTask(AppError):
 
 
 @dataclass
+class HoldOfJob(AppError):
+    """The hold pays for a job and ends with it. Nothing was freed."""
+
+    job_id: str
+    code = "hold_of_job"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return f"This hold belongs to {self.job_id}; cancel the job, and its hold goes with it."
+
+
+@dataclass
 class TooManyFiles(AppError):
     """The caller keeps as many uploads as are allowed."""
 

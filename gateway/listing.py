@@ -7,6 +7,8 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import Query
 
+from kit.errors import InvalidRequest
+
 
 class Named(Protocol):
     """Anything with a time-ordered id."""
@@ -19,6 +21,13 @@ T = TypeVar("T", bound=Named)
 
 Limit = Annotated[int, Query(ge=1, le=100, description="How many to return.")]
 Cursor = Annotated[str | None, Query(description="The `nextCursor` of the page before.")]
+
+
+def searched(field: str, text: str | None) -> str | None:
+    """Return a search term that the books can look for. Raises: InvalidRequest for one that no text of theirs holds."""
+    if text is not None and not text.isprintable():
+        raise InvalidRequest(field, "holds control characters or half a character")
+    return text
 
 
 def page(found: Sequence[T], limit: int, show: Callable[[T], dict[str, Any]]) -> dict[str, Any]:

@@ -206,6 +206,10 @@ _TAGS: Final = [
     {"name": "Files", "description": "Uploads and outputs."},
     {"name": "Webhooks", "description": "For the payment provider."},
     {"name": "Operations", "description": "Health and the public books."},
+    {
+        "name": "Operator",
+        "description": "For whoever runs this server, with an operator's key (`..._op_...`), which is no customer's.",
+    },
 ]
 
 _DESCRIPTION: Final = """\

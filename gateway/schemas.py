@@ -108,6 +108,7 @@ def _each_once(values: list[str]) -> list[str]:
 Scope = Annotated[
     str, Field(pattern=r"^(read|files|keys|checkout|billing|(tools|tasks):(\*|[a-z0-9][a-z0-9_.-]{0,63}))$")
 ]
+FutureInstant = Annotated[datetime, BeforeValidator(_future_instant)]
 Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(one_line)]
 Guidance = Annotated[
     Decimal,
@@ -172,8 +173,8 @@ class CreateKey(Request):
             description="What the key may be used for; without it, everything. `read`: balance, statements, usage,"
             " jobs, files, keys. `tools:<tool>` or `tools:*`: check and spend; `tools:consume`: consume credits."
             " `tasks:<task>` or `tasks:*`: submit and cancel jobs, look at jobs, read and upload files. `files`: read,"
-            " upload and delete files. `keys`: list, make, rotate and revoke keys. `checkout`: top the account up."
-            " `billing`: open the billing portal.",
+            " upload and delete files. `keys`: list, make, rotate and revoke keys. `checkout`: top the account up, by a"
+            " payment or a voucher. `billing`: open the billing portal.",
             examples=[["tasks:image.generate", "read"]],
         ),
     ] = None
@@ -191,7 +192,7 @@ class CreateKey(Request):
     ] = None
     spend_limit: SpendLimit | None = None
     expires_at: Annotated[
-        Annotated[datetime, BeforeValidator(_future_instant)] | None,
+        FutureInstant | None,
         Field(description="RFC 3339 with an offset; the key stops working then. Without it, never."),
     ] = None
     idempotency_key: IdempotencyKey = None

@@ -1,4 +1,4 @@
-"""Jobs, files, holds of tools, counters of requests, sign-in codes.
+"""Jobs, files, prices, holds of tools, counters of requests, sign-in codes.
 
 A job carries its lease and fence; it ends once, by trigger.
 """
@@ -185,3 +185,18 @@ sign_in_codes = Table(
     ),
 )
 """One-time codes; an address has one open code at most. `network`: who asked, for the budgets."""
+
+prices = Table(
+    "prices",
+    metadata,
+    Column("version", Integer, Identity(always=True, start=1001), primary_key=True),
+    Column("tool", Text, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("per_units", Integer, nullable=False),
+    Column("since", DateTime(timezone=True), nullable=False),
+    Column("announced_at", DateTime(timezone=True), nullable=False),
+    CheckConstraint("tokens > 0 AND per_units IN (1, 10, 100, 1000)", name="price"),
+    CheckConstraint("since >= announced_at + interval '1 minute'", name="announced"),
+    Index("prices_tool_idx", "tool", "since", "version"),
+)
+"""Prices that overlay the catalogue file's, each announced before it begins. The file numbers its versions to 1000."""

@@ -6,7 +6,9 @@ from typing import Literal
 
 from ulid import ULID
 
-Prefix = Literal["user", "key", "pur", "hold", "job", "file", "req", "run", "evt", "ses", "ret"]
+Prefix = Literal[
+    "user", "key", "pur", "hold", "job", "file", "req", "run", "evt", "ses", "op", "act", "voucher", "ret"
+]
 
 
 def new_id(prefix: Prefix) -> str:

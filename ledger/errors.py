@@ -134,3 +134,16 @@ class NotReversible(AppError):
     @property
     def message(self) -> str:
         return f"This {self.kind} can't be undone: {self.reason}."
+
+
+@dataclass
+class OperatorExists(AppError):
+    """A live operator has that name. No key was made."""
+
+    name: str
+    code = "operator_exists"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return f"There is an operator {self.name!r}; revoke that key first, or take another name."

@@ -42,13 +42,19 @@ async def refund(  # noqa: PLR0913  # the facts of a transfer
         if (found.amount, found.reverses_id) != (amount_tokens, transfer_id):
             raise ReferenceConflict(reference)
         return found.id
+    refundable = await left(conn, account_id, transfer_id)
+    if not 0 < amount_tokens <= refundable:
+        raise ExceedsOriginal(amount_tokens, refundable)
+    original = await _original(conn, account_id, transfer_id)
+    return await _give_back(conn, purse, original, "refund", amount_tokens, reference, reason)
+
+
+async def left(conn: AsyncConnection, account_id: int, transfer_id: int) -> int:
+    """Return what could still be refunded of a charge. The account is locked. Raises: NotFound, NotReversible."""
     original = await _original(conn, account_id, transfer_id)
     if original.kind not in CHARGES:
         raise NotReversible(original.kind, "only a charge can be refunded")
-    left = -original.amount - await _returned(conn, transfer_id)
-    if not 0 < amount_tokens <= left:
-        raise ExceedsOriginal(amount_tokens, left)
-    return await _give_back(conn, purse, original, "refund", amount_tokens, reference, reason)
+    return -int(original.amount) - await _returned(conn, transfer_id)
 
 
 async def reverse(

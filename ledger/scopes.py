@@ -5,7 +5,7 @@
     tasks:<task>     submit and cancel jobs of that task, look at jobs, read and upload files; `tasks:*` for every task
     files            read, upload and delete files
     keys             list, make, rotate and revoke keys
-    checkout         top the account up
+    checkout         top the account up, by a payment or a voucher
     billing          open the payment provider's portal: invoices, receipts, saved cards
 
 A use needs one scope by name, or one of several kinds (`GRANTED_BY`).

@@ -11,6 +11,7 @@
              trigger: a foreign key would lock the house account's row.
 `holds`      money set aside; resolved once, by trigger.
 `users`, `api_keys`  who may move it: kept beside the books because a key's validity is part of the same decision.
+`operators`, `operator_actions`  who looks after it, and what each did: append-only.
 
 Units: every `amount`, `balance`, `held`, `captured` is in tokens.
 """
@@ -36,7 +37,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, CIDR
+from sqlalchemy.dialects.postgresql import ARRAY, CIDR, JSONB
 
 from kit.db import metadata
 
@@ -287,3 +288,37 @@ api_keys = Table(
 """`parent_id`: the limited key that made it. A child is never wider than its parent and ends with it, by trigger;
 what it spends counts against every ancestor's cap. `last_used_at` is written at most once a minute. A session
 (`ledger.sessions`) is a row of another kind: without a prefix or a limit, and with an end."""
+
+operators = Table(
+    "operators",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("secret_hash", LargeBinary, nullable=False, unique=True),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_now),
+    Column("revoked_at", DateTime(timezone=True)),
+    Column("last_used_at", DateTime(timezone=True)),
+    CheckConstraint("octet_length(secret_hash) = 32", name="hash_only"),
+    CheckConstraint("length(name) BETWEEN 1 AND 100", name="name"),
+    Index("operators_live_name_idx", "name", unique=True, postgresql_where=text("revoked_at IS NULL")),
+)
+
+operator_actions = Table(
+    "operator_actions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
+    Column("operator_id", Text, ForeignKey("operators.id")),
+    Column("name", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("user_id", Text, ForeignKey("users.id")),
+    Column("before", JSONB(none_as_null=True)),
+    Column("after", JSONB(none_as_null=True)),
+    Column("reason", Text),
+    Column("request_id", Text),
+    CheckConstraint("length(name) > 0 AND length(action) > 0 AND length(target) > 0", name="named"),
+    Index("operator_actions_user_idx", "user_id", "id"),
+)
+"""`operator_id` is empty for the command line, where `name` is the system's user. `target`: the id that was acted on;
+`user_id`: whom it concerned."""

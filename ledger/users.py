@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -81,16 +80,6 @@ async def require_user(conn: AsyncConnection, user_id: str) -> User:
     return User(row.id, row.email, row.suspended_at is not None)
 
 
-async def suspend(conn: AsyncConnection, email: str) -> None:
-    """Refuse every key and session of a user, from the next request on; a repeat changes nothing. Raises: NotFound."""
-    await _update(conn, email, func.coalesce(users.c.suspended_at, func.now()))
-
-
-async def restore(conn: AsyncConnection, email: str) -> None:
-    """Take a suspension back. Raises: NotFound."""
-    await _update(conn, email, None)
-
-
 def nameless(user_id: str) -> str:
     """Return what stands in place of a deleted user's address; no mail reaches it (RFC 2606, `.invalid`)."""
     return f"deleted-{user_id}@invalid"
@@ -103,11 +92,3 @@ async def forget(conn: AsyncConnection, user_id: str) -> None:
         .where(users.c.id == user_id, users.c.deleted_at.is_(None))
         .values(email=nameless(user_id), deleted_at=func.now())
     )
-
-
-async def _update(conn: AsyncConnection, email: str, suspended_at: ColumnElement[datetime] | None) -> None:
-    found = await conn.execute(
-        update(users).where(users.c.email == email.strip().lower()).values(suspended_at=suspended_at)
-    )
-    if not found.rowcount:
-        raise NotFound(f"user as {email}")

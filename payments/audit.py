@@ -1,4 +1,4 @@
-"""The invariants that tie purchases to the books."""
+"""The invariants that tie purchases and vouchers to the books."""
 
 from __future__ import annotations
 
@@ -41,7 +41,21 @@ PAYMENT_CHECKS: Final = (
            FROM purchases p
            JOIN accounts a ON a.user_id = p.user_id
            JOIN grants g ON g.account_id = a.id AND g.purchase_id = p.id
-           WHERE g.clawed <> coalesce(
+           WHERE EXISTS (SELECT 1 FROM payment_returns r WHERE r.purchase_id = p.id) AND g.clawed <> coalesce(
                div(CAST(p.credits_tokens AS numeric) * p.returned_minor, nullif(p.paid_minor, 0)), 0)""",
+    ),
+    Check(
+        "a voucher counts its redemptions, each a grant of its amount to the account that redeemed it",
+        """SELECT v.id AS voucher_id, v.redemptions, r.grants
+           FROM vouchers v
+           LEFT JOIN (
+               SELECT r.voucher_id, count(*) AS redeemed, count(t.id) AS grants
+               FROM voucher_redemptions r
+               JOIN vouchers v ON v.id = r.voucher_id
+               LEFT JOIN transfers t ON t.id = r.transfer_id AND t.account_id = r.account_id AND t.kind = 'grant'
+                   AND t.amount = v.amount
+               GROUP BY r.voucher_id
+           ) r ON r.voucher_id = v.id
+           WHERE v.redemptions <> coalesce(r.redeemed, 0) OR r.redeemed <> r.grants""",
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -37,3 +37,8 @@ async def remember_customer(conn: AsyncConnection, provider: str, user_id: str, 
         .values(provider=provider, user_id=user_id, customer_id=customer_id)
         .on_conflict_do_nothing()
     )
+
+
+async def forget_customers(conn: AsyncConnection, user_id: str) -> None:
+    """Unlink a user who is forgotten; what the provider keeps of them is asked for there."""
+    await conn.execute(delete(provider_customers).where(provider_customers.c.user_id == user_id))

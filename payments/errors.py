@@ -122,3 +122,20 @@ class NotRefundable(AppError):
     @property
     def message(self) -> str:
         return f"This payment can't be refunded: {self.reason}."
+
+
+@dataclass
+class VoucherClosed(AppError):
+    """The voucher is used up, expired or disabled. Nothing was granted."""
+
+    state: str
+    code = "voucher_closed"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return f"This voucher is {self.state.replace('_', ' ')}."
+
+    @property
+    def details(self) -> dict[str, str]:
+        return {"state": self.state}

@@ -165,16 +165,6 @@ async def by_session(conn: AsyncConnection, provider: str, session_id: str) -> P
     return _purchase(row)
 
 
-async def list_purchases(conn: AsyncConnection, user_id: str) -> list[Purchase]:
-    """Return what was sold to a user, and their top-ups that are still open, newest first."""
-    rows = await conn.execute(
-        select(purchases)
-        .where(or_(purchases.c.user_id == user_id, purchases.c.topup_user_id == user_id))
-        .order_by(purchases.c.id.desc())
-    )
-    return [_purchase(row) for row in rows]
-
-
 async def by_id(conn: AsyncConnection, purchase_id: str) -> Purchase:
     """Return a purchase. Raises: NotFound."""
     row = (await conn.execute(select(purchases).where(purchases.c.id == purchase_id))).one_or_none()
@@ -190,6 +180,16 @@ async def of_email(conn: AsyncConnection, email: str, limit: int) -> list[Purcha
         .where(purchases.c.email == email.strip().lower())
         .order_by(purchases.c.created_at.desc())
         .limit(limit)
+    )
+    return [_purchase(row) for row in rows]
+
+
+async def list_purchases(conn: AsyncConnection, user_id: str) -> list[Purchase]:
+    """Return what was sold to a user, and their top-ups that are still open, newest first."""
+    rows = await conn.execute(
+        select(purchases)
+        .where(or_(purchases.c.user_id == user_id, purchases.c.topup_user_id == user_id))
+        .order_by(purchases.c.id.desc())
     )
     return [_purchase(row) for row in rows]
 

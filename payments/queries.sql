@@ -36,3 +36,13 @@ FROM (
 ) ready
 WHERE e.provider = ready.provider AND e.event_id = ready.event_id
 RETURNING e.provider, e.event_id, e.type, e.object_id, e.body, e.received_at
+
+-- name: forget_old
+-- Bodies name payers. What was given up stays until somebody has looked at it.
+DELETE FROM provider_events
+WHERE (provider, event_id) IN (
+    SELECT provider, event_id FROM provider_events
+    WHERE applied_at IS NOT NULL AND received_at < now() - make_interval(days => :days)
+    ORDER BY received_at
+    LIMIT :limit
+)

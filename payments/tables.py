@@ -1,4 +1,8 @@
-"""Purchases and the provider's events. A purchase is fulfilled at most once and claimed at most once."""
+"""Purchases, the provider's events, and vouchers.
+
+A purchase is fulfilled at most once and claimed at most once; a voucher is redeemed at most once for each account
+and at most `max_redemptions` times in all.
+"""
 
 from __future__ import annotations
 
@@ -120,3 +124,37 @@ provider_events = Table(
     Index(None, "received_at"),
 )
 """`attempts` counts tries begun; `retry_at` is when the next is due. What was received never changes, by trigger."""
+
+vouchers = Table(
+    "vouchers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("code_hash", LargeBinary, nullable=False, unique=True),
+    Column("hint", Text, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("max_redemptions", Integer, nullable=False),
+    Column("redemptions", Integer, nullable=False, server_default=text("0")),
+    Column("expires_at", DateTime(timezone=True)),
+    Column("credits_days", Integer),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("disabled_at", DateTime(timezone=True)),
+    CheckConstraint("octet_length(code_hash) = 32", name="hash_only"),
+    CheckConstraint("amount > 0 AND credits_days > 0", name="amount"),
+    CheckConstraint("max_redemptions > 0 AND redemptions BETWEEN 0 AND max_redemptions", name="used_up"),
+)
+"""`hint`: the code's first characters, to recognise it by. `credits_days`: how long redeemed credits live; empty: for
+ever. Units: `amount` tokens."""
+
+voucher_redemptions = Table(
+    "voucher_redemptions",
+    metadata,
+    Column("voucher_id", Text, ForeignKey("vouchers.id"), primary_key=True),
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), primary_key=True),
+    Column("transfer_id", BigInteger, ForeignKey("transfers.id"), nullable=False, unique=True),
+    Column("free_after", BigInteger, nullable=False),
+    Column("credits_expire_at", DateTime(timezone=True)),
+    Column("redeemed_at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
+    CheckConstraint("free_after >= 0", name="free"),
+)
+"""`free_after`: what was free to spend then, kept so that a repeat is answered alike."""

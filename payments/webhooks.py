@@ -28,6 +28,10 @@ BACKOFF_MOST_S: Final = 3_600.0
 ATTEMPTS: Final = 84
 """Twelve tries in the first two hours, then one an hour: three days, as long as Stripe itself goes on trying."""
 PROBLEM_MAX_LENGTH: Final = 1_000
+KEPT_DAYS: Final = 30
+"""As long as Stripe itself keeps its events."""
+FORGOTTEN_AT_ONCE: Final = 500
+"""A sweep every few seconds keeps up with far more events than a shop has."""
 
 State = Literal["pending", "applied", "ignored", "dead"]
 queries: Final = load_queries(Path(__file__).with_name("queries.sql"))
@@ -111,6 +115,11 @@ async def newest(conn: AsyncConnection, provider: str) -> datetime | None:
         )
     ).scalar_one()
     return found
+
+
+async def forget_old(conn: AsyncConnection) -> None:
+    """Forget some events that were applied long ago; one that comes again after all changes nothing."""
+    await conn.execute(queries["forget_old"], {"days": KEPT_DAYS, "limit": FORGOTTEN_AT_ONCE})
 
 
 # -- for the operator ----------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ async def refund_payment(
 ) -> dict[str, Any]:
     """Refund a payment as a person does at the dashboard."""
     twin: Twin = request.app.state.twin
-    wish = {
+    wish: dict[str, Any] = {
         "amount": (part or Part()).amount,
         "charge": None,
         "metadata": {},

@@ -63,9 +63,10 @@ async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
     With an idempotency key a retry returns the first answer and holds nothing again.
     """
     del prefer  # declared for the OpenAPI document; the header may come twice
-    task = parts.catalog.task(body.task)
+    catalog = await parts.price_list()
+    task = catalog.task(body.task)
     job_input = task_input(task.name, body.input)
-    quote = parts.catalog.quote(task.name, job_input)
+    quote = catalog.quote(task.name, job_input)
     limit_tokens = body.limit_tokens
     if limit_tokens is not None and quote.cost_tokens > limit_tokens:
         raise CostExceedsLimit(quote.cost_tokens, limit_tokens)

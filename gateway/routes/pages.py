@@ -50,11 +50,12 @@ router = APIRouter(include_in_schema=False)
 @router.get("/")
 async def show_home(parts: PartsOf) -> Response:
     """What this server is, and the way from nothing to a picture as commands to paste."""
+    catalog = await parts.price_list.last_known()
     return _page(
         parts,
         "home.html",
-        packages=list(parts.catalog.packages.values()),
-        tasks=list(parts.catalog.tasks.values()),
+        packages=list(catalog.packages.values()),
+        tasks=list(catalog.tasks.values()),
     )
 
 
@@ -74,7 +75,7 @@ async def show_canceled(parts: PartsOf) -> Response:
 @router.get("/pricing")
 async def show_pricing(parts: PartsOf) -> Response:
     """What everything costs."""
-    catalog = parts.catalog
+    catalog = await parts.price_list.last_known()
     return _page(
         parts,
         "pricing.html",

@@ -24,7 +24,7 @@ CACHEABLE: Final = {"cache-control": "public, max-age=60"}
 @router.get("/pricing", operation_id="getPricing", summary="List tools and prices", response_model=Pricing)
 async def get_pricing(request: Request) -> Response:
     """Each tool with its unit, its price, the model behind it and the day since when. May be cached a minute."""
-    catalog = parts_of(request).catalog
+    catalog = await parts_of(request).price_list.last_known()
     return json_response(
         {
             "ok": True,

@@ -38,7 +38,7 @@ async def check_tool(
 
     An idempotency key makes a retried hold the same hold.
     """
-    price = parts.catalog.tool(body.tool).price
+    price = (await parts.price_list()).tool(body.tool).price
     if not body.hold:
         cost_tokens = price.cost_tokens(body.units_milli)
         return json_response(_allowance(await parts.ledger.check(Check(credential, cost_tokens, body.tool))))
@@ -76,7 +76,7 @@ async def spend_tool(body: SpendTool, credential: CallerKey, parts: PartsOf) -> 
 
     With a `hold_id` the charge comes out of the hold and cannot fail for lack of credits.
     """
-    tool = parts.catalog.tool(body.tool)
+    tool = (await parts.price_list()).tool(body.tool)
     units_milli = body.units_milli
     if body.hold_id is None:
         price = tool.price

@@ -29,6 +29,7 @@ from gateway.ports import (
     StoredFile,
     SubmitJob,
 )
+from gateway.prices import PriceVersion
 from gateway.quotas import Quota, Take
 from kit.db import Database
 from kit.errors import AuthRequired, NotFound
@@ -137,6 +138,11 @@ class StubLedger:
         if file_id not in self.stored:
             raise NotFound("file")
         return self.stored[file_id]
+
+    async def prices(self) -> list[PriceVersion]:
+        if self.broken is not None:
+            raise self.broken
+        return []
 
     async def trial_balance(self) -> TrialBalance:
         self.calls.append("trial_balance")

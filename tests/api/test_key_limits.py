@@ -97,6 +97,7 @@ async def test_403_key_limit_reached(customer, calls):
             ("POST", CONSUME, {"credits": 1, "reason": "x", "idempotencyKey": "k"}),
             "`tools:consume`",
         ),
+        (["read", "tools:*"], ("POST", "/api/v1/vouchers/redeem", {"code": "K7QX"}), "`checkout`"),
     ],
 )
 async def test_403_forbidden_out_of_scope(customer, calls, scopes, request_, named):

@@ -16,6 +16,7 @@ from kit.errors import Forbidden, NotFound
 from kit.outbox import Mail
 from kit.settings import load_settings
 from ledger import keys, scopes
+from ledger.actions import list_actions
 
 
 @pytest.fixture
@@ -41,6 +42,8 @@ def test_a_suspension_refuses_and_a_restore_admits_again(farebox, fresh_url, cus
         in_books(fresh_url, keys.caller_of, customer.credential, scopes.ANY)
     farebox("users", "restore", customer.email)
     assert in_books(fresh_url, keys.caller_of, customer.credential, scopes.ANY).user_id == customer.user_id
+    told = in_books(fresh_url, list_actions, 10)
+    assert [line.action for line in told] == ["user.unsuspend", "user.suspend"]
 
 
 def test_a_stranger_can_not_be_suspended(farebox):

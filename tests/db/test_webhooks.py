@@ -154,3 +154,18 @@ async def test_a_list_is_the_newest_of_a_state_and_a_type(conn):
     assert [e.event.event_id for e in await webhooks.listed(conn, "pending", None, 10)] == ["evt_1"]
     assert [e.event.event_id for e in await webhooks.listed(conn, None, "v3.of.the.future", 10)] == ["evt_2"]
     assert await webhooks.listed(conn, "dead", None, 10) == []
+
+
+async def test_applied_events_are_forgotten_after_a_month_and_dead_letters_stay(conn):
+    for n, (problem, days) in enumerate([(None, 31), (None, 29), ("broken", 31)]):
+        await webhooks.store(conn, ProviderEvent("stripe", f"evt_{n}", "x", "cs_1", b"{}"))
+        await webhooks.finish(conn, "stripe", f"evt_{n}", problem, final=True)
+        await conn.execute(text("ALTER TABLE provider_events DISABLE TRIGGER kept_as_received"))
+        await conn.execute(
+            text(
+                "UPDATE provider_events SET received_at = now() - make_interval(days => :days) WHERE event_id = :id"
+            ),
+            {"days": days, "id": f"evt_{n}"},
+        )
+    await webhooks.forget_old(conn)
+    assert await states(conn) == {"evt_1": "applied", "evt_2": "dead"}

@@ -50,7 +50,7 @@ app = typer.Typer(
     the checkout to a downloaded picture.
 
     The environment decides: FAREBOX_PORT (8000), FAREBOX_DATA_DIR (.farebox), FAREBOX_PROFILE (tiny, small, gpu),
-    DATABASE_URL (empty: embedded Postgres), STRIPE_SECRET_KEY and STRIPE_WEBHOOK_SECRET (empty: sandbox).""",
+    DATABASE_URL (empty: embedded Postgres), STRIPE_*, COINBASE_* and BTCPAY_* (all empty: sandbox).""",
 )
 keys_app = typer.Typer(no_args_is_help=True, help="API keys of a user: list, create, revoke.")
 models_app = typer.Typer(no_args_is_help=True, help="Model weights: list, build tiny, pull, verify.")
@@ -165,7 +165,7 @@ def say_ready(platform: Launcher) -> None:
     if platform.sandbox_url:
         say(f"Payments    sandbox at {platform.sandbox_url}: real flow, no real money")
     else:
-        say("Payments    Stripe")
+        say(f"Payments    {', '.join(providers(settings)) or 'none: checkouts answer 503'}")
     dashboard = dashboard_hint(platform.head.api.url, platform.head.paths.token)
     marked = (
         " (tiny random weights: real pipelines, meaningless results)" if settings.profile != "gpu" else ""
@@ -177,6 +177,16 @@ def say_ready(platform: Launcher) -> None:
     say(f"Docs        {url}/docs")
     say(f"Try         curl -s {url}/api/v1/packages")
     say("[dim]Ctrl-C ends everything that was started here.[/]")
+
+
+def providers(settings: Settings) -> list[str]:
+    """Name the payment providers that are configured."""
+    named = {
+        "Stripe": settings.stripe_secret_key.get_secret_value(),
+        "Coinbase": settings.coinbase_api_key_id,
+        "BTCPay": settings.btcpay_url,
+    }
+    return [name for name, value in named.items() if value]
 
 
 @app.command()

@@ -14,6 +14,7 @@ from gateway.worlds import tiny_of
 from kit.settings import load_settings
 from kit.storage import ObjectStore
 from kit.telemetry import configure_logging
+from payments.crypto import crypto_for
 from payments.stripe_checkout import checkout_for
 
 
@@ -37,5 +38,6 @@ class Ingress:
             ),
             checkout_for(self._settings, ledger),
             ObjectStore(self._settings.objects_url),
+            crypto=crypto_for(self._settings, ledger),
             names_requests=False,  # Serve names each answer after the header that the surface reads
         )

@@ -7,6 +7,7 @@ sandbox, Postgres. What a `kill -9` of this process leaves behind is ended by th
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import secrets
@@ -42,6 +43,8 @@ MODELS_TIMEOUT_S: Final = 120.0
 SANDBOX_TIMEOUT_S: Final = 20.0
 WATCH_S: Final = 0.5
 """How soon a part that died is noticed."""
+COINBASE_KEY_ID: Final = "organizations/sandbox/apiKeys/farebox"
+"""The one key that the sandbox's Coinbase knows."""
 MIN_CPUS: Final = 2
 """Ray's CPUs are logical shares here: even a one-core machine must place all small replicas."""
 
@@ -264,7 +267,7 @@ class Sandbox:
 
     @property
     def url(self) -> str:
-        """Where the twin of Stripe answers."""
+        """Where the twins of the providers answer, Stripe's at the root."""
         return f"http://127.0.0.1:{self._port}"
 
     def alive(self) -> bool:
@@ -280,22 +283,32 @@ class Sandbox:
                 "stripe_secret_key": kept["secret_key"],
                 "stripe_webhook_secret": kept["webhook_secret"],
                 "stripe_api_base": self.url,
+                "coinbase_api_key_id": COINBASE_KEY_ID,
+                "coinbase_api_key_secret": kept["coinbase_key"],
+                "coinbase_webhook_secret": kept["coinbase_webhook_secret"],
+                "coinbase_api_base": f"{self.url}/coinbase/api/v1",
                 "sandbox": True,
             }
         )
         settings = Settings.model_validate(settings.model_dump())
         self.stop()
+        front = f"http://{self._settings.host}:{self._settings.port}"
         log = (self._dir / "sandbox.log").open("ab")
         self._process = subprocess.Popen(  # noqa: S603  # our own program
             [
                 sys.executable, "-m", "sandbox",
                 "--host", "127.0.0.1", "--port", str(self._port),
                 "--state-file", str(self._dir / "stripe.json"),
-                "--webhook-url", f"http://{self._settings.host}:{self._settings.port}/api/v1/webhooks/stripe",
+                "--webhook-url", f"{front}/api/v1/webhooks/stripe",
+                "--crypto-webhook-url", f"{front}/api/v1/webhooks/crypto",
                 "--until-stdin-closes",
             ],
             env=environment(
-                FAREBOX_SANDBOX_SECRET_KEY=kept["secret_key"], FAREBOX_SANDBOX_WEBHOOK_SECRET=kept["webhook_secret"]
+                FAREBOX_SANDBOX_SECRET_KEY=kept["secret_key"],
+                FAREBOX_SANDBOX_WEBHOOK_SECRET=kept["webhook_secret"],
+                FAREBOX_SANDBOX_COINBASE_KEY_ID=COINBASE_KEY_ID,
+                FAREBOX_SANDBOX_COINBASE_KEY=kept["coinbase_key"],
+                FAREBOX_SANDBOX_COINBASE_WEBHOOK_SECRET=kept["coinbase_webhook_secret"],
             ),
             cwd=ROOT,
             stdin=subprocess.PIPE,
@@ -328,12 +341,16 @@ class Sandbox:
         raise LaunchError(f"the payment sandbox did not start; see {self._dir / 'sandbox.log'}")
 
     def _secrets(self) -> dict[str, str]:
+        """Return the secrets of this data directory; one from an earlier version is given what it lacks."""
         path = self._dir / "secrets.json"
-        if not path.exists():
-            made = {
-                "secret_key": f"sk_test_{secrets.token_hex(24)}",
-                "webhook_secret": f"whsec_{secrets.token_hex(24)}",
-            }
-            write_private(path, json.dumps(made))
-        kept: dict[str, str] = json.loads(path.read_text())
+        kept: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        made = {
+            "secret_key": f"sk_test_{secrets.token_hex(24)}",
+            "webhook_secret": f"whsec_{secrets.token_hex(24)}",
+            "coinbase_key": base64.b64encode(secrets.token_bytes(32)).decode(),
+            "coinbase_webhook_secret": secrets.token_hex(24),
+        }
+        if kept.keys() < made.keys():
+            kept = made | kept
+            write_private(path, json.dumps(kept))
         return kept

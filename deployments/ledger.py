@@ -41,7 +41,7 @@ from ledger.balances import Balance, balances_by_key
 from ledger.keys import Caller, Credential
 from ledger.spends import Allowance, Check, Spend, Spent, check_many, spend_many
 from payments import purchases, referrals, webhooks
-from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase
+from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase, UnpaidSession
 from payments.webhooks import ProviderEvent
 
 P = ParamSpec("P")
@@ -225,6 +225,14 @@ class LedgerServer(
     async def fulfil(self, paid: PaidSession) -> Purchase:
         """Grant what was paid for, once."""
         return await self._run("fulfil", purchases.fulfil, paid)
+
+    async def note_unpaid(self, seen: UnpaidSession) -> Purchase:
+        """Keep what arrived of a payment that is not whole."""
+        return await self._run("note_unpaid", purchases.note_unpaid, seen)
+
+    async def due_purchases(self, limit: int) -> list[Purchase]:
+        """Return purchases whose provider should be asked again, and set the next time."""
+        return await self._run("due_purchases", purchases.take_due, limit)
 
     async def claim(self, provider: str, session_id: str, label: str) -> Claim:
         """Redeem a claim and mint its key, or neither."""

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -34,7 +34,9 @@ from kit.ids import new_id
 from kit.settings import Settings, load_settings
 from kit.storage import ObjectStore
 from kit.telemetry import configure_logging, errors_total, job_run_seconds, jobs_total
-from payments.cards import CardCheckout
+from payments.cards import CardBooks, CardCheckout
+from payments.checkout import Checkout
+from payments.crypto import crypto_for
 from payments.stripe_checkout import checkout_for
 
 T = TypeVar("T")
@@ -52,6 +54,9 @@ AWAY_S: Final = 2.0
 """How long an application that cannot be called is left alone before its jobs are claimed again."""
 EVENTS_A_SWEEP: Final = 20
 """Payment events tried again in one sweep."""
+PURCHASES_A_SWEEP: Final = 20
+"""Unpaid purchases whose provider is asked in one sweep."""
+NOT_CONFIGURED: Final = "its provider is not configured on this server"
 CATCH_UP_S: Final = 600.0
 """How often the provider is asked for events that no webhook brought: a lost one is never longer noticed."""
 HAND_BACK_S: Final = 4.0
@@ -103,7 +108,7 @@ class Runner:
         ledger: Call,
         models: ModelCalls,
         objects: ObjectStore,
-        checkout: CardCheckout | None,
+        checkouts: Sequence[Checkout],
         places: Mapping[str, int],
         fetcher: Fetcher | None = None,
     ) -> None:
@@ -112,7 +117,7 @@ class Runner:
         self._ledger = ledger
         self._models = models
         self._objects = objects
-        self._checkout = checkout
+        self._checkouts = {checkout.provider.name: checkout for checkout in checkouts}
         self._postman = Postman(ledger, mailer_for(settings))
         self._places = dict(places)
         self._inputs = Inputs(ledger, objects, fetcher or Fetcher(), settings.max_upload_bytes)
@@ -125,9 +130,9 @@ class Runner:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._every(min(BEAT_S, self._settings.lease_s / 3), self._beat))
             group.create_task(self._every(SWEEP_S, self._sweep))
-            if self._checkout is not None:
-                group.create_task(self._every(CATCH_UP_S, self._catch_up))
             group.create_task(self._every(MAIL_S, self._postman.deliver))
+            if any(isinstance(checkout, CardCheckout) for checkout in self._checkouts.values()):
+                group.create_task(self._every(CATCH_UP_S, self._ask_for_events))
             await self._dispatch(group)
 
     # -- taking work -------------------------------------------------------------------------------------------
@@ -297,14 +302,28 @@ class Runner:
         ended: dict[str, str] = await self._ledger("sweep")
         if ended:
             log.info("swept", **ended)
-        if self._checkout is not None:
-            for event in await self._ledger("due_events", EVENTS_A_SWEEP):
-                await self._checkout.apply(event)
+        if self._checkouts:
+            await self._catch_up()
 
     async def _catch_up(self) -> None:
-        assert self._checkout is not None
-        if missed := await self._checkout.catch_up():
-            log.warning("webhooks were missed", events=missed)
+        """Bring payments into the books that no event has brought: those that did not take, those that never came."""
+        for event in await self._ledger("due_events", EVENTS_A_SWEEP):
+            if checkout := self._checkouts.get(event.provider):
+                await checkout.apply(event)
+            else:
+                await self._ledger("finish_event", event.provider, event.event_id, NOT_CONFIGURED)
+        for purchase in await self._ledger("due_purchases", PURCHASES_A_SWEEP):
+            checkout = self._checkouts.get(purchase.provider)
+            if checkout is not None and purchase.session_id is not None:
+                try:
+                    await checkout.settle(purchase.session_id)
+                except AppError as error:  # it is due again later
+                    log.info("purchase not looked at", purchase_id=purchase.id, problem=str(error))
+
+    async def _ask_for_events(self) -> None:
+        for checkout in self._checkouts.values():
+            if isinstance(checkout, CardCheckout) and (missed := await checkout.catch_up()):
+                log.warning("webhooks were missed", events=missed)
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -331,7 +350,7 @@ class RunnerServer:
             ledger_call(ledger),
             ModelHandles(list(places)),
             ObjectStore(settings.objects_url),
-            checkout_for(settings, remote_ledger(ledger)),
+            every_checkout(settings, remote_ledger(ledger)),
             places,
         )
         self._task = asyncio.create_task(self._runner.run())
@@ -345,6 +364,12 @@ class RunnerServer:
         """Give jobs back to the queue when Serve ends this replica in good order."""
         self._task.cancel()
         await asyncio.wait([self._task], timeout=HAND_BACK_S)
+
+
+def every_checkout(settings: Settings, books: CardBooks) -> list[Checkout]:
+    """Return the checkouts of all providers that the settings configure."""
+    card, crypto = checkout_for(settings, books), crypto_for(settings, books)
+    return [*([card] if card else []), *(crypto.checkouts if crypto else [])]
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

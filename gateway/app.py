@@ -48,6 +48,7 @@ from gateway.task_schemas import INPUTS
 from kit.settings import Settings
 from kit.storage import ObjectStore, UrlSigner
 from payments.cards import CardCheckout
+from payments.crypto import CryptoCheckouts
 
 HEALTH_KEPT_S: Final = 1.0
 """A load balancer asks every second or two; a flood of callers must not reach the books."""
@@ -78,6 +79,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
     checkout: CardCheckout | None,
     objects: ObjectStore,
     *,
+    crypto: CryptoCheckouts | None = None,
     names_requests: bool = True,
 ) -> FastAPI:
     """Build the surface over its parts.
@@ -101,7 +103,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
         redirect_slashes=False,
         telemetry=NO_TELEMETRY,  # type: ignore[arg-type]  # a TypedDict of optional switches
     )
-    mode = payments_mode(settings, checkout)
+    mode = payments_mode(settings, takes_payments=checkout is not None or crypto is not None)
     health = Health(
         settings,
         ledger,
@@ -114,6 +116,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
         settings=settings,
         ledger=ledger,
         checkout=checkout,
+        crypto=crypto,
         objects=objects,
         catalog=catalog,
         signer=UrlSigner(settings.secret.get_secret_value().encode()),
@@ -148,9 +151,9 @@ def create_app(  # noqa: PLR0913  # the parts of the house
     return app
 
 
-def payments_mode(settings: Settings, checkout: CardCheckout | None) -> PaymentsMode:
+def payments_mode(settings: Settings, *, takes_payments: bool) -> PaymentsMode:
     """Tell what money this server takes: real, a provider's test money, the sandbox's play money, or none."""
-    if checkout is None:
+    if not takes_payments:
         return "off"
     if settings.live_payments:
         return "live"

@@ -31,6 +31,7 @@ from ledger.accounts import World
 from ledger.audit import TrialBalance
 from ledger.keys import Credential, hash_key
 from payments.cards import CardCheckout
+from payments.crypto import CryptoCheckouts
 
 KEY_BODY: Final = r"[0-9A-Za-z]{16,128}"
 """What follows the brand part of a key: ours have 43 characters; the books need not hear of anything else."""
@@ -48,6 +49,7 @@ class Parts:
     settings: Settings
     ledger: Ledger
     checkout: CardCheckout | None
+    crypto: CryptoCheckouts | None
     objects: ObjectStore
     catalog: Catalog
     """The file as it was read. What is sold now, with the prices that hold now, is `await parts.price_list()`."""

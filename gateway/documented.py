@@ -58,6 +58,8 @@ _FOX: Final = {
 REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "startStripeCheckout": {"A package": {"email": "dev@company.com", "packageCode": "builder_600"}},
     "claimStripeKey": {"The first key": {"sessionId": "cs_test_...", "keyLabel": "Primary key"}},
+    "startCryptoCheckout": {"A package": {"email": "dev@company.com", "packageCode": "builder_600"}},
+    "claimCryptoKey": {"The first key": {"sessionId": "68f7a946db0529ea9b6d3a12", "keyLabel": "Primary key"}},
     "createKey": {
         "A key for an agent": {"label": "Agent Worker A"},
         "A test key": {"label": "Continuous integration", "mode": "test"},
@@ -114,28 +116,36 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 """By operation id: each request with its title. The published documents' own requests are among them."""
 
+_STARTED: Final = {
+    "ok": True,
+    "packageCode": "builder_600",
+    "credits": 600.0,
+    "tokens": 60000,
+    "priceMinor": 5000,
+    "currency": "usd",
+    "email": "dev@company.com",
+}
+_CLAIMED: Final = {
+    "ok": True,
+    **_KEY,
+    "label": "Primary key",
+    "email": "dev@company.com",
+    "credits": 600.0,
+    "tokens": 60000,
+    "balance": 600.0,
+    "balanceTokens": 60000,
+}
+
 ANSWERS: Final[Mapping[str, Any]] = {
-    "startStripeCheckout": {
-        "ok": True,
-        "checkoutUrl": "https://checkout.stripe.com/c/pay/cs_test_...",
-        "sessionId": "cs_test_...",
-        "packageCode": "builder_600",
-        "credits": 600.0,
-        "tokens": 60000,
-        "priceMinor": 5000,
-        "currency": "usd",
-        "email": "dev@company.com",
+    "startStripeCheckout": _STARTED
+    | {"checkoutUrl": "https://checkout.stripe.com/c/pay/cs_test_...", "sessionId": "cs_test_..."},
+    "startCryptoCheckout": _STARTED
+    | {
+        "checkoutUrl": "https://payments.coinbase.com/payment-links/pl_01h8441j23abcd1234567890ef",
+        "sessionId": "68f7a946db0529ea9b6d3a12",
     },
-    "claimStripeKey": {
-        "ok": True,
-        **_KEY,
-        "label": "Primary key",
-        "email": "dev@company.com",
-        "credits": 600.0,
-        "tokens": 60000,
-        "balance": 600.0,
-        "balanceTokens": 60000,
-    },
+    "claimStripeKey": _CLAIMED,
+    "claimCryptoKey": _CLAIMED,
     "openBillingPortal": {"ok": True, "portalUrl": "https://billing.stripe.com/p/session/..."},
     "createKey": {"ok": True, **_KEY},
     "startSignIn": {"ok": True, "email": "dev@company.com", "digits": 8, "expiresInS": 600},

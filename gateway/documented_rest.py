@@ -101,6 +101,7 @@ REST: Final[Mapping[str, Any]] = {
     "listFiles": {**_OK, "data": [_FILE], "nextCursor": None},
     "deleteFile": {**_OK, "id": _FILE["id"], "deleted": True},
     "receiveStripeWebhook": {**_OK, "received": True, "duplicate": False},
+    "receiveCryptoWebhook": {**_OK, "received": True, "duplicate": False},
     "getSession": {**_OK, **_USER, "via": "key", "csrfToken": None},
     "signOut": {**_OK, "signedOut": True},
     "signOutEverywhere": {**_OK, "signedOut": True, "sessions": 2},

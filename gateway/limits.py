@@ -66,8 +66,10 @@ BUCKETS: Final[Mapping[BucketName, Bucket]] = {
 
 ROUTES: Final[Mapping[str, BucketName]] = {
     "startStripeCheckout": "purchase",
+    "startCryptoCheckout": "purchase",
     "openBillingPortal": "purchase",
     "claimStripeKey": "sensitive_auth",
+    "claimCryptoKey": "sensitive_auth",
     "createKey": "sensitive_auth",
     "rotateKey": "sensitive_auth",
     "revokeKey": "sensitive_auth",
@@ -107,6 +109,7 @@ UNLIMITED: Final = frozenset(
         "show_openapi",
         # A provider's deliveries: the signature guards them, and a refused one would come again.
         "receiveStripeWebhook",
+        "receiveCryptoWebhook",
     }
 )
 """By operation id, or by the function's name where the OpenAPI document does not show the route."""

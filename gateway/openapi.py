@@ -47,6 +47,7 @@ from payments.errors import (
     AccountExists,
     AlreadyClaimed,
     PaymentFailed,
+    PaymentIncomplete,
     PaymentMismatch,
     PaymentPending,
     PaymentsUnavailable,
@@ -77,6 +78,7 @@ _SAMPLES: Final[dict[str, AppError]] = {
         BalanceLeft(5900),
         AccountInUse(100),
         PaymentPending(),
+        PaymentIncomplete("pur_01k8z0c6m5n7q2r4t6v8x0y2z4", 4_000, 5_000, "usd"),
         PaymentFailed(),
         AlreadyClaimed(),
         AccountExists(),
@@ -149,6 +151,27 @@ UPLOAD: Final[dict[str, Any]] = {
             }
         },
     }
+}
+CRYPTO_WEBHOOK: Final[dict[str, Any]] = {
+    "parameters": [
+        {
+            "name": name,
+            "in": "header",
+            "description": f"Signs an event of {provider}. One of the three is needed.",
+            "schema": {"type": "string"},
+            "example": example,
+        }
+        for name, provider, example in (
+            (
+                "X-Hook0-Signature",
+                "Coinbase Business",
+                "t=1636936200,h=content-type x-event-id,v1=6ff29df3...",
+            ),
+            ("BTCPay-Sig", "BTCPay Server", "sha256=1b3d69df..."),
+            ("X-CC-Webhook-Signature", "Coinbase Commerce, which has closed", "1b3d69df..."),
+        )
+    ],
+    "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
 }
 WEBHOOK: Final[dict[str, Any]] = {
     "parameters": [

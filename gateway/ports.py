@@ -26,7 +26,7 @@ from ledger.sessions import Session
 from ledger.spends import Allowance, Check, Spend, Spent
 from ledger.statements import Cost, Statement
 from payments.customers import Customer
-from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase
+from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase, UnpaidSession
 from payments.referrals import Application, Standing
 from payments.webhooks import ProviderEvent
 
@@ -377,8 +377,14 @@ class Ledger(Desk, Protocol):
         Raises: NotFound, PaymentMismatch.
         """
 
+    async def note_unpaid(self, seen: UnpaidSession) -> Purchase:
+        """Keep what arrived of a payment that is not whole; nothing is granted. Raises: NotFound."""
+
     async def claim(self, provider: str, session_id: str, label: str) -> Claim:
-        """Mint the first key of a payment, once. Raises: NotFound, PaymentPending, AlreadyClaimed, AccountExists."""
+        """Mint the first key of a payment, once.
+
+        Raises: NotFound, PaymentPending, PaymentIncomplete, AlreadyClaimed, AccountExists.
+        """
 
     async def referral(self, credential: Credential) -> Standing:
         """Return the caller's referral code, made at the first look, and what it has brought."""

@@ -19,6 +19,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from kit.addresses import Network, network
 
 Profile = Literal["tiny", "small", "gpu"]
+COINBASE_LIVE = "https://business.coinbase.com/api/v1"
+"""Where Coinbase moves real money; any other address of its API is a sandbox."""
 
 
 class SettingsError(RuntimeError):
@@ -83,6 +85,26 @@ class Settings(BaseSettings):
     """Several with commas between are all valid: a new one beside the old, while one is rotated."""
     stripe_api_base: str = Field(default="", validation_alias=_variable("STRIPE_API_BASE"))
     """Empty means Stripe itself; the sandbox's address where it runs."""
+    coinbase_api_key_id: str = Field(default="", validation_alias=_variable("COINBASE_API_KEY_ID"))
+    coinbase_api_key_secret: SecretStr = Field(
+        default=SecretStr(""), validation_alias=_variable("COINBASE_API_KEY_SECRET")
+    )
+    """Of a Coinbase Developer Platform key: base64 (Ed25519) or PEM (P-256)."""
+    coinbase_webhook_secret: SecretStr = Field(
+        default=SecretStr(""), validation_alias=_variable("COINBASE_WEBHOOK_SECRET")
+    )
+    coinbase_api_base: str = Field(default="", validation_alias=_variable("COINBASE_API_BASE"))
+    """Empty means Coinbase Business itself; its sandbox's address, or ours."""
+    btcpay_url: str = Field(default="", validation_alias=_variable("BTCPAY_URL"))
+    btcpay_store_id: str = Field(default="", validation_alias=_variable("BTCPAY_STORE_ID"))
+    btcpay_api_key: SecretStr = Field(default=SecretStr(""), validation_alias=_variable("BTCPAY_API_KEY"))
+    btcpay_webhook_secret: SecretStr = Field(
+        default=SecretStr(""), validation_alias=_variable("BTCPAY_WEBHOOK_SECRET")
+    )
+    coinbase_commerce_webhook_secret: SecretStr = Field(
+        default=SecretStr(""), validation_alias=_variable("COINBASE_COMMERCE_WEBHOOK_SECRET")
+    )
+    """For webhooks of charges from before Coinbase Commerce closed; nothing can be bought through it."""
     stripe_receipts: bool = False
     """Stripe mails the payer a receipt."""
     stripe_invoices: bool = False
@@ -206,11 +228,43 @@ class Settings(BaseSettings):
         SigningKeys.from_files(paths)
         return ",".join(map(str, paths))
 
+    @field_validator("coinbase_api_key_secret")
+    @classmethod
+    def _usable_key(cls, secret: SecretStr) -> SecretStr:
+        """Find out at the start whether it holds a key."""
+        from kit.signing import private_key
+
+        if text := secret.get_secret_value():
+            private_key(text)
+        return secret
+
+    @model_validator(mode="after")
+    def _whole_crypto(self) -> Settings:
+        coinbase = {
+            "COINBASE_API_KEY_ID": self.coinbase_api_key_id,
+            "COINBASE_API_KEY_SECRET": self.coinbase_api_key_secret.get_secret_value(),
+            "COINBASE_WEBHOOK_SECRET": self.coinbase_webhook_secret.get_secret_value(),
+        }
+        btcpay = {
+            "BTCPAY_URL": self.btcpay_url,
+            "BTCPAY_STORE_ID": self.btcpay_store_id,
+            "BTCPAY_API_KEY": self.btcpay_api_key.get_secret_value(),
+            "BTCPAY_WEBHOOK_SECRET": self.btcpay_webhook_secret.get_secret_value(),
+        }
+        if self.btcpay_url and not self.btcpay_url.startswith(("https://", "http://")):
+            raise ValueError("BTCPAY_URL: must be the server's address, such as https://pay.company.com")
+        for whole in (coinbase, btcpay):
+            missing = [name for name, value in whole.items() if not value]
+            if missing and len(missing) < len(whole):
+                raise ValueError(f"{' and '.join(missing)}: needed beside the others of its provider")
+        return self
+
     @model_validator(mode="after")
     def _never_live_and_sandbox(self) -> Settings:
         if self.live_payments and (self.sandbox or self.stripe_api_base):
+            live = "live Stripe keys" if self._live_stripe else "a live crypto provider"
             raise ValueError(
-                "live Stripe keys and the payment sandbox are configured together: unset STRIPE_SECRET_KEY, or set"
+                f"{live} and the payment sandbox are configured together: unset the provider's variables, or set"
                 " FAREBOX_SANDBOX=0 and unset STRIPE_API_BASE"
             )
         if self.stripe_secret_key.get_secret_value() and not self.stripe_webhook_secrets:
@@ -231,7 +285,15 @@ class Settings(BaseSettings):
 
     @property
     def live_payments(self) -> bool:
-        """Whether the configured Stripe key moves real money."""
+        """Whether a configured provider moves real money."""
+        coinbase = bool(self.coinbase_api_key_id) and self.coinbase_api_base.rstrip("/") in (
+            "",
+            COINBASE_LIVE,
+        )
+        return self._live_stripe or coinbase or bool(self.btcpay_url)
+
+    @property
+    def _live_stripe(self) -> bool:
         return self.stripe_secret_key.get_secret_value().startswith(("sk_live_", "rk_live_"))
 
     @property
@@ -244,7 +306,9 @@ class Settings(BaseSettings):
     def wants_sandbox(self) -> bool:
         """Whether the launcher should start the payment sandbox."""
         if self.sandbox is None:
-            return not self.stripe_secret_key.get_secret_value()
+            return not (
+                self.stripe_secret_key.get_secret_value() or self.coinbase_api_key_id or self.btcpay_url
+            )
         return self.sandbox
 
     @property

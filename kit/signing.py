@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -94,6 +95,28 @@ def thumbprint(key: Ed25519PublicKey) -> str:
     """Return the key's RFC 7638 thumbprint: the SHA-256 of its required members, in their order, base64url."""
     members = {"crv": "Ed25519", "kty": "OKP", "x": _base64url(key.public_bytes_raw())}
     return _base64url(hashlib.sha256(json.dumps(members, separators=(",", ":")).encode()).digest())
+
+
+def private_key(secret: str) -> Ed25519PrivateKey | EllipticCurvePrivateKey:
+    r"""Return the key that a secret of the environment holds: PEM, or the base64 of an Ed25519 seed (and public half).
+
+    A PEM's lines may be joined by a written-out `\n`, as environment files have them. Raises: BadKeys.
+    """
+    try:
+        if "-----BEGIN" in secret:
+            key = load_pem_private_key(secret.replace("\\n", "\n").encode(), None)
+        else:
+            raw = base64.b64decode(secret, validate=True)
+            if len(raw) not in (SEED_BYTES, 2 * SEED_BYTES):
+                raise BadKeys("is not the base64 of an Ed25519 key")
+            key = Ed25519PrivateKey.from_private_bytes(raw[:SEED_BYTES])
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise BadKeys("is neither PEM without a password nor the base64 of an Ed25519 key") from error
+    if isinstance(key, EllipticCurvePrivateKey) and isinstance(key.curve, SECP256R1):
+        return key
+    if not isinstance(key, Ed25519PrivateKey):
+        raise BadKeys("is a key of another kind than Ed25519 and P-256")
+    return key
 
 
 def verify(jws: str, jwks: Any, typ: str) -> bytes:

@@ -22,6 +22,11 @@ PAYMENT_CHECKS: Final = (
            WHERE t.kind = 'purchase' AND NOT EXISTS (SELECT 1 FROM purchases p WHERE p.transfer_id = t.id)""",
     ),
     Check(
+        "nothing is granted for a payment that came short",
+        """SELECT id AS purchase_id, received_minor, amount_minor FROM purchases
+           WHERE fulfilled_at IS NOT NULL AND received_minor < amount_minor""",
+    ),
+    Check(
         "what went back of a payment is what stands of its refunds and disputes",
         """SELECT p.id AS purchase_id, p.paid_minor, p.returned_minor, coalesce(r.standing, 0) AS standing
            FROM purchases p

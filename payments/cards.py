@@ -97,7 +97,7 @@ class CardCheckout(Checkout):
 
     async def catch_up(self) -> int:
         """Take in what the provider sent and we never received; returns how many events those were."""
-        newest = await self._card_books.newest_event(self._provider.name)
+        newest = await self._card_books.newest_event(self.provider.name)
         since = newest - LOOK_BACK if newest else datetime.now(UTC) - FIRST_LOOK
         missed = 0
         for event in await self._cards.events_since(since):
@@ -112,7 +112,7 @@ class CardCheckout(Checkout):
 
     async def _known_customer(self, credential: Credential, need: str) -> str:
         """Return who the caller is at the provider, making that customer the first time."""
-        name = self._provider.name
+        name = self.provider.name
         customer = await self._card_books.billing_customer(name, credential, need)
         if customer.customer_id is not None:
             return customer.customer_id

@@ -1,12 +1,15 @@
 """From a package to granted credits: the provider's calls on one side, the books' transactions on the other.
 
-Nothing here holds a transaction open while it talks to a provider. Every step may be repeated: the session is made
-under the purchase's id, a payment is settled to where the provider is, an event is handled until it took.
+A provider takes cards or coins; all stand behind one interface. Nothing here holds a transaction open while it talks to
+one. Every step may be repeated: the session is made under the purchase's id, a payment is settled to where the provider
+is, an event is handled until it took.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -18,14 +21,17 @@ from kit.telemetry import errors_total, webhooks_total
 from ledger.keys import Credential
 from payments.errors import PaymentFailed, PaymentsUnavailable
 from payments.packages import Package
-from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase
+from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase, UnpaidSession
 from payments.returns import Return
 from payments.webhooks import ProviderEvent
 
 log = structlog.get_logger(__name__)
 
-SESSION_ID: Final = re.compile(r"cs_[A-Za-z0-9_]{1,200}")
-"""What may be asked of the provider: anything else is unknown without a network call."""
+OWN_ID: Final = re.compile(r"pur_[0-9a-z]{26}")
+"""A purchase's own id: it stands for the session in the address of a provider's return page, which must be known
+before the session is. As hard to guess as a session's, and never shown to anyone but the payer."""
+NOT_SHOWN: Final = "the provider's own record does not show this payment yet"
+"""Why an event of a payment stays due: providers send it before every part of theirs has heard of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,8 @@ class SessionRequest:
 class ProviderSession:
     """A provider's session as it stands now, with what became of its payment; see `PaidSession`. Units: minor units.
 
-    `failed`: it will never be paid.
+    `paid`: the whole price is there for good. `closed`: the session is over without that. `failed`: it will never be
+    paid. `received_minor`: what is there for good, where the provider says so; None: the price if it is paid.
     """
 
     id: str
@@ -62,6 +69,8 @@ class ProviderSession:
     customer_id: str | None = None
     returns: tuple[Return, ...] = ()
     warned: bool = False
+    received_minor: int | None = None
+    closed: bool = False
 
 
 class Provider(Protocol):
@@ -71,7 +80,21 @@ class Provider(Protocol):
     def name(self) -> str:
         """The provider's name in the books."""
 
-    livemode: bool
+    @property
+    def signature_header(self) -> str:
+        """The header that signs its webhooks, in lower case."""
+
+    @property
+    def session_ids(self) -> re.Pattern[str]:
+        """What may be asked of it: anything else is unknown without a network call."""
+
+    @property
+    def paid_events(self) -> frozenset[str]:
+        """The types of events that mean that the whole price is there."""
+
+    @property
+    def livemode(self) -> bool:
+        """Whether it moves real money."""
 
     async def create(self, request: SessionRequest) -> ProviderSession:
         """Open a session; the same purchase gives the same session."""
@@ -79,8 +102,11 @@ class Provider(Protocol):
     async def retrieve(self, object_id: str) -> ProviderSession:
         """Read a session, by its own id or by what an event says it is about. Raises: NotFound."""
 
-    def verify(self, body: bytes, signature: str) -> ProviderEvent:
-        """Return the event of a rightly signed webhook."""
+    async def session_of(self, event: ProviderEvent) -> ProviderSession | None:
+        """Return the session that an event is about as it stands now; None for an event about none."""
+
+    def verify(self, body: bytes, headers: Mapping[str, str]) -> ProviderEvent:
+        """Return the event of a rightly signed webhook; header names are in lower case."""
 
     async def close(self) -> None:
         """Close the connections to the provider."""
@@ -96,6 +122,8 @@ class PurchaseBooks(Protocol):
     async def purchase(self, provider: str, session_id: str) -> Purchase: ...
 
     async def fulfil(self, paid: PaidSession) -> Purchase: ...
+
+    async def note_unpaid(self, seen: UnpaidSession) -> Purchase: ...
 
     async def claim(self, provider: str, session_id: str, label: str) -> Claim: ...
 
@@ -119,13 +147,13 @@ class Checkout:
     """Sells packages through one provider."""
 
     def __init__(self, books: PurchaseBooks, provider: Provider, base_url: str) -> None:
+        self.provider: Final = provider
         self._books = books
-        self._provider = provider
         self._base_url = base_url
 
     async def close(self) -> None:
         """Close the connections to the provider."""
-        await self._provider.close()
+        await self.provider.close()
 
     async def start(self, email: str, package: Package, credential: Credential | None) -> StartedCheckout:
         """Write the purchase down, then open the provider's session for it.
@@ -135,9 +163,9 @@ class Checkout:
         self._refuse_test_key(credential)
         customer_id = await self._customer_of(credential)
         purchase = await self._books.open_purchase(
-            OpenPurchase(new_id("pur"), self._provider.name, email, package, credential)
+            OpenPurchase(new_id("pur"), self.provider.name, email, package, credential)
         )
-        session = await self._provider.create(
+        session = await self.provider.create(
             SessionRequest(
                 purchase_id=purchase.id,
                 email=purchase.email,
@@ -153,7 +181,7 @@ class Checkout:
 
     def _refuse_test_key(self, credential: Credential | None) -> None:
         """Keep the test world away from real money. Raises: PaymentsUnavailable."""
-        if credential is not None and credential.world == "test" and self._provider.livemode:
+        if credential is not None and credential.world == "test" and self.provider.livemode:
             raise PaymentsUnavailable(
                 "Payments here are real, and test keys cannot make them; POST /api/v1/test/refill costs nothing."
             )
@@ -168,23 +196,45 @@ class Checkout:
         Raises: NotFound, PaymentPending, PaymentFailed, AlreadyClaimed, AccountExists, PaymentMismatch,
         PaymentsUnavailable.
         """
-        if not SESSION_ID.fullmatch(session_id):
+        if not self.knows(session_id):
             raise NotFound("checkout session")
         try:
-            paid = (await self._books.purchase(self._provider.name, session_id)).paid
+            purchase = await self._books.purchase(self.provider.name, session_id)
         except NotFound:
-            paid = False  # opened, but its session was not written down: the provider knows whose it is
-        if not paid and (await self.settle(session_id)).failed:
+            purchase = None  # opened, but its session was not written down: the provider knows whose it is
+        session: ProviderSession | None = None
+        if purchase is None:
+            if OWN_ID.fullmatch(session_id):
+                raise NotFound("checkout session")
+            session = await self.settle(session_id)
+        elif not purchase.paid and purchase.session_id is not None:
+            with suppress(NotFound):  # a provider that can no longer be asked: its webhooks alone tell
+                session = await self.settle(purchase.session_id)
+        if session is not None and session.failed:
             raise PaymentFailed
-        return await self._books.claim(self._provider.name, session_id, label)
+        return await self._books.claim(self.provider.name, session_id, label)
 
-    async def receive_webhook(self, body: bytes, signature: str) -> ProviderEvent | None:
+    def knows(self, session_id: str) -> bool:
+        """Tell whether this may name a session of the provider, or a purchase of ours."""
+        return bool(self.provider.session_ids.fullmatch(session_id))
+
+    async def settle(self, object_id: str) -> ProviderSession:
+        """Bring the books to where the provider is with a payment: grant what is paid, take back what went back.
+
+        The provider is asked, whatever an event said: events come late, twice, out of order, or never.
+        Raises: NotFound, PaymentMismatch, PaymentsUnavailable.
+        """
+        session = await self.provider.retrieve(object_id)
+        await self._book(session)
+        return session
+
+    async def receive_webhook(self, body: bytes, headers: Mapping[str, str]) -> ProviderEvent | None:
         """Verify and store an event; returns it if it is the caller's to `apply` now, once the sender has its answer.
 
         None: it was applied before, or somebody is at it. A failure after it is stored is not the sender's.
         Raises: InvalidRequest for a bad signature, with nothing stored.
         """
-        event = self._provider.verify(body, signature)
+        event = self.provider.verify(body, headers)
         return event if await self._books.store_event(event) else None
 
     async def apply(self, event: ProviderEvent) -> None:
@@ -195,8 +245,11 @@ class Checkout:
         problem: str | None = None
         final = False
         try:
-            if event.object_id is not None:
-                await self.settle(event.object_id)
+            session = await self.provider.session_of(event)
+            if session is not None:
+                await self._book(session)
+                if event.type in self.provider.paid_events and not (session.paid or session.closed):
+                    problem = NOT_SHOWN
         except NotFound:
             log.info("event of a payment that is not ours", event_id=event.event_id, type=event.type)
         except AppError as error:
@@ -212,29 +265,51 @@ class Checkout:
         ).inc()
         await self._books.finish_event(event.provider, event.event_id, problem, final)
 
-    async def settle(self, object_id: str) -> ProviderSession:
-        """Bring the books to where the provider is with a payment: grant what is paid, take back what went back.
-
-        The provider is asked, whatever an event said: events come late, twice, out of order, or never.
-        Raises: NotFound, PaymentMismatch, PaymentsUnavailable.
-        """
-        session = await self._provider.retrieve(object_id)
-        if session.paid:
-            await self._books.fulfil(
-                PaidSession(
-                    provider=self._provider.name,
-                    session_id=session.id,
-                    purchase_id=session.purchase_id,
-                    amount_minor=session.amount_minor,
-                    currency=session.currency,
-                    livemode=session.livemode,
-                    expect_livemode=self._provider.livemode,
-                    paid_minor=session.paid_minor,
-                    payment_id=session.payment_id,
-                    customer_id=session.customer_id,
-                    returns=session.returns,
-                    warned=session.warned,
-                    card_fingerprint=session.card_fingerprint,
-                )
+    async def _book(self, session: ProviderSession) -> None:
+        """Bring what a session says into the books: its grant, or what arrived of it."""
+        if not session.paid:
+            if session.received_minor or session.closed:
+                await self._note(session)
+            return
+        purchase = await self._books.fulfil(
+            PaidSession(
+                provider=self.provider.name,
+                session_id=session.id,
+                purchase_id=session.purchase_id,
+                amount_minor=session.amount_minor,
+                currency=session.currency,
+                livemode=session.livemode,
+                expect_livemode=self.provider.livemode,
+                received_minor=session.received_minor,
+                paid_minor=session.paid_minor,
+                payment_id=session.payment_id,
+                customer_id=session.customer_id,
+                returns=session.returns,
+                warned=session.warned,
+                card_fingerprint=session.card_fingerprint,
             )
-        return session
+        )
+        if purchase.received_minor > purchase.amount_minor:
+            log.warning("more was paid than asked for", **_facts(purchase))
+
+    async def _note(self, session: ProviderSession) -> None:
+        purchase = await self._books.note_unpaid(
+            UnpaidSession(
+                provider=self.provider.name,
+                session_id=session.id,
+                purchase_id=session.purchase_id,
+                received_minor=session.received_minor or 0,
+                closed=session.closed,
+            )
+        )
+        if session.closed and purchase.received_minor and not purchase.paid:
+            log.warning("a checkout closed with a part of its price", **_facts(purchase))
+
+
+def _facts(purchase: Purchase) -> dict[str, object]:
+    return {
+        "purchase_id": purchase.id,
+        "received_minor": purchase.received_minor,
+        "amount_minor": purchase.amount_minor,
+        "currency": purchase.currency,
+    }

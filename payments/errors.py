@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kit.errors import AppError
+from payments.currencies import amount_text
 
 
 @dataclass
@@ -36,6 +37,26 @@ class PaymentPending(AppError):
     @property
     def message(self) -> str:
         return "This payment has not arrived yet; claim again once it is paid."
+
+
+@dataclass
+class PaymentIncomplete(AppError):
+    """The checkout ended with less than its price. Nothing was granted; an operator refunds or completes it."""
+
+    purchase_id: str
+    received_minor: int
+    amount_minor: int
+    currency: str
+    code = "payment_incomplete"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return (
+            f"{amount_text(self.received_minor, self.currency)} of {amount_text(self.amount_minor, self.currency)}"
+            f" {self.currency.upper()} arrived before this checkout closed, and no credits were granted;"
+            f" write to support with {self.purchase_id}."
+        )
 
 
 @dataclass

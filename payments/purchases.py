@@ -3,15 +3,18 @@
 Fulfilment runs from the webhook and from the claim, many times and at once: the purchase row's lock lets one grant,
 and the rest see it granted. The credits go to the account of the payer's e-mail; only a payment that opened that
 account may claim a key to it.
+
+A payment in coins may come short, over or late. Short, it grants nothing and what arrived is kept; over, it grants the
+package and the excess is kept; late, it grants as if it had come in time.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
-from sqlalchemy import and_, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, func, insert, or_, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -24,10 +27,21 @@ from ledger.keys import ApiKey, Credential, mint
 from ledger.users import account_of_email, account_of_user
 from payments import referrals
 from payments.customers import remember_customer
-from payments.errors import AccountExists, AlreadyClaimed, PaymentMismatch, PaymentPending
+from payments.errors import (
+    AccountExists,
+    AlreadyClaimed,
+    PaymentIncomplete,
+    PaymentMismatch,
+    PaymentPending,
+)
 from payments.packages import Package
 from payments.returns import Return, settle_returns, stop_if_warned
 from payments.tables import purchases
+
+FIRST_LOOK: Final = timedelta(minutes=5)
+"""Events come within seconds; five minutes later one is late or lost, and the provider is asked itself."""
+LOOKS_MOST: Final = 40
+"""The pause doubles up to a day, so that a payment is found for a month; later ones are an operator's to find."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +77,22 @@ class PaidSession:
     customer_id: str | None = None
     returns: tuple[Return, ...] = ()
     warned: bool = False
+    received_minor: int | None = None
+    """What arrived, where the provider says so; None: what was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnpaidSession:
+    """What the provider says of a session that is not paid in full. Units: `received_minor` minor units.
+
+    `closed`: it waits for no more, though a payment may still come late.
+    """
+
+    provider: str
+    session_id: str
+    purchase_id: str
+    received_minor: int
+    closed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +111,8 @@ class Purchase:
     paid: bool
     claimed: bool
     opened_account: bool
+    received_minor: int
+    closed: bool
     payment_id: str | None
     paid_minor: int | None
     returned_minor: int
@@ -128,17 +160,13 @@ async def attach_session(conn: AsyncConnection, purchase_id: str, session_id: st
     await conn.execute(
         update(purchases)
         .where(purchases.c.id == purchase_id, purchases.c.session_id.is_(None))
-        .values(session_id=session_id)
+        .values(session_id=session_id, look_at=func.now() + FIRST_LOOK)
     )
 
 
 async def by_session(conn: AsyncConnection, provider: str, session_id: str) -> Purchase:
-    """Return the purchase of a session. Raises: NotFound."""
-    row = (
-        await conn.execute(
-            select(purchases).where(purchases.c.provider == provider, purchases.c.session_id == session_id)
-        )
-    ).one_or_none()
+    """Return the purchase of a session, named by the session's id or its own. Raises: NotFound."""
+    row = (await conn.execute(select(purchases).where(_named(provider, session_id)))).one_or_none()
     if row is None:
         raise NotFound("checkout session")
     return _purchase(row)
@@ -205,17 +233,11 @@ async def fulfil(conn: AsyncConnection, paid: PaidSession) -> Purchase:
 
     Raises: NotFound for a session that is not of ours; PaymentMismatch, with nothing granted.
     """
-    row = (
-        await conn.execute(
-            select(purchases)
-            .where(purchases.c.id == paid.purchase_id, purchases.c.provider == paid.provider)
-            .with_for_update()
-        )
-    ).one_or_none()
-    if row is None or row.session_id not in (None, paid.session_id):
-        raise NotFound("purchase")
+    row = await _locked(conn, paid)
     if row.fulfilled_at is None:
         row = await _grant(conn, row, paid)
+    else:
+        row = await _received(conn, row, _arrived(paid))
     owner = await account_of_user(conn, row.user_id, row.world)
     returned_minor = await settle_returns(conn, row, owner.account_id, paid.returns)
     if paid.warned:
@@ -223,11 +245,16 @@ async def fulfil(conn: AsyncConnection, paid: PaidSession) -> Purchase:
     return replace(_purchase(row), returned_minor=returned_minor)
 
 
+def _arrived(paid: PaidSession) -> int:
+    """Return what arrived of the price: all of it, where the provider says no more."""
+    return paid.amount_minor if paid.received_minor is None else paid.received_minor
+
+
 async def _grant(conn: AsyncConnection, row: Row[Any], paid: PaidSession) -> Row[Any]:
     """Grant a purchase that was not granted before; its row is locked. Raises: PaymentMismatch."""
     if paid.currency.lower() != row.currency:
         raise PaymentMismatch(row.id, "currency")
-    if paid.amount_minor != row.amount_minor:
+    if paid.amount_minor != row.amount_minor or _arrived(paid) < row.amount_minor:
         raise PaymentMismatch(row.id, "amount")
     if paid.livemode != paid.expect_livemode or (paid.livemode and row.world == "test"):
         raise PaymentMismatch(row.id, "mode")
@@ -260,6 +287,8 @@ async def _grant(conn: AsyncConnection, row: Row[Any], paid: PaidSession) -> Row
             payment_id=paid.payment_id,
             card_fingerprint=paid.card_fingerprint,
             paid_minor=row.amount_minor if paid.paid_minor is None else paid.paid_minor,
+            received_minor=func.greatest(purchases.c.received_minor, _arrived(paid)),
+            look_at=None,
         )
         .returning(purchases)
     )
@@ -268,21 +297,60 @@ async def _grant(conn: AsyncConnection, row: Row[Any], paid: PaidSession) -> Row
     return granted
 
 
+async def note_unpaid(conn: AsyncConnection, seen: UnpaidSession) -> Purchase:
+    """Keep what arrived of a payment that is not whole. Nothing is granted; what was granted before stays.
+
+    What arrived never falls and a closed session stays closed, so that an older reading changes nothing.
+    Raises: NotFound for a session that is not of ours.
+    """
+    row = await _locked(conn, seen)
+    if row.fulfilled_at is None and seen.closed and row.closed_at is None:
+        await conn.execute(
+            update(purchases)
+            .where(purchases.c.id == row.id)
+            .values(session_id=seen.session_id, closed_at=func.now())
+        )
+    return _purchase(await _received(conn, row, seen.received_minor))
+
+
+async def take_due(conn: AsyncConnection, limit: int) -> list[Purchase]:
+    """Return purchases whose provider should be asked again, each to one caller, and set when it is due next."""
+    due = (
+        select(purchases.c.id)
+        .where(purchases.c.look_at <= func.now())
+        .order_by(purchases.c.look_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    ids = (await conn.scalars(due)).all()
+    if not ids:
+        return []
+    pause = func.least(FIRST_LOOK * func.power(2, func.least(purchases.c.looks + 1, 12)), timedelta(days=1))
+    rows = await conn.execute(
+        update(purchases)
+        .where(purchases.c.id.in_(ids))
+        .values(
+            looks=purchases.c.looks + 1,
+            look_at=case((purchases.c.looks + 1 < LOOKS_MOST, func.now() + pause)),
+        )
+        .returning(purchases)
+    )
+    return [_purchase(row) for row in rows]
+
+
 async def claim(conn: AsyncConnection, provider: str, session_id: str, label: str, *, brand: str) -> Claim:
     """Mint the first key of a payment, once; of two at the same time one gets it.
 
-    Raises: NotFound, PaymentPending, AlreadyClaimed, AccountExists.
+    Raises: NotFound, PaymentPending, PaymentIncomplete, AlreadyClaimed, AccountExists.
     """
     row = (
-        await conn.execute(
-            select(purchases)
-            .where(purchases.c.provider == provider, purchases.c.session_id == session_id)
-            .with_for_update()
-        )
+        await conn.execute(select(purchases).where(_named(provider, session_id)).with_for_update())
     ).one_or_none()
     if row is None:
         raise NotFound("checkout session")
     if row.fulfilled_at is None:
+        if row.closed_at is not None and row.received_minor:
+            raise PaymentIncomplete(row.id, row.received_minor, row.amount_minor, row.currency)
         raise PaymentPending
     if row.claimed_at is not None:
         raise AlreadyClaimed
@@ -297,7 +365,40 @@ async def claim(conn: AsyncConnection, provider: str, session_id: str, label: st
     return Claim(minted.secret, minted.key, row.email, row.credits_tokens, stands.available_tokens)
 
 
-def _purchase(row: Row[tuple[object, ...]]) -> Purchase:
+def _named(provider: str, session_id: str) -> ColumnElement[bool]:
+    """Match the purchase that a caller names, by its session or by itself."""
+    return (purchases.c.provider == provider) & or_(
+        purchases.c.session_id == session_id, purchases.c.id == session_id
+    )
+
+
+async def _locked(conn: AsyncConnection, seen: PaidSession | UnpaidSession) -> Row[Any]:
+    """Return the purchase of a session, locked. Raises: NotFound for a session that is not of ours."""
+    row = (
+        await conn.execute(
+            select(purchases)
+            .where(purchases.c.id == seen.purchase_id, purchases.c.provider == seen.provider)
+            .with_for_update()
+        )
+    ).one_or_none()
+    if row is None or row.session_id not in (None, seen.session_id):
+        raise NotFound("purchase")
+    return row
+
+
+async def _received(conn: AsyncConnection, row: Row[Any], received_minor: int) -> Row[Any]:
+    """Note what arrived of a locked purchase, if it is more than was seen before."""
+    noted = await conn.execute(
+        update(purchases)
+        .where(purchases.c.id == row.id)
+        .values(received_minor=func.greatest(purchases.c.received_minor, received_minor))
+        .returning(purchases)
+    )
+    seen: Row[Any] = noted.one()
+    return seen
+
+
+def _purchase(row: Row[Any]) -> Purchase:
     return Purchase(
         id=row.id,
         provider=row.provider,
@@ -311,6 +412,8 @@ def _purchase(row: Row[tuple[object, ...]]) -> Purchase:
         paid=row.fulfilled_at is not None,
         claimed=row.claimed_at is not None,
         opened_account=bool(row.opened_account),
+        received_minor=row.received_minor,
+        closed=row.closed_at is not None,
         payment_id=row.payment_id,
         paid_minor=row.paid_minor,
         returned_minor=row.returned_minor,

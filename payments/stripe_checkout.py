@@ -73,6 +73,9 @@ class StripeCheckout:
     """Hosted Stripe Checkout in payment mode, with customers, refunds and a portal."""
 
     name: Final = "stripe"
+    signature_header: Final = "stripe-signature"
+    session_ids: Final = re.compile(r"cs_[A-Za-z0-9_]{1,200}")
+    paid_events: Final = frozenset({"checkout.session.async_payment_succeeded"})
 
     def __init__(
         self,
@@ -234,7 +237,11 @@ class StripeCheckout:
 
     # -- events ------------------------------------------------------------------------------------------------
 
-    def verify(self, body: bytes, signature: str) -> ProviderEvent:
+    async def session_of(self, event: ProviderEvent) -> ProviderSession | None:
+        """Read the session whose payment an event names. Raises: NotFound, PaymentsUnavailable."""
+        return None if event.object_id is None else await self.retrieve(event.object_id)
+
+    def verify(self, body: bytes, headers: Mapping[str, str]) -> ProviderEvent:
         """Return the event of a webhook that one of the secrets signed within the tolerance.
 
         A stamp from the future only says that our clock is behind; an event is applied once by its id.
@@ -242,6 +249,7 @@ class StripeCheckout:
         """
         if not self._webhook_secrets:
             raise NotFound("path")
+        signature = headers.get(self.signature_header, "")
         try:
             text = body.decode()
         except UnicodeDecodeError as error:
@@ -330,6 +338,7 @@ def _session(
         "canceled",
     )
     paid = session.payment_status != "unpaid"
+    failed = not paid and (session.status == "expired" or (session.status == "complete" and unpaid_for_ever))
     return ProviderSession(
         id=session.id,
         url=session.url or "",
@@ -338,8 +347,8 @@ def _session(
         amount_minor=from_stripe(price, currency),
         currency=currency,
         livemode=session.livemode,
-        failed=not paid
-        and (session.status == "expired" or (session.status == "complete" and unpaid_for_ever)),
+        failed=failed,
+        closed=failed,
         paid_minor=from_stripe(total, currency),
         payment_id=_id(intent),
         customer_id=_id(session.customer),

@@ -45,6 +45,10 @@ purchases = Table(
     Column("fulfilled_at", DateTime(timezone=True)),
     Column("key_id", Text, ForeignKey("api_keys.id"), unique=True),
     Column("claimed_at", DateTime(timezone=True)),
+    Column("received_minor", BigInteger, nullable=False, server_default=text("0")),
+    Column("closed_at", DateTime(timezone=True)),
+    Column("look_at", DateTime(timezone=True)),
+    Column("looks", Integer, nullable=False, server_default=text("0")),
     Column("price_version", Integer),
     Column("payment_id", Text),
     Column("paid_minor", BigInteger),
@@ -62,6 +66,9 @@ purchases = Table(
     ),
     CheckConstraint("(claimed_at IS NULL) = (key_id IS NULL)", name="claimed_whole"),
     CheckConstraint("claimed_at IS NULL OR opened_account", name="claim_needs_new_account"),
+    CheckConstraint("received_minor >= 0 AND looks >= 0", name="received"),
+    CheckConstraint("look_at IS NULL OR session_id IS NOT NULL", name="look"),
+    Index(None, "look_at", postgresql_where=text("look_at IS NOT NULL")),
     CheckConstraint("(fulfilled_at IS NULL) = (paid_minor IS NULL) AND paid_minor >= 0", name="paid"),
     CheckConstraint("returned_minor BETWEEN 0 AND coalesce(paid_minor, 0)", name="returned"),
     CheckConstraint("world = 'live' OR world = 'test' AND topup_user_id IS NOT NULL", name="world"),
@@ -71,7 +78,10 @@ purchases = Table(
 package's price when it was sold; `paid_minor`: what the payer paid, with tax and after discounts; `returned_minor`:
 what of it went back. `warned_at`: a card network called the payment fraudulent, and the account was frozen.
 `card_fingerprint`: the provider's name for the card, the same wherever that card pays; empty where it has none.
-`world`: whose account it fills; only a key to top up says the test world's."""
+`world`: whose account it fills; only a key to top up says the test world's.
+
+`received_minor`: the most that the provider was seen to hold of the price, which may be less than it or more.
+`closed_at`: the provider's session ended without the whole price. `look_at`: when the provider is asked again."""
 
 payment_returns = Table(
     "payment_returns",

@@ -1,4 +1,6 @@
-"""Run the Stripe twin as a server of its own: `python -m sandbox --port 8001 --state-file stripe.json`.
+"""Run the twins of the payment providers as one server: `python -m sandbox --port 8001 --state-file stripe.json`.
+
+Stripe's is at the root; Coinbase's is under `/coinbase`, if its secrets are given, and keeps its state beside Stripe's.
 
 Once the port is bound, one JSON line on standard output says where: `{"ready": true, "url": ...}`. SIGTERM
 and SIGINT end it with status 0; what it had not delivered yet is delivered by the next start.
@@ -17,17 +19,25 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
+from sandbox.crypto_twin import CryptoSettings, create_crypto_twin
 from sandbox.stripe_instance import TwinSettings, random_token
 from sandbox.stripe_twin import create_twin
 
 # The two secrets may come from here instead of the command line, which every user of the machine can read.
 SECRET_KEY_VARIABLE = "FAREBOX_SANDBOX_SECRET_KEY"  # noqa: S105 - a name, not a secret
 WEBHOOK_SECRET_VARIABLE = "FAREBOX_SANDBOX_WEBHOOK_SECRET"  # noqa: S105 - a name, not a secret
+COINBASE_KEY_ID_VARIABLE = "FAREBOX_SANDBOX_COINBASE_KEY_ID"
+COINBASE_KEY_VARIABLE = "FAREBOX_SANDBOX_COINBASE_KEY"
+COINBASE_WEBHOOK_VARIABLE = "FAREBOX_SANDBOX_COINBASE_WEBHOOK_SECRET"
+
+# Where Coinbase's twin answers.
+COINBASE_PATH = "/coinbase"
 
 # Long enough for an answer in progress, short enough for whoever waits for the sandbox to end.
 SHUTDOWN_TIMEOUT_S = 3
@@ -50,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             state_file=options.state_file,
             instance=options.nonce or random_token(24),
         )
+        app = create_twin(settings)
+        if key := os.environ.get(COINBASE_KEY_VARIABLE, ""):
+            _add_coinbase(app, key, options)
     except ValueError as error:
         sys.stderr.write(f"sandbox: {error}\n")
         return 2
@@ -63,12 +76,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         if options.until_stdin_closes:
             threading.Thread(target=_end_with_starter, daemon=True).start()
-        return _serve(settings, listener, options.host)
+        return _serve(app, listener, options.host)
+
+
+def _add_coinbase(app: FastAPI, key: str, options: argparse.Namespace) -> None:
+    """Put Coinbase's twin beside Stripe's. Raises: ValueError for a key or secret that it does not take."""
+    state_file: Path | None = options.state_file
+    base = options.public_url
+    twin = create_crypto_twin(
+        "coinbase",
+        CryptoSettings(
+            os.environ.get(COINBASE_KEY_ID_VARIABLE, ""),
+            key,
+            os.environ.get(COINBASE_WEBHOOK_VARIABLE, ""),
+            webhook_url=options.crypto_webhook_url,
+            public_url=base and f"{base.rstrip('/')}{COINBASE_PATH}",
+            state_file=state_file and state_file.with_name("coinbase.json"),
+        ),
+    )
+    app.mount(COINBASE_PATH, twin)
+    alone = app.router.lifespan_context
+
+    @contextlib.asynccontextmanager
+    async def both(outer: FastAPI) -> AsyncIterator[None]:
+        async with alone(outer), twin.router.lifespan_context(twin):
+            yield
+
+    app.router.lifespan_context = both
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m sandbox", description="A twin of Stripe Checkout without real money."
+        prog="python -m sandbox", description="Twins of payment providers without real money."
     )
     parser.add_argument("--host", type=_loopback, default="127.0.0.1", help="a loopback address")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
@@ -77,7 +116,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--secret-key", help=f"sk_test_...; or set {SECRET_KEY_VARIABLE}")
     parser.add_argument("--webhook-secret", help=f"whsec_...; or set {WEBHOOK_SECRET_VARIABLE}")
-    parser.add_argument("--webhook-url", help="where events are sent; none sends nothing")
+    parser.add_argument("--webhook-url", help="where Stripe's events are sent; none sends nothing")
+    parser.add_argument("--crypto-webhook-url", help="where Coinbase's events are sent")
     parser.add_argument("--public-url", help="what page addresses begin with, if not the address called")
     parser.add_argument("--nonce", help="repeated by /healthz, so that a caller knows this very process")
     parser.add_argument(
@@ -122,9 +162,9 @@ def _listen(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=2048)
 
 
-def _serve(settings: TwinSettings, listener: socket.socket, host: str) -> int:
+def _serve(app: FastAPI, listener: socket.socket, host: str) -> int:
     config = uvicorn.Config(
-        create_twin(settings),
+        app,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -19,11 +19,13 @@ from sandbox.stripe_state import BY_THE_BUYER, Faults
 router = APIRouter(prefix="/_twin")
 
 
-class _Order(BaseModel):
+class Order(BaseModel):
+    """What a test orders: strict, no field that is not listed."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class WebhookOrder(_Order):
+class WebhookOrder(Order):
     """How webhooks go out from now on; what is left out stays as it is."""
 
     mode: Literal["deliver", "hold"] | None = None
@@ -33,7 +35,7 @@ class WebhookOrder(_Order):
     concurrent: bool | None = None
 
 
-class FaultOrder(_Order):
+class FaultOrder(Order):
     """How many of the next API requests fail, with which status, and whether after their effect."""
 
     next_requests_fail: Annotated[int, Field(ge=0, le=1000)]
@@ -41,7 +43,7 @@ class FaultOrder(_Order):
     after_effect: bool = False
 
 
-class Buyer(_Order):
+class Buyer(Order):
     """Who pays, where the shop did not say; with which discount, and the tax that comes of it, in minor units."""
 
     email: str | None = None
@@ -50,7 +52,7 @@ class Buyer(_Order):
     tax: Annotated[int, Field(ge=0)] = 0
 
 
-class Settlement(_Order):
+class Settlement(Order):
     """How a delayed payment ends."""
 
     outcome: Literal["succeeded", "failed"] = "succeeded"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import orjson
 
@@ -40,27 +41,34 @@ class NoStore:
 class StateFile:
     """One JSON file, replaced whole: a crash at any moment leaves the old version or the new one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self,
+        path: Path,
+        empty: Callable[[], Json] = empty_document,
+        is_whole: Callable[[Any], bool] = is_document,
+    ) -> None:
         self._path = path
+        self._empty = empty
+        self._is_whole = is_whole
 
     def load(self) -> Json:
         """Give the file's document; a missing file counts as empty, a broken one is set aside, not lost."""
         try:
             raw = self._path.read_bytes()
         except FileNotFoundError:
-            return empty_document()
+            return self._empty()
         try:
             document = orjson.loads(raw)
         except orjson.JSONDecodeError:
             document = None
-        if is_document(document):
+        if self._is_whole(document):
             return dict(document)
         aside = self._free_name()
         self._path.replace(aside)
         logger.warning(
             "the state file %s could not be read; it is now %s, and the twin starts empty", self._path, aside
         )
-        return empty_document()
+        return self._empty()
 
     def save(self, document: Json) -> None:
         """Replace the file by this document, durably, before returning."""

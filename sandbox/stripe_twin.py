@@ -26,7 +26,7 @@ from sandbox.stripe_errors import ApiError, invalid, unrecognized_url
 from sandbox.stripe_instance import Twin, TwinSettings, random_token
 from sandbox.stripe_state import TwinState
 from sandbox.stripe_store import NoStore, StateFile, Store
-from sandbox.stripe_webhooks import WebhookSender
+from sandbox.stripe_webhooks import WebhookSender, dressed_by_stripe
 
 __all__ = ["TwinSettings", "create_twin"]
 
@@ -51,7 +51,7 @@ def create_twin(
     if settings.webhook_url is not None:
         twin.sender = WebhookSender(
             url=settings.webhook_url,
-            secret=settings.webhook_secret,
+            dress=dressed_by_stripe(settings.webhook_secret),
             reading=twin.reading,
             writing=twin.writing,
             transport=webhook_transport,

@@ -7,13 +7,14 @@ import hashlib
 import hmac
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from typing import Protocol
 
 import httpx
 
 from sandbox.stripe_shapes import Json
-from sandbox.stripe_state import TwinState
+from sandbox.stripe_state import WebhookControls
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,23 @@ CONCURRENT_MOST = 16
 # How much of a refusal is kept to be looked at.
 ERROR_MAX_LENGTH = 300
 
-Transaction = Callable[[], AbstractAsyncContextManager[TwinState]]
+
+class Queue(Protocol):
+    """What the sender needs of a twin's memory."""
+
+    document: Json
+    controls: WebhookControls
+
+    def now(self) -> float:
+        """Give the present moment."""
+
+    def pending(self) -> Iterator[Json]:
+        """Go over the deliveries that still have to arrive, the earliest first."""
+
+
+Transaction = Callable[[], AbstractAsyncContextManager[Queue]]
+Dress = Callable[[Json, Json, int], tuple[bytes, dict[str, str]]]
+"""Gives the body and the headers of a delivery of an event, as the provider signs them at a time."""
 
 
 def signature_header(secret: str, timestamp: int, body: bytes) -> str:
@@ -50,6 +67,20 @@ def event_body(event: Json) -> bytes:
     return json.dumps(event, indent=2, ensure_ascii=False).encode()
 
 
+def dressed_by_stripe(secret: str) -> Dress:
+    """Give the deliveries of a Stripe twin, signed with this secret."""
+
+    def dress(event: Json, _delivery: Json, timestamp: int) -> tuple[bytes, dict[str, str]]:
+        body = event_body(event)
+        return body, {
+            "Content-Type": "application/json; charset=utf-8",
+            "Stripe-Signature": signature_header(secret, timestamp, body),
+            "User-Agent": "Stripe/1.0 (Farebox sandbox)",
+        }
+
+    return dress
+
+
 class WebhookSender:
     """Brings every queued delivery to the receiver, or gives up on it after a bounded number of tries."""
 
@@ -57,13 +88,13 @@ class WebhookSender:
         self,
         *,
         url: str,
-        secret: str,
+        dress: Dress,
         reading: Transaction,
         writing: Transaction,
         transport: httpx.AsyncBaseTransport | None,
     ) -> None:
         self._url = url
-        self._secret = secret
+        self._dress = dress
         self._reading = reading
         self._writing = writing
         self._transport = transport
@@ -133,29 +164,23 @@ class WebhookSender:
                 return
             delivery = state.document["deliveries"][delivery_id]
             event = state.document["events"][delivery["event"]]
-            body = event_body(event)
-            timestamp = int(state.now())
-        status, error = await self._send(client, body, timestamp)
+            body, headers = self._dress(event, delivery, int(state.now()))
+        status, error = await self._send(client, body, headers)
         async with self._writing() as state:
             _record(delivery, event, status, error, state.now())
 
     async def _send(
-        self, client: httpx.AsyncClient, body: bytes, timestamp: int
+        self, client: httpx.AsyncClient, body: bytes, headers: dict[str, str]
     ) -> tuple[int | None, str | None]:
-        headers = {
-            "Content-Type": "application/json; charset=utf-8",
-            "Stripe-Signature": signature_header(self._secret, timestamp, body),
-            "User-Agent": "Stripe/1.0 (Farebox sandbox)",
-        }
         try:
             response = await client.post(self._url, content=body, headers=headers)
         except httpx.HTTPError as error:
             return None, f"{type(error).__name__}: {error}"[:ERROR_MAX_LENGTH]
-        # Only 2xx counts: Stripe takes a redirect for a failure too.
+        # Only 2xx counts: providers take a redirect for a failure too.
         return response.status_code, None if response.is_success else response.text[:ERROR_MAX_LENGTH]
 
 
-def _due(state: TwinState) -> list[str]:
+def _due(state: Queue) -> list[str]:
     if state.controls.mode == "hold":
         return []
     now = state.now()
@@ -163,7 +188,7 @@ def _due(state: TwinState) -> list[str]:
     return ready[::-1] if state.controls.reverse else ready
 
 
-def _pause_s(state: TwinState) -> float:
+def _pause_s(state: Queue) -> float:
     if state.controls.mode == "hold":
         return IDLE_MOST_S
     soonest = min((delivery["next_attempt_at"] for delivery in state.pending()), default=float("inf"))

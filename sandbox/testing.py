@@ -4,6 +4,7 @@ a real server on a free port. For tests of every tier; no product code imports i
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import itertools
 import socket
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 
 import httpx
 import uvicorn
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
@@ -22,6 +24,14 @@ SERVER_TIMEOUT_S = 20.0
 # A key and a secret of the right form that open nothing anywhere.
 SECRET_KEY = "sk_test_0123456789abcdef"  # noqa: S105 - it guards nothing
 WEBHOOK_SECRET = "whsec_0123456789abcdef"  # noqa: S105 - it guards nothing
+
+# An Ed25519 key as Coinbase hands it out, seed and public half, and an API key of the other providers' kind.
+COINBASE_KEY_ID = "organizations/test/apiKeys/1"
+COINBASE_KEY = base64.b64encode(
+    bytes(range(32)) + Ed25519PrivateKey.from_private_bytes(bytes(range(32))).public_key().public_bytes_raw()
+).decode()
+API_KEY = "an-api-key-that-opens-nothing"
+CRYPTO_WEBHOOK_SECRET = "a-webhook-secret-that-guards-nothing"  # noqa: S105 - as it says
 
 # One package for $12.00, form-encoded as the SDK sends it.
 ORDER = {

@@ -60,9 +60,10 @@ async def show_home(parts: PartsOf) -> Response:
 
 
 @router.get("/checkout/success")
-async def show_success(parts: PartsOf, session_id: str = "") -> Response:
+async def show_success(parts: PartsOf, session_id: str = "", by: str = "stripe") -> Response:
     """Where the payment page sends the payer: shows the key, once, on request."""
-    return page(parts, "checkout_success.html", session_id=session_id[:255])
+    claim_path = f"/api/v1/claim/{'crypto' if by == 'crypto' else 'stripe'}"
+    return page(parts, "checkout_success.html", session_id=session_id[:255], claim_path=claim_path)
 
 
 @router.get("/checkout/canceled")
@@ -139,7 +140,9 @@ def page(parts: Parts, name: str, headers: dict[str, str] = _HEADERS, **facts: A
     html = _templates.get_template(name).render(
         base_url=parts.settings.base_url,
         in_sandbox=parts.in_sandbox,
-        can_pay=parts.checkout is not None,
+        can_pay_by_card=parts.checkout is not None,
+        can_pay_in_coins=parts.crypto is not None,
+        can_pay=parts.checkout is not None or parts.crypto is not None,
         profile=parts.settings.profile,
         brand=parts.settings.key_brand,
         **facts,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import structlog
 from fastapi import APIRouter, Request
 from starlette.background import BackgroundTask
@@ -11,7 +13,7 @@ from gateway.answers import CheckoutStarted, KeyClaimed, Packages, PortalOpened,
 from gateway.bodies import StrictRoute, read_body
 from gateway.deps import SECURED, CallerKey, OptionalKey, Parts, PartsOf
 from gateway.limits import limit_by
-from gateway.openapi import READ, WEBHOOK, WRITE, problems
+from gateway.openapi import CRYPTO_WEBHOOK, READ, WEBHOOK, WRITE, problems
 from gateway.responses import in_credits, json_response
 from gateway.routes.keys import with_secret
 from gateway.schemas import ClaimKey, StartCheckout
@@ -19,12 +21,32 @@ from kit.errors import AppError, NotFound
 from kit.telemetry import webhooks_total
 from ledger.keys import NewApiKey
 from payments.cards import CardCheckout
+from payments.checkout import Checkout, StartedCheckout
+from payments.crypto import CryptoCheckouts
 from payments.errors import PaymentsUnavailable
+from payments.packages import Package
+from payments.purchases import Claim
 from payments.webhooks import ProviderEvent
 
 log = structlog.get_logger(__name__)
 
 router = APIRouter(prefix="/api/v1", route_class=StrictRoute)
+
+CLAIM_PROBLEMS: Final = problems(
+    "invalid_request",
+    "payload_too_large",
+    "unsupported_media_type",
+    "not_found",
+    "payment_pending",
+    "payment_incomplete",
+    "payment_failed",
+    "already_claimed",
+    "account_exists",
+    "payment_mismatch",
+    "unavailable",
+    "payments_unavailable",
+)
+WEBHOOK_PROBLEMS: Final = problems("invalid_request", "not_found", "payload_too_large", "unavailable")
 
 
 @router.get(
@@ -78,20 +100,30 @@ async def start_checkout(
     if credential is None:
         await limit_by(request, "email", body.email)
     package = parts.catalog.package(body.package_code)
-    started = await _checkout(parts).start(body.email, package, credential)
-    return json_response(
-        {
-            "ok": True,
-            "checkoutUrl": started.checkout_url,
-            "sessionId": started.session_id,
-            "packageCode": package.code,
-            "credits": in_credits(package.credits_tokens),
-            "tokens": package.credits_tokens,
-            "priceMinor": package.price_minor,
-            "currency": package.currency,
-            "email": started.purchase.email,
-        }
-    )
+    return _started(package, await _checkout(parts).start(body.email, package, credential))
+
+
+@router.post(
+    "/checkout/crypto",
+    tags=["Purchases"],
+    operation_id="startCryptoCheckout",
+    summary="Create a crypto checkout",
+    response_model=CheckoutStarted,
+    responses=problems(*WRITE, "payments_unavailable"),
+    openapi_extra={"security": [{}, *SECURED["security"]]},
+)
+async def start_crypto_checkout(
+    request: Request, body: StartCheckout, credential: OptionalKey, parts: PartsOf
+) -> Response:
+    """Opens a page where a package is paid in coins; an API key or a session tops its account up, as by card.
+
+    Send the payer to `checkoutUrl`; once paid, claim the key with `sessionId`. What arrives late still counts; what
+    arrives short grants nothing until the rest has come.
+    """
+    if credential is None:
+        await limit_by(request, "email", body.email)
+    package = parts.catalog.package(body.package_code)
+    return _started(package, await _crypto(parts).start(body.email, package, credential))
 
 
 @router.post(
@@ -100,40 +132,34 @@ async def start_checkout(
     operation_id="claimStripeKey",
     summary="Claim the first API key of a payment",
     response_model=KeyClaimed,
-    responses=problems(
-        "invalid_request",
-        "payload_too_large",
-        "unsupported_media_type",
-        "not_found",
-        "payment_pending",
-        "payment_failed",
-        "already_claimed",
-        "account_exists",
-        "payment_mismatch",
-        "unavailable",
-        "payments_unavailable",
-    ),
+    responses=CLAIM_PROBLEMS,
 )
 async def claim_key(request: Request, body: ClaimKey, parts: PartsOf) -> Response:
     """Shows the account's first key, once per payment.
 
-    409 `payment_pending`: not paid yet, try again. 409 `payment_failed`: it never will be. 409 `already_claimed`:
-    shown before. 409 `account_exists`:
+    409 `payment_pending`: not paid yet, try again. 409 `already_claimed`: shown before. 409 `account_exists`:
     the e-mail owned an account already; the credits are there, and a key of that account spends them.
     """
     await limit_by(request, "session", body.session_id)
-    claim = await _checkout(parts).claim(body.session_id, body.key_label)
-    return json_response(
-        {
-            "ok": True,
-            **with_secret(NewApiKey(claim.key, claim.secret, replayed=False)),
-            "email": claim.email,
-            "credits": in_credits(claim.credits_tokens),
-            "tokens": claim.credits_tokens,
-            "balance": in_credits(claim.balance_tokens),
-            "balanceTokens": claim.balance_tokens,
-        }
-    )
+    return _claimed(await _checkout(parts).claim(body.session_id, body.key_label))
+
+
+@router.post(
+    "/claim/crypto",
+    tags=["Purchases"],
+    operation_id="claimCryptoKey",
+    summary="Claim the first API key of a crypto payment",
+    response_model=KeyClaimed,
+    responses=CLAIM_PROBLEMS,
+)
+async def claim_crypto_key(request: Request, body: ClaimKey, parts: PartsOf) -> Response:
+    """Shows the account's first key, once per payment, as `POST /claim/stripe` does.
+
+    409 `payment_pending`: not paid in full yet, or not confirmed. 409 `payment_incomplete`: the checkout closed with
+    less than its price; write to support.
+    """
+    await limit_by(request, "session", body.session_id)
+    return _claimed(await _crypto(parts).claim(body.session_id, body.key_label))
 
 
 @router.post(
@@ -142,7 +168,7 @@ async def claim_key(request: Request, body: ClaimKey, parts: PartsOf) -> Respons
     operation_id="receiveStripeWebhook",
     summary="Receive a Stripe event",
     response_model=WebhookReceived,
-    responses=problems("invalid_request", "not_found", "payload_too_large", "unavailable"),
+    responses=WEBHOOK_PROBLEMS,
     openapi_extra=WEBHOOK,
 )
 async def receive_stripe_webhook(request: Request, parts: PartsOf) -> Response:
@@ -150,18 +176,26 @@ async def receive_stripe_webhook(request: Request, parts: PartsOf) -> Response:
     # An empty webhook secret would verify anything: without one there is no such route.
     if parts.checkout is None:
         raise NotFound("path")
-    body = await read_body(request)
-    try:
-        event = await parts.checkout.receive_webhook(body, request.headers.get("stripe-signature", ""))
-    except AppError as error:
-        webhooks_total.labels("stripe", error.code).inc()
-        raise
-    webhooks_total.labels("stripe", "received" if event else "duplicate").inc()
-    answer = json_response({"ok": True, "received": True, "duplicate": event is None})
-    if event is not None:
-        # Stripe waits for its answer, not for the handling; should this process end first, the Runner goes on.
-        answer.background = BackgroundTask(_handle, parts.checkout, event)
-    return answer
+    return await _received(request, parts.checkout)
+
+
+@router.post(
+    "/webhooks/crypto",
+    tags=["Webhooks"],
+    operation_id="receiveCryptoWebhook",
+    summary="Receive an event of a crypto provider",
+    response_model=WebhookReceived,
+    responses=WEBHOOK_PROBLEMS,
+    openapi_extra=CRYPTO_WEBHOOK,
+)
+async def receive_crypto_webhook(request: Request, parts: PartsOf) -> Response:
+    """For the crypto providers alone; the header that signs an event tells whose it is.
+
+    A rightly signed event is stored once, acknowledged every time, and handled afterwards.
+    """
+    if parts.crypto is None:
+        raise NotFound("path")
+    return await _received(request, parts.crypto.sender_of(request.headers))
 
 
 @router.post(
@@ -181,14 +215,66 @@ async def open_billing_portal(credential: CallerKey, parts: PartsOf) -> Response
     return json_response({"ok": True, "portalUrl": await _checkout(parts).portal(credential)})
 
 
-async def _handle(checkout: CardCheckout, event: ProviderEvent) -> None:
+async def _received(request: Request, checkout: Checkout) -> Response:
+    provider = checkout.provider.name
+    body = await read_body(request)
+    try:
+        event = await checkout.receive_webhook(body, request.headers)
+    except AppError as error:
+        webhooks_total.labels(provider, error.code).inc()
+        raise
+    webhooks_total.labels(provider, "received" if event else "duplicate").inc()
+    answer = json_response({"ok": True, "received": True, "duplicate": event is None})
+    if event is not None:
+        # A provider waits for its answer, not for the handling; should this process end first, the Runner goes on.
+        answer.background = BackgroundTask(_handle, checkout, event)
+    return answer
+
+
+async def _handle(checkout: Checkout, event: ProviderEvent) -> None:
     try:
         await checkout.apply(event)
     except AppError as error:  # the books are away: the event is kept and due
         log.warning("event left to the runner", event_id=event.event_id, problem=str(error))
 
 
+def _started(package: Package, started: StartedCheckout) -> Response:
+    return json_response(
+        {
+            "ok": True,
+            "checkoutUrl": started.checkout_url,
+            "sessionId": started.session_id,
+            "packageCode": package.code,
+            "credits": in_credits(package.credits_tokens),
+            "tokens": package.credits_tokens,
+            "priceMinor": package.price_minor,
+            "currency": package.currency,
+            "email": started.purchase.email,
+        }
+    )
+
+
+def _claimed(claim: Claim) -> Response:
+    return json_response(
+        {
+            "ok": True,
+            **with_secret(NewApiKey(claim.key, claim.secret, replayed=False)),
+            "email": claim.email,
+            "credits": in_credits(claim.credits_tokens),
+            "tokens": claim.credits_tokens,
+            "balance": in_credits(claim.balance_tokens),
+            "balanceTokens": claim.balance_tokens,
+        }
+    )
+
+
 def _checkout(parts: Parts) -> CardCheckout:
     if parts.checkout is None:
         raise PaymentsUnavailable("No payment provider is configured on this server.")
     return parts.checkout
+
+
+def _crypto(parts: Parts) -> CryptoCheckouts:
+    if parts.crypto is None:
+        raise PaymentsUnavailable("No crypto payment provider is configured on this server.")
+    return parts.crypto

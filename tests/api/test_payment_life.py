@@ -111,7 +111,8 @@ async def deliver(checkout: CardCheckout, events: list[dict[str, Any]]) -> None:
     """Bring events as webhooks, and have them handled, as the route does."""
     for event in events:
         body = event_body(event)
-        kept = await checkout.receive_webhook(body, signature_header(WEBHOOK_SECRET, event["created"], body))
+        signature = signature_header(WEBHOOK_SECRET, event["created"], body)
+        kept = await checkout.receive_webhook(body, {"stripe-signature": signature})
         if kept is not None:
             await checkout.apply(kept)
 

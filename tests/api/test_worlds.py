@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 
 import httpx
@@ -318,6 +319,7 @@ class Till:
     """A provider that opens sessions and remembers for which purchases."""
 
     name = "stripe"
+    session_ids = re.compile("cs_.*")
 
     def __init__(self, *, livemode):
         self.livemode = livemode

@@ -15,9 +15,15 @@ from ledger.balances import balance
 from ledger.keys import Credential, caller_of, hash_key
 from ledger.users import account_of_email
 from payments import purchases
-from payments.errors import AccountExists, AlreadyClaimed, PaymentMismatch, PaymentPending
+from payments.errors import (
+    AccountExists,
+    AlreadyClaimed,
+    PaymentIncomplete,
+    PaymentMismatch,
+    PaymentPending,
+)
 from payments.packages import Package
-from payments.purchases import OpenPurchase, PaidSession
+from payments.purchases import LOOKS_MOST, OpenPurchase, PaidSession, UnpaidSession
 
 BUILDER = Package("builder_600", "Builder", 60_000, 5_000, "usd")
 
@@ -151,3 +157,91 @@ async def test_fifty_concurrent_claims_make_one_key(db):
     assert sum(isinstance(o, AlreadyClaimed) for o in outcomes) == 49
     async with db.transaction() as conn:
         assert (await conn.execute(text("SELECT count(*) FROM api_keys"))).scalar_one() == 1
+
+
+def short(paid, received_minor, *, closed):
+    return UnpaidSession(paid.provider, paid.session_id, paid.purchase_id, received_minor, closed)
+
+
+async def test_what_arrived_short_is_kept_and_grants_nothing(conn):
+    paid = await opened(conn)
+    for received, closed in ((2_000, False), (3_000, True), (1_000, False)):  # the last is an older reading
+        await purchases.note_unpaid(conn, short(paid, received, closed=closed))
+    kept = await purchases.by_session(conn, "stripe", paid.session_id)
+    assert (kept.received_minor, kept.closed, kept.paid) == (3_000, True, False)
+    with pytest.raises(PaymentIncomplete) as refused:
+        await purchases.claim(conn, "stripe", paid.session_id, "Primary", brand="amai")
+    assert refused.value.message.startswith("30.00 of 50.00 USD arrived")
+    assert await tokens_of(conn, "dev@company.com") == 0
+
+
+async def test_a_checkout_that_closed_with_nothing_is_still_waited_for(conn):
+    paid = await opened(conn)
+    await purchases.note_unpaid(conn, short(paid, 0, closed=True))
+    with pytest.raises(PaymentPending):
+        await purchases.claim(conn, "stripe", paid.session_id, "Primary", brand="amai")
+    assert (await purchases.fulfil(conn, paid)).paid, "late, and whole"
+
+
+async def test_more_than_the_price_grants_the_package_and_no_more(conn):
+    paid = dataclasses.replace(await opened(conn), received_minor=6_000)
+    assert (await purchases.fulfil(conn, paid)).received_minor == 6_000
+    more = dataclasses.replace(paid, received_minor=9_000)
+    assert (await purchases.fulfil(conn, more)).received_minor == 9_000
+    assert await tokens_of(conn, "dev@company.com") == 60_000
+
+
+async def test_less_than_the_price_grants_nothing_whatever_the_provider_calls_it(conn):
+    paid = dataclasses.replace(await opened(conn), received_minor=4_999)
+    with pytest.raises(PaymentMismatch):
+        await purchases.fulfil(conn, paid)
+
+
+async def test_an_unpaid_reading_after_the_grant_changes_nothing(conn):
+    paid = await opened(conn)
+    await purchases.fulfil(conn, paid)
+    noted = await purchases.note_unpaid(conn, short(paid, 0, closed=True))
+    assert (noted.paid, noted.closed, noted.received_minor) == (True, False, 5_000)
+
+
+async def test_an_unpaid_session_of_another_purchase_is_not_found(conn):
+    paid = await opened(conn)
+    with pytest.raises(NotFound):
+        await purchases.note_unpaid(
+            conn, short(dataclasses.replace(paid, session_id="cs_test_other"), 1, closed=False)
+        )
+
+
+async def test_a_purchase_may_be_named_by_its_own_id(conn):
+    paid = await opened(conn)
+    assert (await purchases.by_session(conn, "stripe", paid.purchase_id)).session_id == paid.session_id
+    with pytest.raises(NotFound):
+        await purchases.by_session(conn, "coinbase", paid.purchase_id)
+
+
+async def test_an_unpaid_purchase_is_looked_at_again_and_again_until_it_is_paid(conn):
+    paid, other = await opened(conn), await opened(conn)
+    assert await purchases.take_due(conn, 10) == [], "events have five minutes"
+    await conn.execute(text("UPDATE purchases SET look_at = now()"))
+    await purchases.fulfil(conn, other)
+    for looks in range(LOOKS_MOST):
+        (due,) = await purchases.take_due(conn, 10)
+        assert due.id == paid.purchase_id
+        assert await purchases.take_due(conn, 10) == []
+        pause = (
+            await conn.execute(text("SELECT look_at - now() FROM purchases WHERE looks > 0"))
+        ).scalar_one()
+        if looks < LOOKS_MOST - 1:
+            assert 600 <= pause.total_seconds() <= 86_400
+            await conn.execute(text("UPDATE purchases SET look_at = now() WHERE looks > 0"))
+    assert pause is None, "a month is over"
+
+
+async def test_two_runners_never_look_at_one_purchase_together(db):
+    async with db.transaction() as conn:
+        for _ in range(30):
+            await opened(conn)
+        await conn.execute(text("UPDATE purchases SET look_at = now()"))
+    taken = await asyncio.gather(*(db.run(purchases.take_due, 10) for _ in range(4)))
+    ids = [purchase.id for part in taken for purchase in part]
+    assert len(ids) == len(set(ids))

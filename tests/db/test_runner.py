@@ -92,7 +92,7 @@ class House:
 
     @asynccontextmanager
     async def runner(self, models, books=None):
-        runner = Runner(self.settings, books or Books(self.server), models, self.objects, None, {"image": 2})
+        runner = Runner(self.settings, books or Books(self.server), models, self.objects, [], {"image": 2})
         task = asyncio.create_task(runner.run())
         try:
             yield task
@@ -267,7 +267,7 @@ async def test_no_more_jobs_are_in_flight_than_there_are_places(house, places):
     for _ in range(2):
         await house.submit()
     models = Models("hang")
-    runner = Runner(house.settings, Books(house.server), models, house.objects, None, {"image": places})
+    runner = Runner(house.settings, Books(house.server), models, house.objects, [], {"image": places})
     task = asyncio.create_task(runner.run())
     await models.started.wait()
     claimed = await house.server._db.run(_running)

@@ -183,6 +183,7 @@ def test_the_demo_plays_a_customer_and_keeps_the_picture(tmp_path):
         "Open a checkout",
         "Pay in the sandbox",
         "Claim the first API key",
+        "Send the coins in the sandbox",
         "Download",
     ):
         assert step in done.stdout

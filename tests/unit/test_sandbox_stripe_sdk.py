@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -20,10 +21,23 @@ from hypothesis import strategies as st
 from stripe._encode import _api_encode
 from stripe.params.checkout import SessionCreateParams
 
+from payments.checkout import ProviderSession, SessionRequest
+from payments.coinbase_checkout import CoinbaseCheckout
+from payments.packages import Package
 from sandbox.__main__ import main
 from sandbox.stripe_params import parse_form
 from sandbox.stripe_twin import TwinSettings, create_twin
-from sandbox.testing import SECRET_KEY, WEBHOOK_SECRET, Inbox, running
+from sandbox.testing import (
+    COINBASE_KEY,
+    COINBASE_KEY_ID,
+    CRYPTO_WEBHOOK_SECRET,
+    SECRET_KEY,
+    WEBHOOK_SECRET,
+    Inbox,
+    running,
+)
+
+BUILDER = Package("builder_600", "Builder", 60_000, 5_000, "usd")
 
 # Long enough for a loaded machine; a process that hangs fails here instead of hanging the run.
 PROCESS_TIMEOUT_S = 30
@@ -230,6 +244,44 @@ def test_the_process_ends_cleanly_and_goes_on_where_it_was(sdk: Sdk, tmp_path: P
             ]
             process.send_signal(signal.SIGINT)
             assert process.wait(PROCESS_TIMEOUT_S) == 0
+
+
+async def test_coinbases_twin_lives_in_the_same_process_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    inbox = Inbox()
+    secrets = SECRETS | {
+        "FAREBOX_SANDBOX_COINBASE_KEY_ID": COINBASE_KEY_ID,
+        "FAREBOX_SANDBOX_COINBASE_KEY": COINBASE_KEY,
+        "FAREBOX_SANDBOX_COINBASE_WEBHOOK_SECRET": CRYPTO_WEBHOOK_SECRET,
+    }
+    state = ("--state-file", str(tmp_path / "stripe.json"))
+
+    async def retrieved(url: str) -> ProviderSession:
+        shop = CoinbaseCheckout(
+            COINBASE_KEY_ID, COINBASE_KEY, CRYPTO_WEBHOOK_SECRET, f"{url}/coinbase/api/v1"
+        )
+        request = SessionRequest(
+            "pur_1", "a@b.c", BUILDER, "Builder", "https://shop.example", "https://shop.example"
+        )
+        session = await shop.create(request)
+        await asyncio.to_thread(httpx.post, f"{url}/coinbase/pay/{session.id}", data={"outcome": "pay"})
+        shown = await shop.retrieve(session.id)
+        await shop.close()
+        return shown
+
+    with running(inbox.app()) as hook:
+        with sandbox(*state, **secrets) as (process, url):
+            first = await retrieved(url)
+            assert first.url == f"{url}/coinbase/pay/{first.id}"
+            process.kill()
+            process.wait(PROCESS_TIMEOUT_S)
+        with sandbox(*state, "--crypto-webhook-url", hook, **secrets) as (_, url):
+            again = await retrieved(url)
+            assert (again.id, again.paid) == (first.id, True)
+            await asyncio.to_thread(
+                httpx.post, f"{url}/coinbase/_twin/payments/{first.id}/refund", json={"amount": "1"}
+            )
+            (told,) = await asyncio.to_thread(inbox.wait_for, 1)
+            assert json.loads(told.body)["eventType"] == "checkout.refund.success"
 
 
 def test_a_killed_process_has_lost_nothing_that_it_answered(sdk: Sdk, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 
 from kit.settings import SettingsError, environment_for, load_settings
@@ -14,7 +16,7 @@ def clean(monkeypatch, tmp_path):
     import os
 
     for name in list(os.environ):
-        if name.startswith(("FAREBOX_", "STRIPE_", "DATABASE_URL")):
+        if name.startswith(("FAREBOX_", "STRIPE_", "COINBASE_", "BTCPAY_", "DATABASE_URL")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("FAREBOX_DATA_DIR", str(tmp_path / "data"))
 
@@ -56,9 +58,55 @@ def test_a_stripe_key_without_its_webhook_secret_is_refused(monkeypatch):
         load_settings()
 
 
+COINBASE = {
+    "COINBASE_API_KEY_ID": "organizations/1/apiKeys/2",
+    "COINBASE_API_KEY_SECRET": base64.b64encode(bytes(64)).decode(),
+    "COINBASE_WEBHOOK_SECRET": "hook",
+}
+BTCPAY = {
+    "BTCPAY_URL": "https://pay.company.com",
+    "BTCPAY_STORE_ID": "store",
+    "BTCPAY_API_KEY": "key",
+    "BTCPAY_WEBHOOK_SECRET": "hook",
+}
+
+
+@pytest.mark.parametrize("provider", [COINBASE, BTCPAY], ids=["coinbase", "btcpay"])
+def test_a_crypto_provider_alone_switches_the_sandbox_off_and_never_stands_beside_it(monkeypatch, provider):
+    for name, value in provider.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings()
+    assert settings.live_payments
+    assert not settings.wants_sandbox
+    assert environment_for(settings, {}).items() >= provider.items()
+    monkeypatch.setenv("FAREBOX_SANDBOX", "1")
+    with pytest.raises(SettingsError, match="a live crypto provider and the payment sandbox"):
+        load_settings()
+
+
+@pytest.mark.parametrize("missing", [*COINBASE, *BTCPAY])
+def test_a_crypto_provider_is_configured_whole_or_not_at_all(monkeypatch, missing):
+    for name, value in (COINBASE if missing in COINBASE else BTCPAY).items():
+        if name != missing:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=missing):
+        load_settings()
+
+
+def test_coinbases_own_sandbox_is_not_live(monkeypatch):
+    for name, value in COINBASE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("COINBASE_API_BASE", "https://business.coinbase.com/sandbox/api/v1")
+    assert not load_settings().live_payments
+    monkeypatch.setenv("COINBASE_API_BASE", "https://business.coinbase.com/api/v1/")
+    assert load_settings().live_payments
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("COINBASE_API_KEY_SECRET", "not a key"),
+        ("BTCPAY_URL", "pay.company.com"),
         ("FAREBOX_PORT", "http"),
         ("FAREBOX_PORT", "70000"),
         ("FAREBOX_PROFILE", "huge"),

@@ -1,12 +1,13 @@
 "use strict";
 // Claims the key of this page's payment and shows it. The key lives in this page alone and in no storage.
 const claim = document.getElementById("claim");
-const TRIES = 20; // a webhook that takes longer than a minute has a reason worth reading about
+const TRIES = 20; // a payment that takes longer than a minute has a reason worth reading about
 const PAUSE_MS = 3000;
 
 const REASONS = {
   already_claimed: "The key of this payment was shown before, and it is shown only once. If you do not have it any more, use another key of your account.",
   account_exists: "Your e-mail owned an account already: the credits are on it, ready to spend with the keys that you have.",
+  payment_incomplete: "Less than the price arrived before the checkout closed, so no credits were granted. Write to support with this page's address.",
   not_found: "No such checkout. Check that the address is the one that the payment page sent you to.",
 };
 
@@ -18,7 +19,7 @@ if (claim) {
   const pause = () => new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
 
   const ask = async () => {
-    const answer = await fetch("/api/v1/claim/stripe", {
+    const answer = await fetch(claim.dataset.claim, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify({ sessionId: claim.dataset.session, keyLabel: "Primary key" }),

@@ -22,7 +22,8 @@ for (const button of buttons) {
   button.addEventListener("click", async () => {
     for (const each of buttons) each.disabled = true;
     say("Opening the payment page.");
-    const got = await call("/checkout/stripe", { email: who.email, packageCode: button.dataset.package });
+    const order = { email: who.email, packageCode: button.dataset.package };
+    const got = await call(`/checkout/${button.dataset.rail}`, order);
     if (got.ok) {
       location.assign(got.checkoutUrl);
       return;

@@ -1,0 +1,204 @@
+"""Coinbase Business Checkouts behind our provider interface: coins in, the package's own currency in the books.
+
+A webhook only says where to look: what it claims of an amount or a status is never believed, the checkout is read
+again from Coinbase before anything is granted.
+
+Source: Coinbase Developer Platform, Checkout APIs (`business.coinbase.com/api/v1`) and CDP API key authentication.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import jwt
+import orjson
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from kit.errors import InvalidRequest
+from kit.settings import COINBASE_LIVE
+from kit.signing import private_key
+from payments.amounts import in_minor
+from payments.checkout import OWN_ID, ProviderSession, SessionRequest
+from payments.currencies import amount_text
+from payments.errors import PaymentsUnavailable
+from payments.hook0 import HEADER, verify_hook0
+from payments.provider_api import NOT_UNDERSTOOD, ProviderApi
+from payments.returns import Return
+from payments.webhooks import ProviderEvent
+
+TOKEN_LIFE_S: Final = 120
+"""What Coinbase accepts at most; each request carries a token of its own."""
+CHECKOUT_ID: Final = re.compile(r"[0-9a-f]{24}")
+CURRENCIES: Final = frozenset({"usd", "eur", "sgd", "gbp"})
+"""What a checkout may be priced in, beside USDC itself."""
+SAME_MONEY: Final = frozenset({"usd", "usdc"})
+"""Coinbase changes one for the other at par; a settlement in any third currency is not compared with the price."""
+PAID: Final = frozenset({"COMPLETED", "EXPIRED", "PARTIALLY_REFUNDED", "REFUNDED"})
+"""Paid, if the price arrived: an expired checkout may be paid late, and what went back had come."""
+OVER: Final = frozenset({"FAILED", "DEACTIVATED"})
+"""Closed by somebody's hand or word: nothing there is a payment."""
+
+
+class CoinbaseCheckout:
+    """Single-use checkouts on Base, paid in USDC."""
+
+    name: Final = "coinbase"
+    signature_header: Final = HEADER
+    session_ids: Final = re.compile(rf"{CHECKOUT_ID.pattern}|{OWN_ID.pattern}")
+    paid_events: Final = frozenset({"checkout.payment.success"})
+
+    def __init__(
+        self,
+        key_id: str,
+        key_secret: str,
+        webhook_secret: str,
+        api_base: str = "",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Connect to nothing yet. An empty webhook secret is refused: an empty key verifies anything."""
+        if not key_id or not webhook_secret:
+            raise ValueError("Coinbase needs its key's id and secret and its webhook secret")
+        self.livemode = (api_base or COINBASE_LIVE).rstrip("/") == COINBASE_LIVE
+        self._key_id = key_id
+        self._key = private_key(key_secret)
+        self._algorithm = "EdDSA" if isinstance(self._key, Ed25519PrivateKey) else "ES256"
+        self._webhook_secret = webhook_secret
+        self._api = ProviderApi(api_base or COINBASE_LIVE)
+        self._clock = clock
+
+    async def close(self) -> None:
+        """Close the connections to Coinbase."""
+        await self._api.close()
+
+    async def create(self, request: SessionRequest) -> ProviderSession:
+        """Open a checkout; repeated for the same purchase it returns the same checkout. Raises: PaymentsUnavailable."""
+        currency = request.package.currency
+        if currency not in CURRENCIES:
+            raise PaymentsUnavailable(f"Coinbase takes no payments priced in {currency.upper()}.")
+        back = f"?by=crypto&session_id={request.purchase_id}"
+        order = {
+            "amount": amount_text(request.package.price_minor, currency),
+            "currency": currency.upper(),
+            "network": "base",
+            "description": request.product_name,
+            "metadata": {"purchase_id": request.purchase_id, "package_code": request.package.code},
+            "successRedirectUrl": request.success_url + back,
+            "failRedirectUrl": request.cancel_url,
+        }
+        # The same purchase, the same key; Coinbase wants a UUID of version 4, which is but a form.
+        digest = hashlib.sha256(request.purchase_id.encode()).digest()
+        repeat = {"X-Idempotency-Key": str(uuid.UUID(bytes=digest[:16], version=4))}
+        answer = await self._api.ask(
+            "POST",
+            "/checkouts",
+            lambda: self._authorization("POST", "/checkouts") | repeat,
+            order,
+            repeatable=True,
+        )
+        return self._session(answer)
+
+    async def retrieve(self, session_id: str) -> ProviderSession:
+        """Read a checkout as Coinbase has it now. Raises: NotFound, PaymentsUnavailable."""
+        path = f"/checkouts/{session_id}"
+        answer = await self._api.ask("GET", path, lambda: self._authorization("GET", path), repeatable=True)
+        return self._session(answer)
+
+    async def session_of(self, event: ProviderEvent) -> ProviderSession | None:
+        """Read the checkout that an event names. Raises: NotFound, PaymentsUnavailable."""
+        return None if event.object_id is None else await self.retrieve(event.object_id)
+
+    def verify(self, body: bytes, headers: Mapping[str, str]) -> ProviderEvent:
+        """Return the event of a webhook whose signature and time are right. Raises: InvalidRequest.
+
+        An event is known by its checkout, its type and its refund: Coinbase may send it under several delivery ids.
+        """
+        verify_hook0(self._webhook_secret, body, headers, self._clock())
+        try:
+            event = orjson.loads(body)
+            checkout_id, kind = str(event["id"]), str(event["eventType"])
+            refund_id = _refund_id(event)
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidRequest("body", "not a Coinbase checkout event") from error
+        known = ":".join(part for part in (checkout_id, kind, refund_id) if part)
+        about = checkout_id if CHECKOUT_ID.fullmatch(checkout_id) else None
+        return ProviderEvent(self.name, known, kind, about, body)
+
+    def _authorization(self, method: str, path: str) -> dict[str, str]:
+        """Return a token that is good for this one request."""
+        base, now = self._api.base, int(self._clock())
+        place = f"{base.netloc.decode()}{base.path.rstrip('/')}{path}"
+        claims = {
+            "sub": self._key_id,
+            "iss": "cdp",
+            "aud": ["cdp_service"],
+            "nbf": now,
+            "exp": now + TOKEN_LIFE_S,
+            "uris": [f"{method} {place}"],
+        }
+        header = {"kid": self._key_id, "nonce": secrets.token_hex(16)}
+        return {"Authorization": f"Bearer {jwt.encode(claims, self._key, self._algorithm, header)}"}
+
+    def _session(self, checkout: Any) -> ProviderSession:
+        try:
+            currency = str(checkout["currency"]).lower()
+            amount, status = in_minor(checkout["amount"], currency), str(checkout["status"])
+            done = status in ("COMPLETED", "PARTIALLY_REFUNDED", "REFUNDED")
+            received = _received_minor(checkout, currency, amount if done else 0)
+            is_whole = received >= amount
+            return ProviderSession(
+                id=str(checkout["id"]),
+                url=str(checkout["url"]),
+                purchase_id=str((checkout.get("metadata") or {}).get("purchase_id", "")),
+                paid=is_whole and status in PAID,
+                amount_minor=amount,
+                currency=currency,
+                livemode=self.livemode,
+                received_minor=received,
+                closed=status in OVER or (not is_whole and status in PAID),
+                failed=status in OVER and not received,
+                returns=_returns(checkout, currency, amount, received),
+            )
+        except (KeyError, TypeError, AttributeError, InvalidRequest) as error:
+            raise PaymentsUnavailable(NOT_UNDERSTOOD) from error
+
+
+def _received_minor(checkout: dict[str, Any], currency: str, unsaid: int) -> int:
+    """Return what arrived, fees included; `unsaid` where the settlement does not tell it in the price's money."""
+    settlement = checkout.get("settlement") or {}
+    total, settled_in = settlement.get("totalAmount"), str(settlement.get("currency", "")).lower()
+    if total is None or not (settled_in == currency or {settled_in, currency} <= SAME_MONEY):
+        return unsaid
+    return in_minor(total, currency)
+
+
+def _returns(checkout: dict[str, Any], currency: str, amount: int, received: int) -> tuple[Return, ...]:
+    """Return what went back of the price, as one growing refund: what was paid over it goes back first.
+
+    Raises: KeyError where a part went back and Coinbase does not say how much.
+    """
+    status, refunds = checkout["status"], checkout.get("refunds")
+    if status not in ("PARTIALLY_REFUNDED", "REFUNDED"):
+        return ()
+    if refunds:
+        back = sum(in_minor(refund["amount"], currency) for refund in refunds)
+    elif status == "REFUNDED":
+        back = received
+    else:
+        raise KeyError("refunds")
+    of_price = min(max(back - (received - amount), 0), amount)
+    if not of_price:
+        return ()
+    return (
+        Return(f"{checkout['id']}:refunds", "refund", of_price, status, len(refunds or [1]), stands=True),
+    )
+
+
+def _refund_id(event: dict[str, Any]) -> str:
+    refunds = event.get("refunds") or [event.get("refund") or {}]
+    return str(event.get("refundId") or refunds[-1].get("id") or "")

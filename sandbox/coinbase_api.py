@@ -1,0 +1,278 @@
+"""The API of Coinbase Business Checkouts as its twin speaks it: tokens for one request, checkouts, refunds, Hook0.
+
+Source: Coinbase Developer Platform, Checkout APIs and CDP API key authentication.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, Final
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from sandbox import crypto_payments
+from sandbox.crypto_instance import CryptoTwin, Refusal, answer, text_of, twin_of
+from sandbox.crypto_state import CryptoState, Happening, arrived, is_whole, refunded
+from sandbox.stripe_shapes import Json
+from sandbox.stripe_webhooks import Dress
+
+router = APIRouter(prefix="/api/v1")
+
+CURRENCIES: Final = frozenset({"USDC", "USD", "EUR", "SGD", "GBP"})
+# Coinbase's own: an hour to pay unless the shop says otherwise.
+EXPIRES_IN_S: Final = 3600.0
+TOKEN_LIFE_MOST_S: Final = 120
+METADATA_KEYS_MOST: Final = 20
+METADATA_VALUE_MOST: Final = 100
+FEE: Final = Decimal("0.01")
+# Signed as Hook0 does; the twin takes turns so that receivers meet both versions.
+SIGNED_HEADERS: Final = ("content-type", "x-event-id", "x-event-type")
+
+
+class Coinbase:
+    """Checkouts with an id of 24 hexadecimal digits; money that comes late completes an expired one."""
+
+    late_settles = True
+    _TYPES: Final[dict[Happening, str]] = {
+        "settled": "checkout.payment.success",
+        "expired": "checkout.payment.expired",
+        "failed": "checkout.payment.failed",
+        "refunded": "checkout.refund.success",
+    }
+
+    def new_id(self, token: Callable[[int], str]) -> str:
+        """Make an id of 24 hexadecimal digits."""
+        return hashlib.sha256(token(24).encode()).hexdigest()[:24]
+
+    def events(self, happening: Happening, payment: Json, token: Callable[[int], str]) -> list[Json]:  # noqa: ARG002
+        """Tell of what ends a checkout, as the flat checkout with an event type."""
+        if happening not in self._TYPES:
+            return []
+        kind = self._TYPES[happening]
+        return [{"type": kind, "body": shape(payment) | {"eventType": kind}}]
+
+
+def shape(payment: Json) -> Json:
+    """Print a checkout as the API does."""
+    price, there = Decimal(payment["amount"]), arrived(payment, confirmed=True)
+    told: Json = {
+        "id": payment["id"],
+        "url": payment["url"],
+        "amount": payment["amount"],
+        "currency": payment["currency"],
+        "network": "base",
+        "address": "0x742d35Cc6634C0532925a3b844Bc454e4438f44e",
+        "tokenAddress": "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913",
+        "status": _status(payment),
+        "description": payment["description"],
+        "metadata": payment["metadata"],
+        "successRedirectUrl": payment["success_url"],
+        "failRedirectUrl": payment["cancel_url"],
+        "expiresAt": _time(payment["expires_at"]),
+        "createdAt": _time(payment["created"]),
+        "updatedAt": _time(payment["updated"]),
+    }
+    if there:
+        fee = (there * FEE).quantize(Decimal("0.000001"))
+        told["settlement"] = {
+            "totalAmount": f"{there:f}",
+            "feeAmount": f"{fee:f}",
+            "netAmount": f"{there - fee:f}",
+            "currency": "USDC" if payment["currency"] == "USD" else payment["currency"],
+        }
+        told["transactionHash"] = "0x" + hashlib.sha256(payment["id"].encode()).hexdigest()
+    if payment["refunds"]:
+        told["refunds"] = [{"id": r["id"], "amount": r["amount"]} for r in payment["refunds"]]
+    assert price > 0, "an order has a price"
+    return told
+
+
+def _status(payment: Json) -> str:
+    back = refunded(payment)
+    if back:
+        return "REFUNDED" if back >= arrived(payment, confirmed=True) else "PARTIALLY_REFUNDED"
+    if payment["state"] == "expired" and is_whole(payment):
+        return "COMPLETED"
+    words = {"open": "ACTIVE", "processing": "PROCESSING", "settled": "COMPLETED"}
+    return words.get(payment["state"], str(payment["state"]).upper())
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def dressed(secret: str) -> Dress:
+    """Give the deliveries of this twin: every second one is signed in the newer version too."""
+
+    def dress(event: Json, delivery: Json, timestamp: int) -> tuple[bytes, dict[str, str]]:
+        body = json.dumps(event["body"], separators=(",", ":")).encode()
+        headers = {
+            "content-type": "application/json",
+            "x-event-id": delivery["id"],
+            "x-event-type": event["type"],
+        }
+        signature = f"t={timestamp},v0={_hmac(secret, b'%d.' % timestamp + body)}"
+        if delivery["sequence"] % 2:
+            named = " ".join(SIGNED_HEADERS)
+            values = ".".join(headers[name] for name in SIGNED_HEADERS)
+            signed = f"{timestamp}.{named}.{values}.".encode() + body
+            signature += f",h={named},v1={_hmac(secret, signed)}"
+        return body, headers | {"X-Hook0-Signature": signature}
+
+    return dress
+
+
+def _hmac(secret: str, signed: bytes) -> str:
+    return hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()
+
+
+def public_key(secret: str) -> Ed25519PublicKey:
+    """Give the public half of an Ed25519 key as CDP hands it out: base64 of seed and public half."""
+    try:
+        seed = base64.b64decode(secret, validate=True)[:32]
+        return Ed25519PrivateKey.from_private_bytes(seed).public_key()
+    except (binascii.Error, ValueError) as error:
+        message = "the sandbox's Coinbase key must be the base64 of an Ed25519 key"
+        raise ValueError(message) from error
+
+
+def _authenticate(request: Request, twin: CryptoTwin) -> None:
+    """Refuse a token that is not ours, not for this request, or older than it may be. Raises: Refusal."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    try:
+        header = jwt.get_unverified_header(token)
+        # Its times are checked below, by the twin's own clock.
+        claims: Any = jwt.decode(
+            token,
+            public_key(twin.settings.key),
+            ["EdDSA"],
+            options={"verify_exp": False, "verify_nbf": False, "verify_aud": False},
+            issuer="cdp",
+        )
+    except jwt.PyJWTError as error:
+        raise Refusal(
+            401, {"errorType": "unauthorized", "errorMessage": "The token does not verify."}
+        ) from error
+    place = f"{request.method} {request.url.netloc}{request.url.path}"
+    now = twin.now()
+    is_good = (
+        scheme == "Bearer"
+        and header.get("kid") == claims.get("sub") == twin.settings.key_id
+        and bool(header.get("nonce"))
+        and claims.get("uris") == [place]
+        and claims["exp"] - claims["nbf"] <= TOKEN_LIFE_MOST_S
+        and claims["nbf"] - 30 <= now < claims["exp"]
+    )
+    if not is_good:
+        raise Refusal(401, {"errorType": "unauthorized", "errorMessage": f"The token is not for {place}."})
+
+
+@router.post("/checkouts")
+async def create_checkout(request: Request) -> Response:
+    """Open a checkout, once under an idempotency key."""
+    twin = twin_of(request)
+    _authenticate(request, twin)
+    key = request.headers.get("x-idempotency-key")
+    if key is not None:
+        _check_uuid4(key)
+
+    def operation(state: CryptoState, body: Json) -> Json:
+        payment = state.open(_order(body), EXPIRES_IN_S)
+        payment["url"] = twin.page_url(request, payment["id"])
+        return shape(payment)
+
+    return await answer(request, operation, status=201, repeat_key=key)
+
+
+@router.get("/checkouts")
+async def list_checkouts(request: Request) -> Response:
+    """List checkouts, newest first, in pages."""
+    _authenticate(request, twin_of(request))
+    query = request.query_params
+    size, start = int(query.get("pageSize", "20")), int(query.get("pageToken", "0"))
+
+    def operation(state: CryptoState, _body: Json) -> Json:
+        rows = [shape(payment) for payment in reversed(state.document["payments"].values())]
+        rows = [row for row in rows if query.get("status") in (None, row["status"])]
+        more = str(start + size) if len(rows) > start + size else ""
+        return {"checkouts": rows[start : start + size], "nextPageToken": more}
+
+    return await answer(request, operation)
+
+
+@router.get("/checkouts/{checkout_id}")
+async def show_checkout(request: Request, checkout_id: str) -> Response:
+    """Show one checkout as it stands."""
+    _authenticate(request, twin_of(request))
+    return await answer(request, lambda state, _: shape(state.get(checkout_id)))
+
+
+@router.post("/checkouts/{checkout_id}/deactivate")
+async def deactivate(request: Request, checkout_id: str) -> Response:
+    """Close an open checkout."""
+    _authenticate(request, twin_of(request))
+
+    def operation(state: CryptoState, _body: Json) -> Json:
+        payment = state.get(checkout_id)
+        if payment["state"] != "open":
+            raise Refusal(409, {"errorType": "conflict", "errorMessage": "The checkout is not active."})
+        state.change(payment, "deactivated")
+        return shape(payment)
+
+    return await answer(request, operation)
+
+
+@router.post("/checkouts/{checkout_id}/refund")
+async def refund(request: Request, checkout_id: str) -> Response:
+    """Send a payment back, whole or in part."""
+    _authenticate(request, twin_of(request))
+
+    def operation(state: CryptoState, body: Json) -> Json:
+        amount = crypto_payments.read_amount(text_of(body, "amount"))
+        return shape(crypto_payments.refund(state, state.get(checkout_id), amount))
+
+    return await answer(request, operation, repeat_key=request.headers.get("x-idempotency-key"))
+
+
+def _order(body: Json) -> Json:
+    currency, metadata = text_of(body, "currency"), body.get("metadata", {})
+    amount = crypto_payments.read_amount(text_of(body, "amount"))
+    is_money = amount == amount.quantize(Decimal("0.01"))
+    is_metadata = (
+        isinstance(metadata, dict)
+        and len(metadata) <= METADATA_KEYS_MOST
+        and all(isinstance(v, str) and len(v) <= METADATA_VALUE_MOST for v in metadata.values())
+    )
+    if currency not in CURRENCIES or not is_money or not is_metadata or body.get("network", "base") != "base":
+        raise Refusal(
+            400, {"errorType": "invalid_request", "errorMessage": "An order that Coinbase refuses."}
+        )
+    return {
+        "amount": text_of(body, "amount"),
+        "currency": currency,
+        "description": text_of(body, "description", ""),
+        "metadata": metadata,
+        "success_url": body.get("successRedirectUrl"),
+        "cancel_url": body.get("failRedirectUrl"),
+        "url": "",
+    }
+
+
+def _check_uuid4(key: str) -> None:
+    try:
+        is_uuid4 = uuid.UUID(key).version == 4  # noqa: PLR2004  # Coinbase takes this version alone
+    except ValueError:
+        is_uuid4 = False
+    if not is_uuid4:
+        raise Refusal(400, {"errorType": "invalid_request", "errorMessage": "X-Idempotency-Key: a UUIDv4."})

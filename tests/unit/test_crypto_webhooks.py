@@ -1,0 +1,207 @@
+"""The signatures of crypto providers: published vectors hold, everything near them does not."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from kit.errors import InvalidRequest
+from kit.settings import COINBASE_LIVE
+from kit.signing import BadKeys, private_key
+from payments.btcpay_checkout import BtcpayCheckout
+from payments.coinbase_checkout import CoinbaseCheckout
+from payments.coinbase_commerce import CoinbaseCommerce
+from payments.hook0 import HEADER, verify_hook0
+from sandbox.testing import COINBASE_KEY, COINBASE_KEY_ID
+
+T = 1636936200
+V0 = "1b3d69df55f1e52f05224ba94a5162abeb17ef52cd7f4948c390f810d6a87e98"
+V1 = "6ff29df35f86d5a22d7831397add4b3ff866238e983cd365990ca3910b628a5d"
+SIGNED_V0 = {HEADER: f"t={T},v0={V0}"}
+SIGNED_V1 = {
+    HEADER: f"t={T},h=content-type x-event-id,v1={V1}",
+    "content-type": "application/json",
+    "x-event-id": "evt_1",
+}
+
+
+def test_the_published_vectors_verify():
+    verify_hook0("secret", b"hello !", SIGNED_V0, T)
+    verify_hook0("secret", b'{"a":1}', SIGNED_V1, T)
+    verify_hook0("secret", b"hello !", SIGNED_V0, T + 300)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "now"),
+    [
+        pytest.param(b"hello?!", SIGNED_V0, T, id="another body"),
+        pytest.param(b"hello !", SIGNED_V0, T + 301, id="too old"),
+        pytest.param(b"hello !", SIGNED_V0, T - 301, id="from the future"),
+        pytest.param(b'{"a":1}', SIGNED_V1 | {"x-event-id": "evt_2"}, T, id="another header"),
+        pytest.param(
+            b'{"a":1}', {k: v for k, v in SIGNED_V1.items() if k != "x-event-id"}, T, id="a header is gone"
+        ),
+        pytest.param(b"hello !", {HEADER: f"t={T},v0={V0},v1={'0' * 64}"}, T, id="v1 without names"),
+        pytest.param(
+            b"hello !",
+            {HEADER: f"t={T},v0={V0},h=content-type,v1={'0' * 64}", "content-type": "x"},
+            T,
+            id="a wrong v1 beside a right v0",
+        ),
+        pytest.param(b"hello !", {HEADER: f"t={T},v0={V0},t={T}"}, T, id="a time twice"),
+        pytest.param(b"hello !", {HEADER: f"t={T}"}, T, id="no digest"),
+        pytest.param(b"hello !", {HEADER: f"t={'9' * 400},v0={V0}"}, T, id="a huge time"),
+        pytest.param(b"hello !", {HEADER: f"t=\u0661,v0={V0}"}, T, id="digits of another script"),
+        pytest.param(b"hello !", {HEADER: f"t={T},v0=\u00e9"}, T, id="not ascii"),
+        pytest.param(b"hello !", {HEADER: "x" * 5000}, T, id="too long"),
+        pytest.param(b"hello !", {}, T, id="none"),
+    ],
+)
+def test_whatever_differs_from_what_was_signed_is_refused(body, headers, now):
+    with pytest.raises(InvalidRequest) as refused:
+        verify_hook0("secret", body, headers, now)
+    assert refused.value.field == "X-Hook0-Signature"
+
+
+def coinbase() -> CoinbaseCheckout:
+    return CoinbaseCheckout(COINBASE_KEY_ID, COINBASE_KEY, "secret", clock=lambda: T)
+
+
+def hook0(body: bytes) -> dict[str, str]:
+    return {HEADER: f"t={T},v0={hmac.new(b'secret', b'%d.' % T + body, hashlib.sha256).hexdigest()}"}
+
+
+async def test_a_coinbase_event_is_known_by_its_checkout_its_type_and_its_refund():
+    provider = coinbase()
+    paid = {"id": "68f7a946db0529ea9b6d3a12", "eventType": "checkout.payment.success", "amount": "1.00"}
+    back = paid | {"eventType": "checkout.refund.success", "refunds": [{"id": "ref_1"}, {"id": "ref_2"}]}
+    known = []
+    for event in (paid, paid | {"status": "COMPLETED"}, back):
+        body = json.dumps(event).encode()
+        known.append(provider.verify(body, hook0(body)))
+    assert [event.event_id for event in known] == [
+        "68f7a946db0529ea9b6d3a12:checkout.payment.success",
+        "68f7a946db0529ea9b6d3a12:checkout.payment.success",
+        "68f7a946db0529ea9b6d3a12:checkout.refund.success:ref_2",
+    ]
+    assert {event.object_id for event in known} == {"68f7a946db0529ea9b6d3a12"}
+    await provider.close()
+
+
+async def test_btcpay_redeliveries_are_one_event():
+    provider = BtcpayCheckout("https://pay.example", "store", "key", "secret")
+    event = {
+        "deliveryId": "a",
+        "type": "InvoiceSettled",
+        "storeId": "store",
+        "invoiceId": "4kSe5LQuFFXAA9VXDPTUBb",
+    }
+    again = event | {"deliveryId": "b", "originalDeliveryId": "a", "isRedelivery": True}
+    known = []
+    for each in (event, again):
+        body = json.dumps(each).encode()
+        digest = hmac.new(b"secret", body, hashlib.sha256).hexdigest()
+        known.append(provider.verify(body, {"btcpay-sig": f"sha256={digest}"}).event_id)
+        with pytest.raises(InvalidRequest):
+            provider.verify(body + b" ", {"btcpay-sig": f"sha256={digest}"})
+        with pytest.raises(InvalidRequest):
+            provider.verify(body, {"btcpay-sig": digest})
+    assert known == ["a", "a"]
+    await provider.close()
+
+
+async def test_an_event_of_another_store_or_of_no_invoice_asks_nothing():
+    provider = BtcpayCheckout("https://pay.example", "store", "key", "secret")
+    for change in ({"storeId": "other"}, {"invoiceId": "__test__1__test__"}, {"invoiceId": "../../keys"}):
+        event = {"deliveryId": "a", "type": "InvoiceSettled", "storeId": "store"} | {
+            "invoiceId": "4kSe5LQuFFXAA9VXDPTUBb",
+            **change,
+        }
+        body = json.dumps(event).encode()
+        digest = hmac.new(b"secret", body, hashlib.sha256).hexdigest()
+        assert provider.verify(body, {"btcpay-sig": f"sha256={digest}"}).object_id is None
+    await provider.close()
+
+
+def test_a_commerce_webhook_is_signed_over_its_raw_body():
+    provider = CoinbaseCommerce("secret")
+    event = {"id": "e1", "type": "charge:created", "data": {"id": "c1"}}
+    body = json.dumps({"event": event}).encode()
+    digest = hmac.new(b"secret", body, hashlib.sha256).hexdigest()
+    assert provider.verify(body, {"x-cc-webhook-signature": digest}).event_id == "e1"
+    for wrong in (digest[::-1], digest.upper(), ""):
+        with pytest.raises(InvalidRequest):
+            provider.verify(body, {"x-cc-webhook-signature": wrong})
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"null", b"{}", b'{"event": 1}', b'{"id": [], "eventType": 1}', b"\xff"]
+)
+async def test_a_signed_body_that_is_no_event_is_the_senders_fault(body):
+    digest = hmac.new(b"secret", body, hashlib.sha256).hexdigest()
+    btcpay, provider = BtcpayCheckout("https://pay.example", "store", "key", "secret"), coinbase()
+    with pytest.raises(InvalidRequest):
+        CoinbaseCommerce("secret").verify(body, {"x-cc-webhook-signature": digest})
+    with pytest.raises(InvalidRequest):
+        btcpay.verify(body, {"btcpay-sig": f"sha256={digest}"})
+    if body != b'{"id": [], "eventType": 1}':
+        with pytest.raises(InvalidRequest):
+            provider.verify(body, hook0(body))
+    await btcpay.close()
+    await provider.close()
+
+
+def pem() -> str:
+    key = ec.generate_private_key(ec.SECP256R1())
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
+    ).decode()
+
+
+@pytest.mark.parametrize("kind", ["Ed25519", "P-256", "P-256 on one line"])
+async def test_each_request_carries_a_token_for_itself_alone(kind):
+    secret = {"Ed25519": COINBASE_KEY, "P-256": pem(), "P-256 on one line": pem().replace("\n", "\\n")}[kind]
+    provider = CoinbaseCheckout(COINBASE_KEY_ID, secret, "secret", clock=lambda: T)
+    assert provider.livemode
+    scheme, _, token = provider._authorization("GET", "/checkouts/1")["Authorization"].partition(" ")
+    assert scheme == "Bearer"
+    claims = jwt.decode(
+        token,
+        private_key(secret).public_key(),
+        ["EdDSA" if kind == "Ed25519" else "ES256"],
+        issuer="cdp",
+        audience="cdp_service",
+        options={"verify_exp": False, "verify_nbf": False},
+    )
+    assert claims["uris"] == [f"GET {COINBASE_LIVE.removeprefix('https://')}/checkouts/1"]
+    assert (claims["sub"], claims["nbf"], claims["exp"]) == (COINBASE_KEY_ID, T, T + 120)
+    header = jwt.get_unverified_header(token)
+    assert (header["kid"], header["typ"]) == (COINBASE_KEY_ID, "JWT")
+    other = provider._authorization("GET", "/checkouts/1")["Authorization"].partition(" ")[2]
+    assert header["nonce"] != jwt.get_unverified_header(other)["nonce"]
+    await provider.close()
+
+
+@pytest.mark.parametrize("secret", ["", "x", base64.b64encode(b"short").decode(), "-----BEGIN x"])
+def test_what_is_no_key_is_refused(secret):
+    with pytest.raises(BadKeys):
+        private_key(secret)
+
+
+def test_a_provider_without_a_webhook_secret_is_refused():
+    for make in (
+        lambda: CoinbaseCheckout("id", COINBASE_KEY, ""),
+        lambda: BtcpayCheckout("https://pay.example", "store", "key", ""),
+        lambda: CoinbaseCommerce(""),
+    ):
+        with pytest.raises(ValueError, match="webhook"):
+            make()

@@ -12,7 +12,7 @@ from ray.serve import Application
 from deployments.models.environments import python_of
 from deployments.models.registry import entry_for
 from deployments.models.server import ModelServer
-from kit.settings import load_settings
+from kit.settings import Profile, load_settings
 from kit.telemetry import configure_logging
 
 
@@ -27,6 +27,7 @@ class FareboxArgs(BaseModel):
 class ModelArgs(BaseModel):
     """A model application and, for each profile, the options of its deployment (numbers only).
 
+    `profile` sets the weights whatever the platform's profile is: the tiny models of the test world beside real ones.
     `family` replaces the registry's class as `module:Class`: fault tests put slow and failing models there.
     """
 
@@ -38,6 +39,7 @@ class ModelArgs(BaseModel):
     cpu_threads: int = 1
     cpu_offload: bool = False
     family: str | None = None
+    profile: Profile | None = None
 
 
 class ModelReplica(ModelServer):
@@ -67,14 +69,15 @@ def model(args: ModelArgs) -> Application:
     Raises: EnvironmentMissing, where the model has an environment of its own: it alone then fails.
     """
     settings = load_settings()
-    options = args.profiles.get(settings.profile, {})
+    profile = args.profile or settings.profile
+    options = args.profiles.get(profile, {})
     if (environment := entry_for(args.application).environment) and args.family is None:
         actor = options.get("ray_actor_options", {})
         python = {"py_executable": str(python_of(environment))}
         options = {**options, "ray_actor_options": {**actor, "runtime_env": python}}
     return serve.deployment(name="Model", **options)(ModelReplica).bind(
         args.application,
-        settings.profile,
+        profile,
         str(settings.weights_dir),
         family=args.family,
         revision=args.revision,

@@ -35,6 +35,8 @@ from gateway.routes import (
     pricing,
     purchases,
     receipts,
+    referral,
+    refills,
     sign_in,
     tools,
     usage,
@@ -62,8 +64,8 @@ NO_TELEMETRY: Final = {
 """FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
 
 ROUTERS: Final = (
-    tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, pricing,
-    vouchers, sign_in, account, pages, operator_users, operator_desk,
+    tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, refills,
+    pricing, vouchers, referral, sign_in, account, pages, operator_users, operator_desk,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 

@@ -178,6 +178,7 @@ _TAGS: Final = [
         "name": "Usage",
         "description": "What was spent, on what and when; statements, and signed receipts.",
     },
+    {"name": "Referral", "description": "Bring a customer; their first order earns you credits."},
     {"name": "Files", "description": "Uploads and outputs."},
     {"name": "Webhooks", "description": "For the payment provider."},
     {"name": "Operations", "description": "Health and the public books."},

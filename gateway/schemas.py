@@ -26,7 +26,9 @@ from pydantic.alias_generators import to_camel
 from gateway.catalog import TOKENS_PER_CREDIT
 from gateway.task_schemas import INPUTS
 from kit.addresses import network, spelled
+from ledger.accounts import World
 from ledger.keys import Limits
+from payments.referrals import CODE_CHARS, read_code
 
 MAX_LISTED: Final = 50
 """Scopes or addresses of one key: each is looked at on each of its uses."""
@@ -83,6 +85,12 @@ def _future_instant(value: object) -> datetime:
     if instant <= datetime.now(UTC):
         raise ValueError("must lie in the future")
     return instant
+
+
+def _referral_code(value: str) -> str:
+    if (code := read_code(value)) is None:
+        raise ValueError(f"must be a referral code: {CODE_CHARS} letters and digits")
+    return code
 
 
 def _network(value: str) -> str:
@@ -149,6 +157,13 @@ class CreateKey(Request):
     """A further key for the account, such as one per environment or agent."""
 
     label: Label
+    mode: Annotated[
+        World | None,
+        Field(
+            description="`test`: a key to the test world, with the same API, books of its own, the tiny models, and"
+            " credits that cost nothing. Without it, as the key that asks; a test key makes test keys alone."
+        ),
+    ] = None
     scopes: Annotated[
         Annotated[list[Scope], Field(min_length=1, max_length=MAX_LISTED), AfterValidator(_each_once)] | None,
         Field(
@@ -220,6 +235,19 @@ class RevokeKey(Request):
     """Revoke the one key that begins so; a prefix of several keys revokes none."""
 
     key_prefix: KeyPrefix
+
+
+class ApplyReferral(Request):
+    """The code of whoever brought you."""
+
+    code: Annotated[
+        str,
+        Field(
+            max_length=32,
+            description="As it was given to you: upper or lower case, with or without hyphens and spaces.",
+        ),
+        AfterValidator(_referral_code),
+    ]
 
 
 def _complete_schema(schema: dict[str, Any]) -> None:

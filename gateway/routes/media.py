@@ -22,6 +22,7 @@ from gateway.responses import in_credits, json_response
 from gateway.schemas import SubmitJob
 from gateway.task_schemas import media_of, task_input
 from gateway.watching import ended_within, wait_preferred
+from gateway.worlds import application_in
 from kit.errors import AppError
 from kit.ids import new_id
 
@@ -63,7 +64,8 @@ async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
 ) -> Response:
     """Quotes the job, holds its cost and queues it, all or nothing. You pay when it succeeds, and only then.
 
-    With an idempotency key a retry returns the first answer and holds nothing again.
+    With an idempotency key a retry returns the first answer and holds nothing again. A test key's job runs on the tiny
+    model: a real file of the right kind, and a meaningless picture.
     """
     del prefer  # declared for the OpenAPI document; the header may come twice
     catalog = await parts.price_list()
@@ -72,7 +74,8 @@ async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
     for kind, value in media_of(job_input).values():
         if kind == "FileId":
             await parts.ledger.file(credential, own_id("file", value))
-    state = (await parts.model_states()).get(task.application)
+    application = await application_in(parts, credential.world, task.application)
+    state = (await parts.model_states()).get(application)
     if state is not None and state.failed:
         raise TaskUnavailable(task.name, state.reason or "its model could not be started.")
     quote = catalog.quote(task.name, job_input)
@@ -85,7 +88,7 @@ async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
             job_id=new_id("job"),
             task=task.name,
             tool=quote.tool,
-            application=quote.application,
+            application=application,
             input=job_input,
             units_milli=quote.units_milli,
             cost_tokens=quote.cost_tokens,
@@ -98,6 +101,7 @@ async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
             ),
             priority=body.rank,
             deadline=body.deadline,
+            world=credential.world,
         )
     )
     urls = _urls(parts, receipt.job_id)

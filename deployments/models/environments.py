@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from deployments.models.contract import WeightsMissing
+import structlog
+
 from kit.errors import AppError
 from kit.settings import environment as variables
+
+log = structlog.get_logger(__name__)
 
 BUILD_TIMEOUT_S: Final = 600
 """Tiny weights take seconds; the first import of their libraries on a busy laptop takes a minute."""
@@ -56,7 +59,7 @@ def pins(environment: str) -> str:
 
 
 def build_tiny(environment: str, family: str, directory: Path, seed: int) -> None:
-    """Have a family's tiny weights built in its environment. Raises: EnvironmentMissing, WeightsMissing."""
+    """Have a family's tiny weights built in its environment. Raises: EnvironmentMissing."""
     command = [str(python_of(environment)), "-m", __name__, family, str(directory), str(seed)]
     try:
         # Our own interpreter and module.
@@ -64,12 +67,12 @@ def build_tiny(environment: str, family: str, directory: Path, seed: int) -> Non
             command, check=True, timeout=BUILD_TIMEOUT_S, capture_output=True, env=variables()
         )
     except subprocess.CalledProcessError as error:
-        last = error.stderr.decode(errors="replace").strip().rpartition("\n")[2][:300]
-        raise WeightsMissing(
-            f"{family} could not build its tiny weights ({last})", f"run 'make {environment}'"
-        ) from error
+        log.warning(
+            "tiny weights not built", family=family, said=error.stderr.decode(errors="replace")[-2000:]
+        )
+        raise EnvironmentMissing(environment, "does not work (its log says why)") from error
     except subprocess.TimeoutExpired as error:
-        raise WeightsMissing(f"{family} took too long to build its tiny weights", "try again") from error
+        raise EnvironmentMissing(environment, f"took longer than {BUILD_TIMEOUT_S} s") from error
 
 
 def _prefix(environment: str) -> Path:

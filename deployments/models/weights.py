@@ -64,7 +64,7 @@ def list_models(profile: Profile, models_dir: Path, entries: tuple[Entry, ...] =
 def build_tiny_all(models_dir: Path, on_build: OnBuild, entries: tuple[Entry, ...] = ENTRIES) -> list[Path]:
     """Make every application's tiny weights that are not there yet, and return their directories.
 
-    A model whose environment is missing is skipped: the others do not depend on it.
+    A model whose environment is missing or broken is skipped: the others do not depend on it.
     """
     directories = []
     for entry in entries:

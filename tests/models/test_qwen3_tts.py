@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from deployments.models import environments, registry, sound, weights
-from deployments.models.contract import TINY_NOTICE, WeightsMissing
+from deployments.models.contract import TINY_NOTICE
 from deployments.models.environments import EnvironmentMissing
 from kit.settings import environment as variables
 
@@ -194,5 +194,5 @@ def test_both_environments_agree_on_where_the_weights_lie(models_dir: Path) -> N
 
 
 def test_a_broken_builder_is_an_answer_for_the_operator(tmp_path: Path) -> None:
-    with pytest.raises(WeightsMissing, match="make speech"):
+    with pytest.raises(EnvironmentMissing, match="make speech"):
         environments.build_tiny("speech", "deployments.models.nothing:Here", tmp_path, 1)

@@ -49,6 +49,24 @@ def test_the_other_models_weights_are_built_without_it(
     assert built == {"speech": "skipped", "image": "built"}
 
 
+def test_a_broken_environment_stops_no_other_weights(
+    without: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    python = without / ".venv-speech" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\necho 'no module named torch' >&2\nexit 1\n")
+    python.chmod(0o755)
+    entries = tuple(registry.entry_for(name) for name in ("speech", "image"))
+    built = {}
+    monkeypatch.setattr(
+        registry, "load_family", lambda _: type("Family", (), {"build_tiny": lambda *_: None})
+    )
+    weights.build_tiny_all(tmp_path / "models", built.__setitem__, entries)
+    assert built == {"speech": "skipped", "image": "built"}
+    with pytest.raises(EnvironmentMissing, match="does not work"):
+        environments.build_tiny("speech", "x:Y", tmp_path, 1)
+
+
 def test_the_application_of_its_model_alone_cannot_be_built(
     without: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

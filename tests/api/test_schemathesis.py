@@ -26,9 +26,18 @@ from kit.db import Database
 from kit.settings import Settings
 from kit.storage import ObjectStore
 from ledger import keys
+from payments.crypto import crypto_for
 from payments.stripe_checkout import checkout_for
+from sandbox.crypto_twin import CryptoSettings, create_crypto_twin
 from sandbox.stripe_twin import TwinSettings, create_twin
-from sandbox.testing import SECRET_KEY, WEBHOOK_SECRET, running
+from sandbox.testing import (
+    COINBASE_KEY,
+    COINBASE_KEY_ID,
+    CRYPTO_WEBHOOK_SECRET,
+    SECRET_KEY,
+    WEBHOOK_SECRET,
+    running,
+)
 
 EXAMPLES = 5
 """Drawn for each operation, beside about a thousand requests that Schemathesis derives from the description."""
@@ -49,6 +58,7 @@ UNSAYABLE = (
     "the period may have at most",
     "must lie in the future",
     "the signature does not verify",
+    "X-Hook0-Signature: ",
     "has no effect at guidance 1",
     "input: give ",  # one of two fields, or not both
     "is not an e-mail address",
@@ -61,6 +71,7 @@ OPERATORS = "/api/v1/operator/"
 """A customer's key is refused there; tests of their own play them."""
 UNREACHED = {
     "POST /api/v1/claim/stripe",  # somebody must have paid
+    "POST /api/v1/claim/crypto",
     "POST /api/v1/auth/email/verify",  # the code is in a mail
     "POST /api/v1/auth/sign-out",  # only a browser may
     "POST /api/v1/account/delete",
@@ -68,6 +79,7 @@ UNREACHED = {
     "POST /api/v1/vouchers/redeem",  # somebody must have made it
     "POST /api/v1/test/refill",  # the key is a live one
     "POST /api/v1/referral/apply",  # the code is somebody else's
+    "POST /api/v1/webhooks/crypto",
     "POST /api/v1/webhooks/stripe",  # nobody but Stripe can sign
 }
 
@@ -135,6 +147,16 @@ def twin() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture
+def coin_twin() -> Iterator[str]:
+    """Coinbase's twin, whose events go nowhere."""
+    told = CryptoSettings(
+        COINBASE_KEY_ID, COINBASE_KEY, CRYPTO_WEBHOOK_SECRET, webhook_url="http://127.0.0.1:9"
+    )
+    with running(create_crypto_twin("coinbase", told)) as url:
+        yield url
+
+
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """No job here ends by itself."""
@@ -149,8 +171,8 @@ def books(fresh_url: str, portal: BlockingPortal) -> Iterator[Database]:
 
 
 @pytest.fixture
-def app(
-    settings: Settings, fresh_url: str, models: Any, twin: str, portal: BlockingPortal
+def app(  # noqa: PLR0917  # what it is made of
+    settings: Settings, fresh_url: str, models: Any, twin: str, coin_twin: str, portal: BlockingPortal
 ) -> Iterator[FastAPI]:
     """The surface over the real books, selling through the twin."""
     told = Settings(
@@ -160,6 +182,10 @@ def app(
             "stripe_secret_key": SECRET_KEY,
             "stripe_webhook_secret": WEBHOOK_SECRET,
             "stripe_api_base": twin,
+            "coinbase_api_base": f"{coin_twin}/api/v1",
+            "coinbase_api_key_id": COINBASE_KEY_ID,
+            "coinbase_api_key_secret": COINBASE_KEY,
+            "coinbase_webhook_secret": CRYPTO_WEBHOOK_SECRET,
             # Limits stand in the description and are not what is looked at here.
             "limit_sensitive_auth": 10**6,
             "limit_purchase": 10**6,
@@ -169,8 +195,11 @@ def app(
     ledger = local_ledger(server)
     checkout = checkout_for(told, ledger)
     assert checkout is not None
-    yield create_app(told, ledger, models, checkout, ObjectStore("memory://"))
+    crypto = crypto_for(told, ledger)
+    assert crypto is not None
+    yield create_app(told, ledger, models, checkout, ObjectStore("memory://"), crypto=crypto)
     portal.call(checkout.close)
+    portal.call(crypto.close)
     portal.call(server.close)
 
 

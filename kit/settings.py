@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     storage_url: str = ""
     """Where outputs and uploads lie: a directory, `file://` or `s3://bucket/prefix`; empty: the data directory."""
     secret: SecretStr = SecretStr("")
-    """Signs download URLs and idempotent keys; empty: made once and kept in the data directory."""
+    """Signs download URLs, idempotent keys and webhooks; empty: made once and kept in the data directory."""
     receipt_keys: str = ""
     """Files with the Ed25519 keys of receipts, comma-separated: PEM, JWK or JWK Set. The first key signs, all are
     published. Empty: one key made from `secret`."""
@@ -114,6 +114,10 @@ class Settings(BaseSettings):
     limit_referral_apply: int = Field(default=10, ge=0)
     limit_purchase: int = Field(default=60, ge=0)
     """Checkouts a minute of one user or e-mail: each opens a session at the provider."""
+
+    private_webhooks: bool = False
+    """Lets customers' webhooks go to private addresses and by plain http: for a sandbox or a laptop. Anywhere else it
+    would let customers reach what only this server can."""
 
     lease_s: float = Field(default=15.0, gt=0)
     """A runner renews every third of it; a dead runner's job is taken over after it."""

@@ -23,6 +23,7 @@ from deployments.ledger_people import LedgerPeople
 from deployments.ledger_quotas import counted
 from deployments.ledger_reads import LedgerReads
 from deployments.ledger_tools import LedgerTools
+from deployments.ledger_webhooks import LedgerWebhooks
 from deployments.sweeps import Sweeps
 from gateway import files, jobs, leases
 from gateway.ports import Job, JobQuery, JobReceipt, NewFile, StoredFile, SubmitJob
@@ -48,7 +49,7 @@ I = TypeVar("I")  # noqa: E741  # an item of a batch
 log = structlog.get_logger(__name__)
 
 
-class LedgerServer(LedgerReads, LedgerTools, LedgerKeys, LedgerPeople, LedgerDesk):
+class LedgerServer(LedgerReads, LedgerTools, LedgerKeys, LedgerPeople, LedgerWebhooks, LedgerDesk):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -69,7 +70,7 @@ class LedgerServer(LedgerReads, LedgerTools, LedgerKeys, LedgerPeople, LedgerDes
         )
         self._queue_ttl = timedelta(seconds=self._settings.job_queue_ttl_s)
         self._submitted = asyncio.Event()
-        self._sweeps = Sweeps(self._run, self._settings.job_attempts)
+        self._sweeps = Sweeps(self._run, self._settings.job_attempts, self._settings.base_url)
 
     def __del__(self) -> None:
         """End the database that this replica brought along."""
@@ -282,6 +283,7 @@ class LedgerServer(LedgerReads, LedgerTools, LedgerKeys, LedgerPeople, LedgerDes
         outcome = await self._sweeps.jobs()
         if "queued" in outcome.values():
             self._submitted.set()
+        await self._sweeps.alerts()
         await self._sweeps.books()
         return outcome
 

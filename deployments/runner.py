@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, Protocol, TypeVar
 import structlog
 from ray.serve.handle import DeploymentHandle
 
+from deployments.courier import Courier
 from deployments.handles import Call, ModelAway, ModelHandles, ledger_call, remote_ledger
 from deployments.models.contract import GenerateRequest, Output, Progress
 from deployments.postman import Postman
@@ -28,6 +29,7 @@ from gateway.mail import mailer_for
 from gateway.ports import StoredFile
 from kit.errors import AppError, Unavailable
 from kit.ids import new_id
+from kit.post import Poster, is_public
 from kit.settings import Settings, load_settings
 from kit.storage import ObjectStore
 from kit.telemetry import configure_logging, errors_total, job_run_seconds, jobs_total
@@ -97,6 +99,7 @@ class Runner:
         self._objects = objects
         self._checkout = checkout
         self._postman = Postman(ledger, mailer_for(settings))
+        self._courier = Courier(ledger, _poster_for(settings))
         self._places = dict(places)
         self._runs: dict[str, _Run] = {}
         self._away_until: dict[str, float] = {}
@@ -108,6 +111,7 @@ class Runner:
             group.create_task(self._every(min(BEAT_S, self._settings.lease_s / 3), self._beat))
             group.create_task(self._every(SWEEP_S, self._sweep))
             group.create_task(self._every(MAIL_S, self._postman.deliver))
+            group.create_task(self._courier.run())
             await self._dispatch(group)
 
     # -- taking work -------------------------------------------------------------------------------------------
@@ -317,6 +321,10 @@ class RunnerServer:
         """Give jobs back to the queue when Serve ends this replica in good order."""
         self._task.cancel()
         await asyncio.wait([self._task], timeout=HAND_BACK_S)
+
+
+def _poster_for(settings: Settings) -> Poster:
+    return Poster(may_connect=(lambda _: True) if settings.private_webhooks else is_public)
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:

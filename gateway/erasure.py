@@ -1,7 +1,7 @@
 """Deletion of an account: the person is forgotten, the books stay.
 
-What goes: the e-mail (also in purchases, codes and mails), keys, sessions, labels, jobs' inputs, files. What stays:
-transfers, entries, holds and purchases, under an id that names nobody. All of it is one transaction.
+What goes: the e-mail (also in purchases, codes and mails), keys, sessions, labels, jobs' inputs, files, webhooks. What
+stays: transfers, entries, holds and purchases, under an id that names nobody. All of it is one transaction.
 
 Locks: purchases, user, account, then keys, holds, jobs and files - a fulfilment and a spend keep the same order.
 """
@@ -12,7 +12,7 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway import files, idempotency, jobs, sign_in
+from gateway import alerts, files, idempotency, jobs, sign_in, webhooks
 from gateway.errors import AccountInUse, BalanceLeft
 from kit import outbox
 from kit.errors import InvalidRequest
@@ -58,6 +58,8 @@ async def delete_account(conn: AsyncConnection, caller: Caller, email: str, *, f
     await purchases.forget_payer(conn, caller.user_id, users.nameless(caller.user_id))
     await sign_in.forget_address(conn, caller.email)
     await outbox.forget_recipient(conn, caller.email)
+    await alerts.drop(conn, caller.account_id)
+    await webhooks.forget_account(conn, caller.account_id)
     await idempotency.forget_account(conn, caller.account_id)
     await jobs.forget_inputs(conn, caller.account_id)
     return await files.delete_all(conn, caller.account_id)

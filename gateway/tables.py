@@ -234,7 +234,11 @@ webhook_deliveries = Table(
     Column("id", Text, primary_key=True),
     Column("account_id", BigInteger, ForeignKey("accounts.id"), nullable=False),
     Column(
-        "endpoint_id", Text, ForeignKey("webhook_endpoints.id", ondelete="CASCADE"), nullable=False, index=True
+        "endpoint_id",
+        Text,
+        ForeignKey("webhook_endpoints.id", ondelete="CASCADE"),
+        nullable=False,
+        index=True,
     ),
     Column("url", Text, nullable=False),
     Column("event", Text, nullable=False),

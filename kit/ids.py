@@ -7,7 +7,21 @@ from typing import Literal
 from ulid import ULID
 
 Prefix = Literal[
-    "user", "key", "pur", "hold", "job", "file", "req", "run", "evt", "ses", "op", "act", "voucher", "hook", "msg"
+    "user",
+    "key",
+    "pur",
+    "hold",
+    "job",
+    "file",
+    "req",
+    "run",
+    "evt",
+    "ses",
+    "op",
+    "act",
+    "voucher",
+    "hook",
+    "msg",
 ]
 
 

@@ -50,6 +50,9 @@ job_run_seconds = Histogram(
 webhooks_total = Counter(
     "farebox_webhooks", "Webhooks received, by provider and outcome.", ["provider", "outcome"]
 )
+webhooks_sent_total = Counter(
+    "farebox_webhooks_sent", "Webhooks posted to customers, by outcome.", ["outcome"]
+)
 errors_total = Counter("farebox_unexpected_errors", "Exceptions that reached a process edge.", ["edge"])
 
 

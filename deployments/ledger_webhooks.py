@@ -44,7 +44,7 @@ class LedgerWebhooks:
         """Add an endpoint."""
 
         async def add(conn: AsyncConnection, account_id: int) -> NewSecret:
-            return await webhooks.add(conn, self._root, account_id, url, events)
+            return await webhooks.add(conn, self._webhook_root, account_id, url, events)
 
         return await self._of_account("add_endpoint", credential, add)
 
@@ -57,7 +57,7 @@ class LedgerWebhooks:
 
         async def rotate(conn: AsyncConnection, account_id: int) -> NewSecret:
             overlap = timedelta(seconds=overlap_s)
-            return await webhooks.rotate(conn, self._root, account_id, endpoint_id, overlap)
+            return await webhooks.rotate(conn, self._webhook_root, account_id, endpoint_id, overlap)
 
         return await self._of_account("rotate_endpoint", credential, rotate)
 
@@ -80,7 +80,7 @@ class LedgerWebhooks:
     async def take_deliveries(self, limit: int, busy: list[str]) -> list[DueDelivery]:
         """Take deliveries that are due."""
         taken: list[DueDelivery] = await self._run(
-            "take_deliveries", deliveries.take_due, limit, busy, self._root
+            "take_deliveries", deliveries.take_due, limit, busy, self._webhook_root
         )
         return taken
 
@@ -91,7 +91,7 @@ class LedgerWebhooks:
     # -- inside ------------------------------------------------------------------------------------------------
 
     @property
-    def _root(self) -> bytes:
+    def _webhook_root(self) -> bytes:
         return self._settings.secret.get_secret_value().encode()
 
     async def _of_account(

@@ -22,6 +22,7 @@ from gateway.receipts import receipt_keys
 from gateway.regions import RegionBlock
 from gateway.routes import (
     account,
+    alerts,
     balance,
     consumption,
     files,
@@ -39,6 +40,7 @@ from gateway.routes import (
     tools,
     usage,
     vouchers,
+    webhooks,
 )
 from gateway.schemas import INPUTS
 from gateway.session_cookie import SessionCookie
@@ -63,7 +65,7 @@ NO_TELEMETRY: Final = {
 
 ROUTERS: Final = (
     tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, pricing,
-    vouchers, sign_in, account, pages, operator_users, operator_desk,
+    vouchers, sign_in, account, alerts, webhooks, pages, operator_users, operator_desk,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 

@@ -48,6 +48,20 @@ _CHARGE: Final = {
     "reversesId": None,
     "holdId": None,
 }
+_LOW_BALANCE: Final = {
+    "threshold": {"credits": 50.0, "tokens": 5000},
+    "webhookUrl": "https://example.com/hooks",
+    "armed": True,
+    "alertedAt": None,
+}
+_ENDPOINT: Final = {
+    "id": "hook_01k8z0g1m3n5p7q9r1s3t5v7w9",
+    "url": "https://example.com/hooks",
+    "events": None,
+    "createdAt": _MADE,
+    "disabledAt": None,
+    "oldSecretUntil": None,
+}
 _FOX: Final = {
     "task": "image.generate",
     "input": {"prompt": "cinematic fox astronaut", "aspectRatio": "1:1"},
@@ -74,6 +88,16 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
         "An account with a balance": {"email": "dev@company.com", "confirm": True, "forfeit": True},
     },
     "redeemVoucher": {"As it was typed": {"code": "k7qx 2m4p 9trb wz3d"}},
+    "setAlerts": {
+        "Below 50 credits": {"lowBalance": {"credits": 50, "webhookUrl": "https://example.com/hooks"}},
+        "No alert": {"lowBalance": None},
+    },
+    "addWebhookEndpoint": {
+        "Every event": {"url": "https://example.com/hooks"},
+        "What went wrong": {"url": "https://example.com/failures", "events": ["job.failed", "job.expired"]},
+        "The signer of what jobs name": {},
+    },
+    "rotateWebhookEndpoint": {"A day to change over": {"overlapSeconds": 86400}},
     "rotateKey": {"A day to change over": {"keyPrefix": "abcde", "overlapSeconds": 86400}},
     "revokeKey": {"By its first characters": {"keyPrefix": "abcde"}},
     "checkTool": {
@@ -95,6 +119,11 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "submitJob": {
         "A picture": _FOX,
         "Safe to retry, without a header": {**_FOX, "idempotencyKey": "job-001"},
+        "Told of its end": {
+            **_FOX,
+            "webhookUrl": "https://example.com/hooks",
+            "webhookEvents": ["job.succeeded", "job.failed"],
+        },
         "Every setting": {
             "task": "image.generate",
             "input": {
@@ -237,6 +266,56 @@ ANSWERS: Final[Mapping[str, Any]] = {
         "balanceTokens": 60400,
         "creditsExpireAt": "2026-12-22T12:00:00Z",
         "redeemedAt": _MADE,
+    },
+    "getAlerts": {"ok": True, "lowBalance": _LOW_BALANCE},
+    "setAlerts": {"ok": True, "lowBalance": _LOW_BALANCE},
+    "addWebhookEndpoint": {"ok": True, **_ENDPOINT, "secret": "whsec_..."},
+    "listWebhookEndpoints": {"ok": True, "data": [_ENDPOINT]},
+    "listWebhookDeliveries": {
+        "ok": True,
+        "data": [
+            {
+                "id": "msg_01k8z0h3n5p7r9t1v3x5z7b9d1",
+                "endpointId": _ENDPOINT["id"],
+                "url": "https://example.com/hooks",
+                "event": "job.succeeded",
+                "jobId": _JOB_ID,
+                "status": "waiting",
+                "attempts": 1,
+                "answered": 503,
+                "problem": "answered 503: try later",
+                "payload": {
+                    "type": "job.succeeded",
+                    "timestamp": "2026-11-22T12:00:09Z",
+                    "data": {
+                        "jobId": _JOB_ID,
+                        "task": "image.generate",
+                        "status": "succeeded",
+                        "quoted": {"credits": 1.0, "tokens": 100},
+                        "charged": {"credits": 1.0, "tokens": 100},
+                        "output": [
+                            {
+                                "id": _FILE_ID,
+                                "contentType": "image/png",
+                                "sizeBytes": 1482093,
+                                "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+                                "width": 1328,
+                                "height": 1328,
+                                "seed": 7,
+                            }
+                        ],
+                        "error": None,
+                        "createdAt": _MADE,
+                        "startedAt": _MADE,
+                        "finishedAt": "2026-11-22T12:00:09Z",
+                    },
+                },
+                "createdAt": "2026-11-22T12:00:09Z",
+                "nextAttemptAt": "2026-11-22T12:00:15Z",
+                "deliveredAt": None,
+            }
+        ],
+        "nextCursor": None,
     },
     "getTrialBalance": {
         "ok": True,

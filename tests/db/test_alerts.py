@@ -236,9 +236,7 @@ async def test_a_suspended_person_is_told_nothing(conn, customers):
     customer = await customers(conn, 1000)
     await alerts.set_alert(conn, customer.account_id, 500, URL)
     await spend(conn, customer, 600)
-    await conn.execute(
-        text("UPDATE users SET suspended_at = now() WHERE id = :id"), {"id": customer.user_id}
-    )
+    await conn.execute(text("UPDATE users SET suspended_at = now() WHERE id = :id"), {"id": customer.user_id})
     await sweep(conn)
     assert await mails(conn, customer) == []
     assert await deliveries.deliveries(conn, customer.account_id, 9, None, None) == []

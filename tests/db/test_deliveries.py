@@ -152,11 +152,14 @@ async def test_an_end_that_is_rolled_back_tells_nothing(db, customers):
     async with db.transaction() as conn:
         customer = await customers(conn, 500)
         job_id = await submitted(conn, customer)
+
+    async def end_and_crash(conn):
+        await cancel_queued(conn, customer, job_id)
+        assert await told(conn, customer)
+        raise RuntimeError("crash")
+
     with pytest.raises(RuntimeError, match="crash"):
-        async with db.transaction() as conn:
-            await cancel_queued(conn, customer, job_id)
-            assert await told(conn, customer)
-            raise RuntimeError("crash")
+        await db.run(end_and_crash)
     async with db.transaction() as conn:
         assert await told(conn, customer) == []
 

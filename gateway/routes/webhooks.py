@@ -107,7 +107,7 @@ async def delete_endpoint(endpoint_id: str, credential: CallerKey, parts: PartsO
     operation_id="listWebhookDeliveries",
     summary="List webhook deliveries",
     response_model=Deliveries,
-    responses=problems(*READ, "invalid_request"),
+    responses=problems(*READ, "invalid_request", "not_found"),
     openapi_extra=SECURED,
 )
 async def list_deliveries(

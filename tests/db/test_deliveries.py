@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 
@@ -372,6 +373,10 @@ class Receiver:
         self.got = []
         self.answers = []
         self.port = 0
+        self.connections = []
+
+    def accept(self, reader, writer):
+        self.connections.append(asyncio.create_task(self.serve(reader, writer)))
 
     async def serve(self, reader, writer):
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -381,8 +386,11 @@ class Receiver:
         self.got.append((lines[0], headers, body))
         answer = self.answers.pop(0) if self.answers else b"HTTP/1.1 204 No Content\r\n\r\n"
         writer.write(answer)
-        await writer.drain()
+        with suppress(ConnectionError):
+            await writer.drain()
         writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
 
     @property
     def ids(self):
@@ -392,11 +400,12 @@ class Receiver:
 @pytest_asyncio.fixture
 async def receiver():
     receiver = Receiver()
-    server = await asyncio.start_server(receiver.serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(receiver.accept, "127.0.0.1", 0)
     receiver.port = server.sockets[0].getsockname()[1]
     yield receiver
     server.close()
     await server.wait_closed()
+    await asyncio.gather(*receiver.connections)
 
 
 @pytest_asyncio.fixture

@@ -15,6 +15,8 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from deployments.courier import Courier
 from deployments.ledger import LedgerServer
+from deployments.models.contract import Media, Metrics, Output
+from deployments.runner import Runner
 from gateway import deliveries, jobs, leases, webhooks
 from gateway.errors import EndpointDisabled, EndpointExists, TooManyEndpoints
 from gateway.leases import Failure, LeaseLost, Settlement
@@ -24,6 +26,7 @@ from kit.errors import Forbidden, NotFound, Unavailable
 from kit.ids import new_id
 from kit.post import Poster, is_public
 from kit.settings import Settings
+from kit.storage import ObjectStore
 from ledger.keys import Credential, Limits, hash_key, mint
 
 HOUR = timedelta(hours=1)
@@ -428,12 +431,16 @@ class House:
         self.db, self.server, self.customer, self.receiver = db, server, customer, receiver
         self.url = f"http://customer.example:{receiver.port}/hooks?a=1"
         self.lost = []
+        self.noted = asyncio.Event()
 
     async def call(self, method, *args):
         if method in self.lost:
             self.lost.remove(method)
             raise Unavailable("The ledger", 2)
-        return await getattr(self.server, method)(*args)
+        answer = await getattr(self.server, method)(*args)
+        if method == "finish_delivery":
+            self.noted.set()
+        return answer
 
     async def deliver(self, **poster):
         """A courier's one round; what it begins has ended when this returns."""
@@ -528,6 +535,33 @@ async def test_only_2xx_is_a_delivery_and_redirects_are_not_followed(house, answ
     assert (delivery.answered, delivery.problem) == (answered, problem)
     assert delivery.status == ("delivered" if problem is None else "waiting")
     assert len(house.receiver.got) == 1
+
+
+class Painter:
+    """A model that paints at once."""
+
+    async def generate(self, application, request):
+        yield Output([Media("image/png", b"PNG", 8, 8, {"seed": 1})], Metrics(12, 0.0, 1), "Qwen-Image")
+
+
+@pytest.mark.parametrize("private", [True, False])
+async def test_the_runner_delivers_to_private_addresses_only_where_that_is_allowed(
+    house, private, fresh_url, tmp_path
+):
+    url = f"http://127.0.0.1:{house.receiver.port}/"
+    async with house.db.transaction() as conn:
+        job_id = await submitted(conn, house.customer, url)
+    settings = Settings(database_url=fresh_url, data_dir=tmp_path, secret="s", private_webhooks=private)
+    runner = Runner(settings, house.call, Painter(), ObjectStore("memory://"), None, {"image": 1})
+    task = asyncio.create_task(runner.run())
+    async with asyncio.timeout(20):
+        await house.noted.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    (delivery,) = await house.told()
+    assert (delivery.job_id, delivery.event) == (job_id, "job.succeeded")
+    assert delivery.status == ("delivered" if private else "waiting")
+    assert len(house.receiver.got) == private
 
 
 async def test_a_private_address_is_never_connected_to(house):

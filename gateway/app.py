@@ -36,14 +36,16 @@ from gateway.routes import (
     pricing,
     purchases,
     receipts,
+    referral,
+    refills,
     sign_in,
     tools,
     usage,
     vouchers,
     webhooks,
 )
-from gateway.schemas import INPUTS
 from gateway.session_cookie import SessionCookie
+from gateway.task_schemas import INPUTS
 from kit.settings import Settings
 from kit.storage import ObjectStore, UrlSigner
 from payments.checkout import Checkout
@@ -64,8 +66,8 @@ NO_TELEMETRY: Final = {
 """FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
 
 ROUTERS: Final = (
-    tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, pricing,
-    vouchers, sign_in, account, alerts, webhooks, pages, operator_users, operator_desk,
+    tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, refills,
+    pricing, vouchers, referral, sign_in, account, alerts, webhooks, pages, operator_users, operator_desk,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 
@@ -127,6 +129,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
             settings.secret.get_secret_value().encode(), secure=settings.base_url.startswith("https://")
         ),
         in_sandbox=mode == "sandbox",
+        model_states=Kept(models.states, HEALTH_KEPT_S),
     )
     add_problem_handlers(app)
     if settings.blocked_countries:

@@ -12,34 +12,25 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
 import ssl
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cached_property
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import IPv6Address, ip_address
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
 import httpx
 
 from kit.addresses import Address
+from kit.fetch import Resolve, is_public, resolve
 
 TOTAL_TIMEOUT_S: Final = 10.0
 """From the look-up of the name to the end of the answer: a receiver takes the event and works on it afterwards."""
 ANSWER_BYTES: Final = 4096
 """Enough for a sentence on what went wrong; nobody reads more."""
 MAX_URL_CHARS: Final = 2048
-TRANSLATED: Final = tuple(
-    ip_network(each) for each in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")
-)
-"""IPv6 ranges that carry an IPv4 address inside, which a gateway may lead to a private one.
-
-Source: RFC 6052, RFC 8215, RFC 3056, RFC 4380, RFC 4291.
-"""
-
-Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
 
 
 class NotPosted(Exception):
@@ -57,23 +48,6 @@ class Answer:
     def accepted(self) -> bool:
         """Whether the receiver took what was posted."""
         return 200 <= self.status_code < 300  # noqa: PLR2004  # what 2xx means
-
-
-def is_public(address: Address) -> bool:
-    """Tell whether an address is one of the open internet, and not ours, our provider's or a translation."""
-    if isinstance(address, IPv6Address):
-        if address.ipv4_mapped is not None:
-            return is_public(address.ipv4_mapped)
-        if any(address in network for network in TRANSLATED):
-            return False
-    return address.is_global and not address.is_multicast
-
-
-async def resolve(host: str, port: int) -> list[Address]:
-    """Return every address of a host. Raises: OSError."""
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [ip_address(str(where[0]).partition("%")[0]) for *_, where in found]
 
 
 def check_url(url: str, *, private: bool = False) -> None:

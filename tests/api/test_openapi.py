@@ -22,6 +22,7 @@ ROUTES = {
     "POST /api/v1/keys",
     "POST /api/v1/keys/rotate",
     "POST /api/v1/keys/revoke",
+    "POST /api/v1/test/refill",
     "GET /api/v1/credits/balance",
     "GET /api/v1/balance",
     "POST /api/v1/media/jobs",
@@ -82,6 +83,8 @@ ROUTES = {
     "POST /api/v1/tools/spend",
     "GET /api/v1/pricing",
     "POST /api/v1/credits/consume",
+    "GET /api/v1/referral",
+    "POST /api/v1/referral/apply",
 }
 PUBLIC = {
     "getHealth",

@@ -23,8 +23,9 @@ from gateway.leases import Failure, LeaseLost, Settlement
 from gateway.ports import StoredFile, SubmitJob
 from gateway.webhook_ports import Outcome
 from kit.errors import Forbidden, NotFound, Unavailable
+from kit.fetch import is_public
 from kit.ids import new_id
-from kit.post import Poster, is_public
+from kit.post import Poster
 from kit.settings import Settings
 from kit.storage import ObjectStore
 from ledger.keys import Credential, Limits, hash_key, mint

@@ -10,7 +10,8 @@ from ipaddress import ip_address
 import pytest
 
 from kit import post
-from kit.post import NotPosted, Poster, check_url, is_public
+from kit.fetch import is_public
+from kit.post import NotPosted, Poster, check_url
 
 
 @asynccontextmanager

@@ -105,13 +105,15 @@ async def _tell(conn: AsyncConnection, account_id: int, now: Row[Any], base_url:
     if now.away:
         return
     free, threshold = credits_text(now.free), credits_text(now.threshold)
+    test, top_up = "", f"Top up at {base_url}/credits"
+    if now.world == "test":
+        test, top_up = "test ", f"Fill them up: POST {base_url}/api/v1/test/refill"
     await outbox.enqueue(
         conn,
         now.email,
-        f"Your balance is low: {free} credits",
-        f"{free} credits are free to spend, less than the {threshold} that you asked to be told of.\n\n"
-        f"Top up at {base_url}/credits\n\n"
-        f"This comes once, and again only after a top-up. Change it at {base_url}/account\n",
+        f"Your {test}balance is low: {free} credits",
+        f"{free} {test}credits are free to spend, less than the {threshold} that you asked to be told of.\n\n"
+        f"{top_up}\n\nThis comes once, and again only after a top-up.\n",
     )
     data = {"free": amount(now.free), "threshold": amount(now.threshold)}
     await announce_low_balance(conn, account_id, now.webhook_url, data)

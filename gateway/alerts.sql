@@ -15,7 +15,7 @@ ORDER BY s.account_id
 SELECT 1 FROM balance_alerts WHERE account_id = :account_id FOR NO KEY UPDATE
 
 -- name: as_it_stands
-SELECT b.threshold, b.webhook_url, b.armed, b.alerted_version, a.balance - a.held AS free, a.version,
+SELECT b.threshold, b.webhook_url, b.armed, b.alerted_version, a.balance - a.held AS free, a.version, a.world,
     u.email, u.suspended_at IS NOT NULL OR u.deleted_at IS NOT NULL AS away
 FROM balance_alerts b
 JOIN accounts a ON a.id = b.account_id

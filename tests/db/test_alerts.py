@@ -10,8 +10,9 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
-from deployments.sweeps import Sweeps
+from deployments.ledger import LedgerServer
 from gateway import alerts, deliveries, erasure, webhooks
+from kit.settings import Settings
 from ledger import holds, keys, scopes
 from ledger.credits import adjust, credit
 from ledger.holds import HoldRequest
@@ -222,14 +223,17 @@ async def test_the_sweep_looks_at_every_alert_in_slices(db, customers):
     assert found == sorted(customer.account_id for customer in many)
 
 
-async def test_the_ledgers_sweep_tells(db, customers):
+async def test_the_ledgers_sweep_tells(db, fresh_url, tmp_path, customers):
     async with db.transaction() as conn:
         customer = await customers(conn, 1000)
         await alerts.set_alert(conn, customer.account_id, 500, None)
         await spend(conn, customer, 600)
-    await Sweeps(lambda _, work, *args: db.run(work, *args), 3, BASE).alerts()
+    server = LedgerServer(Settings(database_url=fresh_url, data_dir=tmp_path, secret="s", public_url=BASE))
+    await server.sweep()
+    await server.close()
     async with db.transaction() as conn:
-        assert len(await mails(conn, customer)) == 1
+        (mail,) = await mails(conn, customer)
+    assert f"{BASE}/credits" in mail
 
 
 async def test_a_suspended_person_is_told_nothing(conn, customers):

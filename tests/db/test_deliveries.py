@@ -538,11 +538,16 @@ async def test_only_2xx_is_a_delivery_and_redirects_are_not_followed(house, answ
     assert len(house.receiver.got) == 1
 
 
+PICTURE = Output(
+    [Media("image/png", b"PNG", {"width": 8, "height": 8, "seed": 1})], Metrics(12, 0.0, 1), "Qwen-Image"
+)
+
+
 class Painter:
     """A model that paints at once."""
 
     async def generate(self, application, request):
-        yield Output(
+        yield PICTURE
 
 
 @pytest.mark.parametrize("private", [True, False])

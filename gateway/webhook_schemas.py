@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
 
-from gateway.answers import Amount, Answer, Ok
+from gateway.answers import Amount, Answer, JobFault, Ok
 from gateway.schemas import MAX_OVERLAP_S, Credits, Request, WebhookUrl, each_once
-from gateway.webhook_ports import DeliveryStatus, Event
+from gateway.webhook_ports import DeliveryStatus, Event, JobEvent
 
 
 class LowBalanceWish(Request):
@@ -109,6 +110,55 @@ class EndpointDeleted(Ok):
     deleted: Literal[True]
 
 
+class ToldFile(BaseModel):
+    """A file that the job made, with the model's own facts beside. `GET /api/v1/files/{id}` has a URL to download it."""
+
+    model_config = ConfigDict(extra="allow", alias_generator=to_camel)
+
+    id: str
+    content_type: str
+    size_bytes: int
+    sha256: str
+
+
+class JobTold(Answer):
+    """A job as it ended."""
+
+    job_id: str
+    task: str
+    status: Literal["succeeded", "failed", "canceled", "expired"]
+    quoted: Amount
+    charged: Amount
+    output: list[ToldFile]
+    error: JobFault | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime
+
+
+class JobEnded(Answer):
+    """What is posted when a job has ended."""
+
+    type: JobEvent
+    timestamp: datetime
+    data: JobTold
+
+
+class BalanceTold(Answer):
+    """What was free to spend when it was found below the threshold."""
+
+    free: Amount
+    threshold: Amount
+
+
+class BalanceLow(Answer):
+    """What is posted when the balance fell below the alert's threshold."""
+
+    type: Literal["balance.low"]
+    timestamp: datetime
+    data: BalanceTold
+
+
 class DeliveryFields(Answer):
     """An event on its way to an endpoint. Its `id` is the `webhook-id` of every attempt."""
 
@@ -121,7 +171,7 @@ class DeliveryFields(Answer):
     attempts: int
     answered: Annotated[int | None, Field(description="The status of the last answer.")]
     problem: Annotated[str | None, Field(description="What kept it last time.")]
-    payload: Annotated[dict[str, Any], Field(description="The body that is sent.")]
+    payload: Annotated[JobEnded | BalanceLow, Field(description="The body that is sent.")]
     created_at: datetime
     next_attempt_at: datetime | None
     delivered_at: datetime | None

@@ -13,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import IPv6Address, ip_address
-from typing import Final
+from typing import Final, cast
 from urllib.parse import SplitResult, urlsplit
 
 import httpx
@@ -137,7 +137,8 @@ class Poster:
 async def _beginning(answer: httpx.Response) -> str:
     """Return the first bytes of an answer as one line of text."""
     read = bytearray()
-    async with aclosing(answer.aiter_raw()) as chunks:
+    # httpx says less of it than it is; left early, it must be closed.
+    async with aclosing(cast("AsyncGenerator[bytes, None]", answer.aiter_raw())) as chunks:
         async for chunk in chunks:
             read += chunk
             if len(read) >= ANSWER_BYTES:

@@ -7,7 +7,9 @@ import base64
 import pytest
 from sqlalchemy import text
 
+from gateway import alerts
 from gateway.app import create_app
+from gateway.webhook_schemas import Alerts, Deliveries, Endpoints, EndpointSecret
 
 ALERTS = "/api/v1/alerts"
 ENDPOINTS = "/api/v1/webhook-endpoints"
@@ -22,13 +24,13 @@ def refusal(answer):
     return answer.status_code, answer.json()["error"]
 
 
-async def told(owner):
-    """End a job that names a URL; returns its delivery."""
+async def told(owner, count=1):
+    """End a job that names a URL; returns its newest delivery."""
     job = (await owner.client.post(JOBS, json={**FOX, "webhookUrl": URL})).json()
     await owner.client.post(f"{JOBS}/{job['id']}/cancel")
-    (delivery,) = (await owner.client.get(DELIVERIES)).json()["data"]
-    assert delivery["jobId"] == job["id"]
-    return delivery
+    found = (await owner.client.get(DELIVERIES)).json()["data"]
+    assert [delivery["jobId"] for delivery in found] == [job["id"]] * count
+    return found[0]
 
 
 # -- alerts --------------------------------------------------------------------------------------------------------
@@ -233,6 +235,25 @@ async def test_200_a_delivery_shows_what_is_sent_and_what_became_of_it(customer)
     assert delivery["payload"]["type"] == "job.canceled"
     assert delivery["payload"]["timestamp"] == delivery["payload"]["data"]["finishedAt"]
     assert delivery["nextAttemptAt"]
+
+
+async def test_200_answers_have_the_documented_shape(customer, db):
+    owner = await customer()
+    made = await owner.client.post(ENDPOINTS, json={"url": URL})
+    EndpointSecret.model_validate_json(made.content)
+    Endpoints.model_validate_json((await owner.client.get(ENDPOINTS)).content)
+    Alerts.model_validate_json(
+        (await owner.client.put(ALERTS, json={"lowBalance": {"credits": 600}})).content
+    )
+    await told(owner, count=2)
+    await owner.client.post(
+        "/api/v1/credits/consume", json={"credits": 1, "reason": "r", "idempotencyKey": "k"}
+    )
+    async with db.transaction() as conn:
+        (account_id,) = (await alerts.accounts_moved(conn, 0, 10))[0]
+        assert await alerts.decide(conn, account_id, "http://farebox.test")
+    page = Deliveries.model_validate_json((await owner.client.get(DELIVERIES)).content)
+    assert sorted(each.event for each in page.data) == ["balance.low", "job.canceled", "job.canceled"]
 
 
 async def test_200_a_replay_has_all_its_attempts_again(customer, db):

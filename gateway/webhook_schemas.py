@@ -111,7 +111,7 @@ class EndpointDeleted(Ok):
 
 
 class ToldFile(BaseModel):
-    """A file that the job made, with the model's own facts beside. `GET /api/v1/files/{id}` has a URL to download it."""
+    """A file that the job made, with the model's own facts beside; `GET /api/v1/files/{id}` says where it is."""
 
     model_config = ConfigDict(extra="allow", alias_generator=to_camel)
 

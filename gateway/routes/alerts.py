@@ -29,7 +29,7 @@ router = APIRouter(prefix="/api/v1", tags=["Alerts and webhooks"], route_class=S
 )
 async def get_alerts(credential: CallerKey, parts: PartsOf) -> Response:
     """What the account is told of. A limited key may not ask."""
-    return _shown(await parts.ledger.low_balance(credential))
+    return json_response({"ok": True, "lowBalance": shown(await parts.ledger.low_balance(credential))})
 
 
 @router.put(
@@ -49,16 +49,17 @@ async def set_alerts(body: SetAlerts, credential: CallerKey, parts: PartsOf) -> 
     wish = body.low_balance
     tokens = None if wish is None else int(wish.credits * TOKENS_PER_CREDIT)
     url = None if wish is None else own_url(parts, "lowBalance.webhookUrl", wish.webhook_url)
-    return _shown(await parts.ledger.set_low_balance(credential, tokens, url))
+    alert = await parts.ledger.set_low_balance(credential, tokens, url)
+    return json_response({"ok": True, "lowBalance": shown(alert)})
 
 
-def _shown(alert: LowBalance | None) -> Response:
-    low_balance: dict[str, Any] | None = None
-    if alert is not None:
-        low_balance = {
-            "threshold": amount(alert.threshold_tokens),
-            "webhookUrl": alert.webhook_url,
-            "armed": alert.armed,
-            "alertedAt": alert.alerted_at,
-        }
-    return json_response({"ok": True, "lowBalance": low_balance})
+def shown(alert: LowBalance | None) -> dict[str, Any] | None:
+    """Return the alert of a low balance as its owner sees it."""
+    if alert is None:
+        return None
+    return {
+        "threshold": amount(alert.threshold_tokens),
+        "webhookUrl": alert.webhook_url,
+        "armed": alert.armed,
+        "alertedAt": alert.alerted_at,
+    }

@@ -41,7 +41,7 @@ router = APIRouter(prefix="/api/v1", tags=["Alerts and webhooks"], route_class=S
 async def list_endpoints(credential: CallerKey, parts: PartsOf) -> Response:
     """The account's endpoints, newest first. Secrets are not kept and cannot be shown. A limited key may not ask."""
     found = await parts.ledger.endpoints(credential)
-    return json_response({"ok": True, "data": [_endpoint(each) for each in found]})
+    return json_response({"ok": True, "data": [shown(each) for each in found]})
 
 
 @router.post(
@@ -121,7 +121,7 @@ async def list_deliveries(
     """What was told or is still to be, newest first; those that ended are kept for 30 days."""
     job = None if job_id is None else own_id("job", job_id)
     found = await parts.ledger.deliveries(credential, limit + 1, page_before("msg", cursor), job)
-    return json_response({"ok": True, **page(found, limit, _delivery)})
+    return json_response({"ok": True, **page(found, limit, shown_delivery)})
 
 
 @router.post(
@@ -138,7 +138,7 @@ async def replay_delivery(delivery_id: str, credential: CallerKey, parts: PartsO
     """
     own = own_id("msg", delivery_id, "webhook delivery")
     replayed = await parts.ledger.replay_delivery(credential, own)
-    return json_response({"ok": True, **_delivery(replayed)})
+    return json_response({"ok": True, **shown_delivery(replayed)})
 
 
 def own_url(parts: Parts, field: str, url: str | None) -> str | None:
@@ -152,10 +152,11 @@ def own_url(parts: Parts, field: str, url: str | None) -> str | None:
 
 
 def _with_secret(made: NewSecret) -> Response:
-    return json_response({"ok": True, **_endpoint(made.endpoint), "secret": made.secret})
+    return json_response({"ok": True, **shown(made.endpoint), "secret": made.secret})
 
 
-def _endpoint(endpoint: Endpoint) -> dict[str, Any]:
+def shown(endpoint: Endpoint) -> dict[str, Any]:
+    """Return an endpoint as it may be shown at any time."""
     until = endpoint.old_until
     return {
         "id": endpoint.id,
@@ -167,7 +168,8 @@ def _endpoint(endpoint: Endpoint) -> dict[str, Any]:
     }
 
 
-def _delivery(delivery: Delivery) -> dict[str, Any]:
+def shown_delivery(delivery: Delivery) -> dict[str, Any]:
+    """Return a delivery as its owner sees it."""
     return {
         "id": delivery.id,
         "endpointId": delivery.endpoint_id,

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from gateway import alerts
+from gateway.account_schemas import AccountExport
 from gateway.app import create_app
 from gateway.webhook_schemas import Alerts, Deliveries, Endpoints, EndpointSecret
 
@@ -254,6 +255,10 @@ async def test_200_answers_have_the_documented_shape(customer, db):
         assert await alerts.decide(conn, account_id, "http://farebox.test")
     page = Deliveries.model_validate_json((await owner.client.get(DELIVERIES)).content)
     assert sorted(each.event for each in page.data) == ["balance.low", "job.canceled", "job.canceled"]
+    export = AccountExport.model_validate_json((await owner.client.get("/api/v1/account/export")).content)
+    assert export.webhook_deliveries == page.data
+    assert [each.url for each in export.webhook_endpoints] == [None, URL]
+    assert export.low_balance is not None
 
 
 async def test_200_a_replay_has_all_its_attempts_again(customer, db):

@@ -17,7 +17,7 @@ DUE_ACCOUNTS_A_SWEEP: Final = 100
 ACCOUNTS_LOOKED_AT_A_SWEEP: Final = 1_000
 """A slice by id: a look costs microseconds an account, and a refund or an expiry works out the rest itself."""
 ALERTS_A_SWEEP: Final = 10_000
-"""Looked at in some ten milliseconds; with more alerts than that, each waits for its turn."""
+"""Looked at in some twenty milliseconds; with more alerts than that, each waits for its turn."""
 REFERRALS_A_SWEEP: Final = 50
 """A transaction each; a rush of first orders is worked off within minutes, after days of waiting."""
 SEAL_PAUSE_S: Final = 10.0

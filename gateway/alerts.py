@@ -73,8 +73,8 @@ async def drop(conn: AsyncConnection, account_id: int) -> None:
 
 async def accounts_moved(conn: AsyncConnection, after: int, limit: int) -> tuple[list[int], int]:
     """Return the accounts that crossed their threshold, among the next `limit` with an alert; and where to go on."""
-    rows = (await conn.execute(queries["moved"], {"after": after, "limit": limit})).all()
-    return [row.account_id for row in rows if row.moved], (rows[-1].account_id if len(rows) == limit else 0)
+    row = (await conn.execute(queries["moved"], {"after": after, "limit": limit})).one()
+    return list(row.moved), row.up_to or 0
 
 
 async def decide(conn: AsyncConnection, account_id: int, base_url: str) -> bool:

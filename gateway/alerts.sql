@@ -1,15 +1,23 @@
 -- What the sweep over alerts looks at. No account is locked: a spend neither waits for this nor keeps it waiting.
 
 -- name: moved
--- Alerts whose account was found on the other side of the threshold, in a slice by account.
-WITH slice AS (
-    SELECT * FROM balance_alerts WHERE account_id > :after ORDER BY account_id LIMIT :limit
+-- Alerts whose account was found on the other side of the threshold, in a slice by account; and where the slice ends.
+WITH slice AS MATERIALIZED (
+    SELECT account_id, threshold, armed, alerted_version
+    FROM balance_alerts
+    WHERE account_id > :after
+    ORDER BY account_id
+    LIMIT :limit
 )
-SELECT s.account_id,
-    s.armed <> (a.balance - a.held >= s.threshold) AND coalesce(a.version > s.alerted_version, true) AS moved
-FROM slice s
-JOIN accounts a ON a.id = s.account_id
-ORDER BY s.account_id
+SELECT
+    (SELECT max(account_id) FROM slice HAVING count(*) = :limit) AS up_to,
+    ARRAY(
+        SELECT s.account_id
+        FROM slice s
+        JOIN accounts a ON a.id = s.account_id
+        WHERE s.armed <> (a.balance - a.held >= s.threshold) AND coalesce(a.version > s.alerted_version, true)
+        ORDER BY s.account_id
+    ) AS moved
 
 -- name: lock_alert
 SELECT 1 FROM balance_alerts WHERE account_id = :account_id FOR NO KEY UPDATE

@@ -36,7 +36,7 @@ from kit.post import Poster
 from kit.settings import Settings, load_settings
 from kit.storage import ObjectStore
 from kit.telemetry import configure_logging, errors_total, job_run_seconds, jobs_total
-from payments.checkout import Checkout
+from payments.cards import CardCheckout
 from payments.stripe_checkout import checkout_for
 
 T = TypeVar("T")
@@ -54,6 +54,8 @@ AWAY_S: Final = 2.0
 """How long an application that cannot be called is left alone before its jobs are claimed again."""
 EVENTS_A_SWEEP: Final = 20
 """Payment events tried again in one sweep."""
+CATCH_UP_S: Final = 600.0
+"""How often the provider is asked for events that no webhook brought: a lost one is never longer noticed."""
 HAND_BACK_S: Final = 4.0
 """Time to give jobs back at the end: two calls to the books and some air."""
 EXTENSIONS: Final = {
@@ -103,7 +105,7 @@ class Runner:
         ledger: Call,
         models: ModelCalls,
         objects: ObjectStore,
-        checkout: Checkout | None,
+        checkout: CardCheckout | None,
         places: Mapping[str, int],
         fetcher: Fetcher | None = None,
     ) -> None:
@@ -126,6 +128,8 @@ class Runner:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._every(min(BEAT_S, self._settings.lease_s / 3), self._beat))
             group.create_task(self._every(SWEEP_S, self._sweep))
+            if self._checkout is not None:
+                group.create_task(self._every(CATCH_UP_S, self._catch_up))
             group.create_task(self._every(MAIL_S, self._postman.deliver))
             group.create_task(self._courier.run())
             await self._dispatch(group)
@@ -300,6 +304,11 @@ class Runner:
         if self._checkout is not None:
             for event in await self._ledger("due_events", EVENTS_A_SWEEP):
                 await self._checkout.apply(event)
+
+    async def _catch_up(self) -> None:
+        assert self._checkout is not None
+        if missed := await self._checkout.catch_up():
+            log.warning("webhooks were missed", events=missed)
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:

@@ -49,20 +49,6 @@ _CHARGE: Final = {
     "reversesId": None,
     "holdId": None,
 }
-_LOW_BALANCE: Final = {
-    "threshold": {"credits": 50.0, "tokens": 5000},
-    "webhookUrl": "https://example.com/hooks",
-    "armed": True,
-    "alertedAt": None,
-}
-_ENDPOINT: Final = {
-    "id": "hook_01k8z0g1m3n5p7q9r1s3t5v7w9",
-    "url": "https://example.com/hooks",
-    "events": None,
-    "createdAt": _MADE,
-    "disabledAt": None,
-    "oldSecretUntil": None,
-}
 _FOX: Final = {
     "task": "image.generate",
     "input": {"prompt": "cinematic fox astronaut", "aspectRatio": "1:1"},
@@ -165,6 +151,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
         "balance": 600.0,
         "balanceTokens": 60000,
     },
+    "openBillingPortal": {"ok": True, "portalUrl": "https://billing.stripe.com/p/session/..."},
     "createKey": {"ok": True, **_KEY},
     "startSignIn": {"ok": True, "email": "dev@company.com", "digits": 8, "expiresInS": 600},
     "verifySignIn": {
@@ -286,46 +273,6 @@ ANSWERS: Final[Mapping[str, Any]] = {
         "balanceTokens": 60400,
         "creditsExpireAt": "2026-12-22T12:00:00Z",
         "redeemedAt": _MADE,
-    },
-    "getAlerts": {"ok": True, "lowBalance": _LOW_BALANCE},
-    "setAlerts": {"ok": True, "lowBalance": _LOW_BALANCE},
-    "addWebhookEndpoint": {"ok": True, **_ENDPOINT, "secret": "whsec_..."},
-    "listWebhookEndpoints": {"ok": True, "data": [_ENDPOINT]},
-    "listWebhookDeliveries": {
-        "ok": True,
-        "data": [
-            {
-                "id": "msg_01k8z0h3n5p7r9t1v3x5z7b9d1",
-                "endpointId": _ENDPOINT["id"],
-                "url": "https://example.com/hooks",
-                "event": "job.canceled",
-                "jobId": _JOB_ID,
-                "status": "waiting",
-                "attempts": 1,
-                "answered": 503,
-                "problem": "answered 503: try later",
-                "payload": {
-                    "type": "job.canceled",
-                    "timestamp": "2026-11-22T12:00:09Z",
-                    "data": {
-                        "jobId": _JOB_ID,
-                        "task": "image.generate",
-                        "status": "canceled",
-                        "quoted": {"credits": 1.0, "tokens": 100},
-                        "charged": _NOTHING,
-                        "output": [],
-                        "error": None,
-                        "createdAt": _MADE,
-                        "startedAt": None,
-                        "finishedAt": "2026-11-22T12:00:09Z",
-                    },
-                },
-                "createdAt": "2026-11-22T12:00:09Z",
-                "nextAttemptAt": "2026-11-22T12:00:15Z",
-                "deliveredAt": None,
-            }
-        ],
-        "nextCursor": None,
     },
     "getTrialBalance": {
         "ok": True,

@@ -7,8 +7,8 @@ from typing import Literal
 from ulid import ULID
 
 Prefix = Literal[
-    "user", "key", "pur", "hold", "job", "file", "req", "run", "evt", "ses", "op", "act", "voucher", "ref", "hook",
-    "msg",
+    "user", "key", "pur", "hold", "job", "file", "req", "run", "evt", "ses", "op", "act", "voucher", "ref", "ret",
+    "hook", "msg",
 ]  # fmt: skip
 
 

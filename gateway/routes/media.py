@@ -15,7 +15,7 @@ from gateway.deps import SECURED, CallerKey, Parts, PartsOf, RetryKey, agreed_ke
 from gateway.downloads import signed_url
 from gateway.errors import CostExceedsLimit, TaskUnavailable
 from gateway.fingerprints import fingerprint
-from gateway.listing import Cursor, Limit, page
+from gateway.listing import JobCursor, Limit, page
 from gateway.openapi import LOCATION, READ, REPLAYED, WAITED, WRITE, problems
 from gateway.ports import FINAL_STATUSES, Job, JobStatus, StoredFile
 from gateway.responses import in_credits, json_response
@@ -44,7 +44,13 @@ router = APIRouter(prefix="/api/v1", tags=["Media jobs"], route_class=StrictRout
         },
         202: {"headers": LOCATION | REPLAYED},
         **problems(
-            *WRITE, "insufficient_credits", "cost_exceeds_limit", "idempotency_key_reused", "not_found"
+            *WRITE,
+            "insufficient_credits",
+            "account_frozen",
+            "key_limit_reached",
+            "cost_exceeds_limit",
+            "idempotency_key_reused",
+            "not_found",
         ),
     },
     openapi_extra=SECURED,
@@ -151,7 +157,7 @@ async def list_jobs(  # noqa: PLR0913  # its query parameters
     ] = None,
     status: Annotated[JobStatus | None, Query(description="Only jobs in this status.")] = None,
     limit: Limit = 20,
-    cursor: Cursor = None,
+    cursor: JobCursor = None,
 ) -> Response:
     """Your jobs, newest first."""
     if job_id is not None:

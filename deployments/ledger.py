@@ -25,6 +25,7 @@ from deployments.ledger_quotas import counted
 from deployments.ledger_reads import LedgerReads
 from deployments.ledger_referrals import LedgerReferrals
 from deployments.ledger_tools import LedgerTools
+from deployments.ledger_webhooks import LedgerWebhooks
 from deployments.sweeps import Sweeps
 from gateway import files, jobs, leases
 from gateway.ports import Job, JobQuery, JobReceipt, NewFile, StoredFile, SubmitJob
@@ -51,7 +52,14 @@ log = structlog.get_logger(__name__)
 
 
 class LedgerServer(
-    LedgerReads, LedgerTools, LedgerKeys, LedgerPeople, LedgerDesk, LedgerReferrals, LedgerBilling
+    LedgerReads,
+    LedgerTools,
+    LedgerKeys,
+    LedgerPeople,
+    LedgerWebhooks,
+    LedgerDesk,
+    LedgerReferrals,
+    LedgerBilling,
 ):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
 
@@ -73,7 +81,12 @@ class LedgerServer(
         )
         self._queue_ttl = timedelta(seconds=self._settings.job_queue_ttl_s)
         self._submitted = asyncio.Event()
-        self._sweeps = Sweeps(self._run, self._settings.job_attempts, referrals.programme(self._settings))
+        self._sweeps = Sweeps(
+            self._run,
+            self._settings.job_attempts,
+            referrals.programme(self._settings),
+            self._settings.base_url,
+        )
 
     def __del__(self) -> None:
         """End the database that this replica brought along."""
@@ -296,6 +309,7 @@ class LedgerServer(
         outcome = await self._sweeps.jobs()
         if "queued" in outcome.values():
             self._submitted.set()
+        await self._sweeps.alerts()
         await self._sweeps.books()
         return outcome
 

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, Protocol, TypeVar
 import structlog
 from ray.serve.handle import DeploymentHandle
 
+from deployments.courier import Courier
 from deployments.handles import Call, ModelAway, ModelHandles, ledger_call, remote_ledger
 from deployments.inputs import Inputs
 from deployments.models.contract import GenerateRequest, Output, Progress
@@ -29,8 +30,9 @@ from gateway.mail import mailer_for
 from gateway.ports import StoredFile
 from gateway.quantities import MILLI
 from kit.errors import AppError, Unavailable
-from kit.fetch import Fetcher
+from kit.fetch import Fetcher, is_public
 from kit.ids import new_id
+from kit.post import Poster
 from kit.settings import Settings, load_settings
 from kit.storage import ObjectStore
 from kit.telemetry import configure_logging, errors_total, job_run_seconds, jobs_total
@@ -119,6 +121,7 @@ class Runner:
         self._objects = objects
         self._checkouts = {checkout.provider.name: checkout for checkout in checkouts}
         self._postman = Postman(ledger, mailer_for(settings))
+        self._courier = Courier(ledger, _poster_for(settings))
         self._places = dict(places)
         self._inputs = Inputs(ledger, objects, fetcher or Fetcher(), settings.max_upload_bytes)
         self._runs: dict[str, _Run] = {}
@@ -133,6 +136,7 @@ class Runner:
             group.create_task(self._every(MAIL_S, self._postman.deliver))
             if any(isinstance(checkout, CardCheckout) for checkout in self._checkouts.values()):
                 group.create_task(self._every(CATCH_UP_S, self._ask_for_events))
+            group.create_task(self._courier.run())
             await self._dispatch(group)
 
     # -- taking work -------------------------------------------------------------------------------------------
@@ -364,6 +368,10 @@ class RunnerServer:
         """Give jobs back to the queue when Serve ends this replica in good order."""
         self._task.cancel()
         await asyncio.wait([self._task], timeout=HAND_BACK_S)
+
+
+def _poster_for(settings: Settings) -> Poster:
+    return Poster(may_connect=(lambda _: True) if settings.private_webhooks else is_public)
 
 
 def every_checkout(settings: Settings, books: CardBooks) -> list[Checkout]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from gateway import idempotency, leases, quotas, sign_in, turns
+from gateway import alerts, deliveries, idempotency, leases, quotas, sign_in, turns
 from kit import outbox
 from ledger import chain, grants, holds
 from payments import referrals, webhooks
@@ -16,6 +16,8 @@ EXPIRED_HOLDS_A_SWEEP: Final = 200
 DUE_ACCOUNTS_A_SWEEP: Final = 100
 ACCOUNTS_LOOKED_AT_A_SWEEP: Final = 1_000
 """A slice by id: a look costs microseconds an account, and a refund or an expiry works out the rest itself."""
+ALERTS_A_SWEEP: Final = 10_000
+"""Looked at in some twenty milliseconds; with more alerts than that, each waits for its turn."""
 REFERRALS_A_SWEEP: Final = 50
 """A transaction each; a rush of first orders is worked off within minutes, after days of waiting."""
 SEAL_PAUSE_S: Final = 10.0
@@ -25,20 +27,37 @@ SEAL_PAUSE_S: Final = 10.0
 class Sweeps:
     """The steps of one sweep, run by `run(name, work, *args)`: the Ledger's own way to run a transaction."""
 
-    def __init__(self, run: Callable[..., Awaitable[Any]], job_attempts: int, programme: Programme) -> None:
+    def __init__(
+        self,
+        run: Callable[..., Awaitable[Any]],
+        job_attempts: int,
+        programme: Programme,
+        base_url: str,
+    ) -> None:
         self._run = run
         self._job_attempts = job_attempts
         self._programme = programme
+        self._base_url = base_url
         self._looked_at = 0
         """Where the next look for accounts with draws to work out begins; only a hint."""
+        self._alerts_after = 0
+        """The same for alerts."""
 
     async def jobs(self) -> dict[str, leases.Ended]:
         """End what waited too long, take back what a dead runner held."""
         outcome: dict[str, leases.Ended] = await self._run("sweep_jobs", leases.sweep, self._job_attempts)
         return outcome
 
+    async def alerts(self) -> None:
+        """Tell those whose balance fell below what they asked to be told of."""
+        moved, self._alerts_after = await self._run(
+            "sweep_alerts", alerts.accounts_moved, self._alerts_after, ALERTS_A_SWEEP
+        )
+        for account_id in moved:
+            await self._run("decide_alert", alerts.decide, account_id, self._base_url)
+
     async def books(self) -> None:
-        """Expire holds, forget old answers, counters, codes and mails, work out grants, settle referrals, seal."""
+        """Expire holds, forget what is old, work out grants, settle referrals, seal what was decided since."""
         await self._run("sweep_holds", holds.expire_due, EXPIRED_HOLDS_A_SWEEP)
         await self._run("sweep_idempotency", idempotency.forget_old)
         await self._run("sweep_counters", quotas.forget_old)
@@ -46,6 +65,7 @@ class Sweeps:
         await self._run("sweep_turns", turns.forget_turns)
         await self._run("sweep_codes", sign_in.forget_old)
         await self._run("sweep_outbox", outbox.forget_old)
+        await self._run("sweep_deliveries", deliveries.forget_old)
         for account_id in await self._run("sweep_due", grants.accounts_due, DUE_ACCOUNTS_A_SWEEP):
             await self._run("settle_due", grants.settle_due, account_id)
         behind, self._looked_at = await self._run(

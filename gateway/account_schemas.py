@@ -12,6 +12,7 @@ from gateway.account_answers import StatementLine
 from gateway.answers import Answer, Credits, FileFields, JobFields, KeyShown, Ok, Tokens
 from gateway.schemas import Email, Request
 from gateway.sign_in import DIGITS
+from gateway.webhook_schemas import DeliveryFields, EndpointFields, LowBalanceShown
 
 
 def _digits(value: str) -> str:
@@ -154,6 +155,9 @@ class AccountExport(Ok):
     statement: list[StatementLine]
     jobs: list[JobFields]
     files: list[FileFields]
+    low_balance: LowBalanceShown | None
+    webhook_endpoints: list[EndpointFields]
+    webhook_deliveries: list[DeliveryFields]
 
 
 class AccountDeleted(Ok):

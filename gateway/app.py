@@ -22,6 +22,7 @@ from gateway.receipts import receipt_keys
 from gateway.regions import RegionBlock
 from gateway.routes import (
     account,
+    alerts,
     balance,
     consumption,
     files,
@@ -42,6 +43,7 @@ from gateway.routes import (
     tools,
     usage,
     vouchers,
+    webhooks,
 )
 from gateway.session_cookie import SessionCookie
 from gateway.task_schemas import INPUTS
@@ -67,7 +69,7 @@ NO_TELEMETRY: Final = {
 
 ROUTERS: Final = (
     tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, refills,
-    pricing, vouchers, referral, sign_in, account, pages, manual, operator_users, operator_desk,
+    pricing, vouchers, referral, sign_in, account, alerts, webhooks, pages, manual, operator_users, operator_desk,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 

@@ -236,10 +236,10 @@ def agreed_key(sent: list[str]) -> str | None:
     return sent[0]
 
 
-def own_id(prefix: str, value: str) -> str:
+def own_id(prefix: str, value: str, what: str = "") -> str:
     """Return an id that could be ours; any other is unknown without asking the ledger. Raises: NotFound."""
     if not _is_id(prefix, value):
-        raise NotFound(prefix)
+        raise NotFound(what or prefix)
     return value
 
 

@@ -78,6 +78,16 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
         "An account with a balance": {"email": "dev@company.com", "confirm": True, "forfeit": True},
     },
     "redeemVoucher": {"As it was typed": {"code": "k7qx 2m4p 9trb wz3d"}},
+    "setAlerts": {
+        "Below 50 credits": {"lowBalance": {"credits": 50, "webhookUrl": "https://example.com/hooks"}},
+        "No alert": {"lowBalance": None},
+    },
+    "addWebhookEndpoint": {
+        "Every event": {"url": "https://example.com/hooks"},
+        "What went wrong": {"url": "https://example.com/failures", "events": ["job.failed", "job.expired"]},
+        "The signer of what jobs name": {},
+    },
+    "rotateWebhookEndpoint": {"A day to change over": {"overlapSeconds": 86400}},
     "rotateKey": {"A day to change over": {"keyPrefix": "abcde", "overlapSeconds": 86400}},
     "revokeKey": {"By its first characters": {"keyPrefix": "abcde"}},
     "checkTool": {
@@ -100,6 +110,11 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "submitJob": {
         "A picture": _FOX,
         "Safe to retry, without a header": {**_FOX, "idempotencyKey": "job-001"},
+        "Told of its end": {
+            **_FOX,
+            "webhookUrl": "https://example.com/hooks",
+            "webhookEvents": ["job.succeeded", "job.failed"],
+        },
         "Every setting": {
             "task": "image.generate",
             "input": {

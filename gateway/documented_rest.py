@@ -27,6 +27,47 @@ _FILE: Final = {
     "url": _OUTPUT["url"],
     "expiresAt": _OUTPUT["expiresAt"],
 }
+_LOW_BALANCE: Final = {
+    "threshold": {"credits": 50.0, "tokens": 5000},
+    "webhookUrl": "https://example.com/hooks",
+    "armed": True,
+    "alertedAt": None,
+}
+_ENDPOINT: Final = {
+    "id": "hook_01k8z0g1m3n5p7q9r1s3t5v7w9",
+    "url": "https://example.com/hooks",
+    "events": None,
+    "createdAt": _JOB["createdAt"],
+    "disabledAt": None,
+    "oldSecretUntil": None,
+}
+_DELIVERY: Final = {
+    "id": "msg_01k8z0h3n5p7r9t1v3x5z7b9d1",
+    "endpointId": _ENDPOINT["id"],
+    "url": _ENDPOINT["url"],
+    "event": "job.succeeded",
+    "jobId": _JOB["jobId"],
+    "status": "waiting",
+    "attempts": 1,
+    "answered": 503,
+    "problem": "answered 503: try later",
+    "payload": {
+        "type": "job.succeeded",
+        "timestamp": _JOB["finishedAt"],
+        "data": {
+            **{
+                name: _JOB[name]
+                for name in ("jobId", "task", "status", "error", "createdAt", "startedAt", "finishedAt")
+            },
+            "quoted": {"credits": 1.0, "tokens": 100},
+            "charged": {"credits": 1.0, "tokens": 100},
+            "output": [{name: _OUTPUT[name] for name in _OUTPUT if name not in {"url", "expiresAt"}}],
+        },
+    },
+    "createdAt": _JOB["finishedAt"],
+    "nextAttemptAt": "2026-11-22T12:00:15Z",
+    "deliveredAt": None,
+}
 
 REST: Final[Mapping[str, Any]] = {
     "listPackages": {
@@ -105,8 +146,26 @@ REST: Final[Mapping[str, Any]] = {
     "getSession": {**_OK, **_USER, "via": "key", "csrfToken": None},
     "signOut": {**_OK, "signedOut": True},
     "signOutEverywhere": {**_OK, "signedOut": True, "sessions": 2},
+    "getAlerts": {**_OK, "lowBalance": _LOW_BALANCE},
+    "setAlerts": {**_OK, "lowBalance": _LOW_BALANCE},
+    "addWebhookEndpoint": {**_OK, **_ENDPOINT, "secret": "whsec_..."},
+    "listWebhookEndpoints": {**_OK, "data": [_ENDPOINT]},
+    "rotateWebhookEndpoint": {**_OK, **_ENDPOINT, "secret": "whsec_..."},
+    "deleteWebhookEndpoint": {**_OK, "id": _ENDPOINT["id"], "deleted": True},
+    "listWebhookDeliveries": {**_OK, "data": [_DELIVERY], "nextCursor": None},
+    "replayWebhookDelivery": {
+        **_OK,
+        **_DELIVERY,
+        "attempts": 0,
+        "answered": None,
+        "problem": None,
+        "nextAttemptAt": _JOB["finishedAt"],
+    },
     "exportAccount": {
         **_OK,
+        "lowBalance": _LOW_BALANCE,
+        "webhookEndpoints": [_ENDPOINT],
+        "webhookDeliveries": [_DELIVERY],
         "user": {"id": _USER["userId"], "email": _USER["email"]},
         "keys": [_KEY],
         "sessions": [],

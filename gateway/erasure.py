@@ -1,7 +1,8 @@
 """Deletion of an account: the person is forgotten, the books stay.
 
-What goes: the e-mail (also in purchases, codes and mails), keys, sessions, labels, jobs' inputs, files. What stays:
-transfers, entries, holds and purchases, under an id that names nobody. All of it, in both worlds, is one transaction.
+What goes: the e-mail (also in purchases, codes and mails), keys, sessions, labels, jobs' inputs, files, webhooks. What
+stays: transfers, entries, holds and purchases, under an id that names nobody. All of it, in both worlds, is one
+transaction.
 
 Locks: purchases, user, account, then keys, holds, jobs and files - a fulfilment and a spend keep the same order.
 """
@@ -12,7 +13,7 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway import files, idempotency, jobs, sign_in
+from gateway import alerts, files, idempotency, jobs, sign_in, webhooks
 from gateway.errors import AccountInUse, BalanceLeft
 from kit import outbox
 from kit.errors import InvalidRequest
@@ -46,6 +47,8 @@ async def delete_account(conn: AsyncConnection, caller: Caller, email: str, *, f
     await outbox.forget_recipient(conn, caller.email)
     left: list[str] = []
     for account_id in theirs:
+        await alerts.drop(conn, account_id)
+        await webhooks.forget_account(conn, account_id)
         await idempotency.forget_account(conn, account_id)
         await jobs.forget_inputs(conn, account_id)
         left += await files.delete_all(conn, account_id)

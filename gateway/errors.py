@@ -202,3 +202,44 @@ class AccountInUse(AppError):
     @property
     def message(self) -> str:
         return f"{self.held_tokens} tokens are held for work under way; cancel it or wait, then try again."
+
+
+@dataclass
+class EndpointExists(AppError):
+    """The account has an endpoint for this URL, whose secret is shown no more. Nothing was made."""
+
+    url: str
+    code = "endpoint_exists"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        which = f"for {self.url}" if self.url else "without a URL"
+        return f"You have a webhook endpoint {which} already; rotate its secret to see one, or delete it."
+
+
+@dataclass
+class TooManyEndpoints(AppError):
+    """The account has as many webhook endpoints as are allowed."""
+
+    limit: int
+    code = "too_many_endpoints"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return f"You have {self.limit} webhook endpoints already; delete some and try again."
+
+
+@dataclass
+class EndpointDisabled(AppError):
+    """The receiver answered 410: nothing goes there any more."""
+
+    code = "endpoint_disabled"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return (
+            "This endpoint was disabled when it answered 410; delete it and add it anew to send there again."
+        )

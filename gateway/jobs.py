@@ -14,11 +14,13 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway import idempotency
+from gateway.deliveries import announce_end
 from gateway.errors import JobNotFinished
 from gateway.files import outputs_of
 from gateway.ports import FinishedJob, Job, JobReceipt, JobStatus, StoredFile, SubmitJob
 from gateway.tables import jobs
 from gateway.turns import places_in_line
+from gateway.webhooks import ensure_signer
 from kit.errors import AppError, AuthRequired, Forbidden, NotFound
 from kit.ids import new_id
 from ledger import accounts, holds, scopes, tables
@@ -113,6 +115,8 @@ async def _write(
                 "expires_at": min(now + queue_ttl, command.deadline or now + queue_ttl),
                 "deadline": command.deadline,
                 "priority": command.priority,
+                "webhook_url": command.webhook_url,
+                "webhook_events": command.webhook_events and list(command.webhook_events),
             }
         )
         if command.idempotency_key:
@@ -120,6 +124,7 @@ async def _write(
                 (payer.caller.account_id, command.idempotency_key, command.fingerprint, _answer(receipt))
             )
     if rows:
+        await ensure_signer(conn, {row["account_id"] for row in rows if row["webhook_url"] is not None})
         await conn.execute(insert(jobs), rows)
     await idempotency.remember(conn, ROUTE, answers)
     return outcomes
@@ -227,6 +232,7 @@ async def cancel(conn: AsyncConnection, account_id: int, job_id: str) -> Job:
         await holds.release(conn, row.hold_id, "voided")
         values = {"status": "canceled", "finished_at": func.now(), "charged": 0}
         await conn.execute(update(jobs).where(jobs.c.id == job_id).values(**values))
+        await announce_end(conn, job_id)
     elif row.status == "running":
         asked = func.coalesce(jobs.c.cancel_requested_at, func.now())
         await conn.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested_at=asked))
@@ -247,7 +253,9 @@ async def cancel_queued(conn: AsyncConnection, account_id: int) -> None:
 async def forget_inputs(conn: AsyncConnection, account_id: int) -> None:
     """Empty the inputs of an account's jobs; what they cost stays in the books."""
     await conn.execute(
-        update(jobs).where(jobs.c.account_id == account_id).values(input={}, error_message=None)
+        update(jobs)
+        .where(jobs.c.account_id == account_id)
+        .values(input={}, error_message=None, webhook_url=None, webhook_events=None)
     )
 
 

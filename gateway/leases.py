@@ -17,6 +17,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.deliveries import announce_end
 from gateway.files import add_outputs
 from gateway.ports import StoredFile
 from gateway.quantities import MILLI
@@ -178,6 +179,7 @@ async def settle(conn: AsyncConnection, done: Settlement) -> Ended:
             finished_at=func.now(),
         )
     )
+    await announce_end(conn, row.id)
     return "succeeded"
 
 
@@ -294,4 +296,5 @@ async def _end_unpaid(  # noqa: PLR0913  # what is written of the end
             finished_at=func.now(),
         )
     )
+    await announce_end(conn, row.id)
     return status

@@ -81,6 +81,11 @@ ROUTES: Final[Mapping[str, BucketName]] = {
     "exportAccount": "sensitive_auth",
     "deleteAccount": "sensitive_auth",
     "redeemVoucher": "sensitive_auth",
+    "setAlerts": "sensitive_auth",
+    "addWebhookEndpoint": "sensitive_auth",
+    "rotateWebhookEndpoint": "sensitive_auth",
+    # Each sends us out to somebody else's server.
+    "replayWebhookDelivery": "sensitive_auth",
 }
 """By operation id. A route that wants a key and is not named here is counted in `key`."""
 

@@ -22,9 +22,12 @@ from gateway.errors import (
     AccountInUse,
     BalanceLeft,
     CostExceedsLimit,
+    EndpointDisabled,
+    EndpointExists,
     IdempotencyKeyReused,
     JobNotFinished,
     RateLimited,
+    TooManyEndpoints,
     TooManyFiles,
     WrongCode,
 )
@@ -74,6 +77,9 @@ _SAMPLES: Final[dict[str, AppError]] = {
         HoldResolved("expired"),
         AmbiguousPrefix(["abcde0F3kq", "abcdeZ81mm"]),
         TooManyFiles(1000),
+        EndpointExists("https://example.com/hooks"),
+        TooManyEndpoints(20),
+        EndpointDisabled(),
         WrongCode(),
         BalanceLeft(5900),
         AccountInUse(100),
@@ -213,6 +219,11 @@ _TAGS: Final = [
     },
     {"name": "Referral", "description": "Bring a customer; their first order earns you credits."},
     {"name": "Files", "description": "Uploads and outputs."},
+    {
+        "name": "Alerts and webhooks",
+        "description": "What you are told without asking: by mail, and by webhooks that are signed as Standard Webhooks"
+        " has it.",
+    },
     {"name": "Webhooks", "description": "For the payment provider."},
     {"name": "Operations", "description": "Health and the public books."},
     {
@@ -232,6 +243,10 @@ with both is the key's.
 charged when it succeeds; a failed or canceled job costs nothing. A tool's price stands in `GET /api/v1/pricing`.
 
 **Retries**: send `X-Idempotency-Key` with a write and repeat it at will: the first answer comes again.
+
+**Webhooks**: name a `webhookUrl` with a job, or add an endpoint for the account. Each event is posted as
+`{"type", "timestamp", "data"}` with the headers `webhook-id`, `webhook-timestamp` and `webhook-signature` of Standard
+Webhooks, until it is answered 2xx or three days are over. Verify the signature, and take each `webhook-id` once.
 
 **Limits** are counted by the minute for a key or a user, and for what a request without a key names. Limited routes
 answer with `RateLimit` and `RateLimit-Policy`; past the limit 429 `rate_limited` with `Retry-After`.

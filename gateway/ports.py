@@ -17,6 +17,7 @@ from gateway.operator_ports import Desk
 from gateway.quotas import Quota, Take
 from gateway.tool_holds import Held, PlaceHold, SpendHeld
 from gateway.usage import EVERY_DIMENSION, Dimension, Usage
+from gateway.webhook_ports import JobEvent, Webhooks
 from ledger.accounts import World
 from ledger.audit import TrialBalance
 from ledger.balances import Balance
@@ -55,6 +56,9 @@ class SubmitJob:
     deadline: datetime | None = None
     world: World = "live"
     """Whose jobs `application` does; a key of another world is refused."""
+    webhook_url: str | None = None
+    """Where its end is told, beside the account's endpoints; `webhook_events`: which ends, None: all."""
+    webhook_events: tuple[JobEvent, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +224,7 @@ class DeleteAccount:
     forfeit: bool
 
 
-class Ledger(Desk, Protocol):
+class Ledger(Desk, Webhooks, Protocol):
     """The books. Every method raises `kit.errors.Unavailable` while Postgres is away.
 
     Then nothing was written, but for one case: the connection was lost while it committed, and nobody knows. The same

@@ -21,6 +21,7 @@ from pydantic import (
     ConfigDict,
     Field,
     WithJsonSchema,
+    model_validator,
 )
 from pydantic.alias_generators import to_camel
 
@@ -28,7 +29,9 @@ from gateway.catalog import TOKENS_PER_CREDIT
 from gateway.numbers import decimal_as_whole, whole_as_decimal
 from gateway.patterns import LINE, NETWORK, SENT_RETRY_KEY, TEXT
 from gateway.task_schemas import INPUTS
+from gateway.webhook_ports import JobEvent
 from kit.addresses import network, spelled
+from kit.post import MAX_URL_CHARS
 from ledger.accounts import World
 from ledger.keys import Limits
 from payments.referrals import CODE_CHARS, read_code
@@ -102,7 +105,8 @@ def _network(value: str) -> str:
     return spelled(network(value))
 
 
-def _each_once(values: list[str]) -> list[str]:
+def each_once(values: list[str]) -> list[str]:
+    """Drop what is listed twice."""
     return sorted(set(values))
 
 
@@ -117,6 +121,14 @@ Credits = Annotated[
     Field(gt=0, le=MAX_CREDITS),
     AfterValidator(at_most_decimals(2)),
     WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": MAX_CREDITS, "multipleOf": 0.01}),
+]
+WebhookUrl = Annotated[
+    str,
+    Field(
+        max_length=MAX_URL_CHARS,
+        description="An https URL of the public internet.",
+        json_schema_extra={"format": "uri"},
+    ),
 ]
 IdempotencyKey = Annotated[
     Annotated[str, Field(json_schema_extra=SENT_RETRY_KEY)] | None,
@@ -175,7 +187,7 @@ class CreateKey(Request):
         ),
     ] = None
     scopes: Annotated[
-        Annotated[list[Scope], Field(min_length=1, max_length=MAX_LISTED), AfterValidator(_each_once)] | None,
+        Annotated[list[Scope], Field(min_length=1, max_length=MAX_LISTED), AfterValidator(each_once)] | None,
         Field(
             description="What the key may be used for; without it, everything. `read`: balance, statements, usage,"
             " jobs, files, keys. `tools:<tool>` or `tools:*`: check and spend; `tools:consume`: consume credits."
@@ -189,7 +201,7 @@ class CreateKey(Request):
         Annotated[
             list[Annotated[str, Field(max_length=49, json_schema_extra=NETWORK), AfterValidator(_network)]],
             Field(min_length=1, max_length=MAX_LISTED),
-            AfterValidator(_each_once),
+            AfterValidator(each_once),
         ]
         | None,
         Field(
@@ -300,12 +312,31 @@ class SubmitJob(Request):
             description="A job that has not ended after so many seconds is ended, at no cost.",
         ),
     ] = None
+    webhook_url: Annotated[
+        WebhookUrl | None,
+        Field(
+            description="An https URL that is told of the job's end, beside the account's webhook endpoints. Signed by"
+            " the endpoint without a URL."
+        ),
+    ] = None
+    webhook_events: Annotated[
+        Annotated[list[JobEvent], Field(min_length=1, max_length=10), AfterValidator(each_once)] | None,
+        Field(description="Which ends `webhookUrl` is told of; without it, every end."),
+    ] = None
     idempotency_key: IdempotencyKey = None
+
+    @model_validator(mode="after")
+    def _events_need_a_url(self) -> SubmitJob:
+        if self.webhook_events is not None and self.webhook_url is None:
+            raise ValueError("webhookEvents says what webhookUrl is told of; send both")
+        return self
 
     @property
     def terms(self) -> dict[str, Any]:
         """What was asked for beyond the usual, as part of what the request means."""
-        return self.model_dump(include={"priority", "deadline_seconds"}, exclude_defaults=True)
+        return self.model_dump(
+            include={"priority", "deadline_seconds", "webhook_url", "webhook_events"}, exclude_defaults=True
+        )
 
     @property
     def rank(self) -> int:

@@ -1,4 +1,4 @@
-"""Jobs, files, prices, holds of tools, counters of requests, sign-in codes.
+"""Jobs, files, prices, holds of tools, counters of requests, sign-in codes, webhooks and alerts.
 
 A job carries its lease and fence; it ends once, by trigger.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -18,10 +19,11 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    UniqueConstraint,
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from kit.db import metadata
 
@@ -56,6 +58,8 @@ jobs = Table(
     Column("units_milli", BigInteger),
     Column("priority", SmallInteger, nullable=False, server_default=text("0")),
     Column("deadline", DateTime(timezone=True)),
+    Column("webhook_url", Text),
+    Column("webhook_events", ARRAY(Text)),
     CheckConstraint(
         "status IN ('queued', 'running', 'succeeded', 'failed', 'canceled', 'expired')", name="status"
     ),
@@ -71,6 +75,7 @@ jobs = Table(
     CheckConstraint("progress_percent BETWEEN 0 AND 100", name="progress"),
     CheckConstraint("units_milli > 0", name="units"),
     CheckConstraint("priority BETWEEN -1 AND 1", name="priority"),
+    CheckConstraint("webhook_events IS NULL OR webhook_url IS NOT NULL", name="webhook"),
     Index(
         "jobs_line_idx",
         "application",
@@ -200,3 +205,73 @@ prices = Table(
     Index("prices_tool_idx", "tool", "since", "version"),
 )
 """Prices that overlay the catalogue file's, each announced before it begins. The file numbers its versions to 1000."""
+
+webhook_endpoints = Table(
+    "webhook_endpoints",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), nullable=False),
+    Column("url", Text),
+    Column("events", ARRAY(Text)),
+    Column("salt", LargeBinary, nullable=False),
+    Column("old_salt", LargeBinary),
+    Column("old_until", DateTime(timezone=True)),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("disabled_at", DateTime(timezone=True)),
+    UniqueConstraint(
+        "account_id", "url", name="webhook_endpoints_account_id_url_key", postgresql_nulls_not_distinct=True
+    ),
+    CheckConstraint("octet_length(salt) = 32 AND octet_length(old_salt) = 32", name="salts"),
+    CheckConstraint("(old_salt IS NULL) = (old_until IS NULL)", name="overlap"),
+    CheckConstraint("cardinality(events) > 0", name="events"),
+)
+"""Where an account is told of events; no `events` are all of them. The one without a URL signs what goes to the URLs
+that jobs and alerts name. `old_salt` makes the secret before, which signs too until `old_until`."""
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), nullable=False),
+    Column(
+        "endpoint_id",
+        Text,
+        ForeignKey("webhook_endpoints.id", ondelete="CASCADE"),
+        nullable=False,
+        index=True,
+    ),
+    Column("url", Text, nullable=False),
+    Column("event", Text, nullable=False),
+    Column("job_id", Text),
+    Column("body", Text, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now(), index=True),
+    Column("attempts", SmallInteger, nullable=False, server_default=text("0")),
+    Column("retry_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("delivered_at", DateTime(timezone=True)),
+    Column("given_up_at", DateTime(timezone=True)),
+    Column("status_code", SmallInteger),
+    Column("problem", Text),
+    CheckConstraint("attempts >= 0", name="attempts"),
+    CheckConstraint("delivered_at IS NULL OR given_up_at IS NULL", name="one_end"),
+    Index(
+        "webhook_deliveries_due_idx",
+        "retry_at",
+        postgresql_where=text("delivered_at IS NULL AND given_up_at IS NULL"),
+    ),
+    Index("webhook_deliveries_account_idx", "account_id", "id"),
+)
+"""Events on their way to an endpoint: see `gateway.deliveries`."""
+
+balance_alerts = Table(
+    "balance_alerts",
+    metadata,
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), primary_key=True),
+    Column("threshold", BigInteger, nullable=False),
+    Column("webhook_url", Text),
+    Column("armed", Boolean, nullable=False),
+    Column("alerted_version", BigInteger),
+    Column("alerted_at", DateTime(timezone=True)),
+    CheckConstraint("threshold > 0", name="threshold"),
+    CheckConstraint("NOT armed OR alerted_version IS NULL", name="armed"),
+)
+"""The alert of a low balance: see `gateway.alerts`. Units: `threshold` tokens."""

@@ -7,22 +7,9 @@ from typing import Literal
 from ulid import ULID
 
 Prefix = Literal[
-    "user",
-    "key",
-    "pur",
-    "hold",
-    "job",
-    "file",
-    "req",
-    "run",
-    "evt",
-    "ses",
-    "op",
-    "act",
-    "voucher",
-    "ref",
-    "ret",
-]
+    "user", "key", "pur", "hold", "job", "file", "req", "run", "evt", "ses", "op", "act", "voucher", "ref", "ret",
+    "hook", "msg",
+]  # fmt: skip
 
 
 def new_id(prefix: Prefix) -> str:

@@ -69,7 +69,7 @@ class Settings(BaseSettings):
     storage_url: str = ""
     """Where outputs and uploads lie: a directory, `file://` or `s3://bucket/prefix`; empty: the data directory."""
     secret: SecretStr = SecretStr("")
-    """Signs download URLs and idempotent keys; empty: made once and kept in the data directory."""
+    """Signs download URLs, idempotent keys and webhooks; empty: made once and kept in the data directory."""
     receipt_keys: str = ""
     """Files with the Ed25519 keys of receipts, comma-separated: PEM, JWK or JWK Set. The first key signs, all are
     published. Empty: one key made from `secret`."""
@@ -160,6 +160,10 @@ class Settings(BaseSettings):
     """Of one referrer for ever: a hundred rewards."""
     referral_life_days: int = Field(default=365, ge=1, le=36_500)
     """What was given is spent within a year or ends."""
+
+    private_webhooks: bool = False
+    """Lets customers' webhooks go to private addresses and by plain http: for a sandbox or a laptop. Anywhere else it
+    would let customers reach what only this server can."""
 
     lease_s: float = Field(default=15.0, gt=0)
     """A runner renews every third of it; a dead runner's job is taken over after it."""

@@ -54,6 +54,9 @@ webhooks_total = Counter(
     "Webhooks by provider, as they came in and as they were handled.",
     ["provider", "outcome"],
 )
+webhooks_sent_total = Counter(
+    "farebox_webhooks_sent", "Webhooks posted to customers, by outcome.", ["outcome"]
+)
 errors_total = Counter("farebox_unexpected_errors", "Exceptions that reached a process edge.", ["edge"])
 
 

@@ -16,7 +16,7 @@ from gateway.bodies import StrictRoute
 from gateway.deps import SECURED, SESSION_ONLY, CallerKey, CallerSession, Parts, PartsOf
 from gateway.openapi import READ, WRITE, problems
 from gateway.responses import dump, in_credits, json_response
-from gateway.routes import files, keys, media, usage
+from gateway.routes import alerts, files, keys, media, usage, webhooks
 from kit.errors import Unavailable
 from ledger import scopes
 from ledger.keys import Caller, Credential
@@ -41,16 +41,20 @@ DELETIONS_AT_ONCE: Final = 16
     openapi_extra=SECURED,
 )
 async def export_account(credential: CallerKey, parts: PartsOf) -> Response:
-    """One JSON document: you, your keys without secrets, sessions, purchases, statement, jobs and files.
+    """One JSON document: you, your keys without secrets, sessions, purchases, statement, jobs, files and webhooks.
 
-    A limited key may not ask for it, and a test key neither. Statement, jobs and files are the live ones: a test key
-    lists those of the test world.
+    A limited key may not ask for it, and a test key neither. Statement, jobs, files and webhooks are the live ones: a
+    test key lists those of the test world.
     """
     caller = await parts.ledger.whoami(credential, scopes.ANY)
     heads = {
         "keys": [keys.shown(key) for key in await parts.ledger.keys(credential)],
         "sessions": [_session(session) for session in await parts.ledger.sessions(credential)],
         "purchases": [_purchase(purchase) for purchase in await parts.ledger.purchases(credential)],
+        "lowBalance": alerts.shown(await parts.ledger.low_balance(credential)),
+        "webhookEndpoints": [
+            webhooks.shown(endpoint) for endpoint in await parts.ledger.endpoints(credential)
+        ],
     }
     return StreamingResponse(
         _export(parts, credential, caller, heads),
@@ -109,6 +113,7 @@ async def _export(
         ("statement", _statement(parts, credential)),
         ("jobs", _pages(lambda before: _jobs(parts, credential, before))),
         ("files", _pages(lambda before: _files(parts, credential, before))),
+        ("webhookDeliveries", _pages(lambda before: _deliveries(parts, credential, before))),
     ):
         yield b',"' + name.encode() + b'":['
         first = True
@@ -144,6 +149,11 @@ async def _jobs(parts: Parts, credential: Credential, before: str | None) -> lis
 
 async def _files(parts: Parts, credential: Credential, before: str | None) -> list[dict[str, Any]]:
     return [files.shown(parts, file) for file in await parts.ledger.files(credential, PAGE, before)]
+
+
+async def _deliveries(parts: Parts, credential: Credential, before: str | None) -> list[dict[str, Any]]:
+    found = await parts.ledger.deliveries(credential, PAGE, before, None)
+    return [webhooks.shown_delivery(delivery) for delivery in found]
 
 
 def _session(session: Session) -> dict[str, Any]:

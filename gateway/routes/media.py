@@ -19,6 +19,7 @@ from gateway.listing import JobCursor, Limit, page
 from gateway.openapi import LOCATION, READ, REPLAYED, WAITED, WRITE, problems
 from gateway.ports import FINAL_STATUSES, Job, JobStatus, StoredFile
 from gateway.responses import in_credits, json_response
+from gateway.routes.webhooks import own_url
 from gateway.schemas import SubmitJob
 from gateway.task_schemas import media_of, task_input
 from gateway.watching import ended_within, wait_preferred
@@ -108,6 +109,8 @@ async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
             priority=body.rank,
             deadline=body.deadline,
             world=credential.world,
+            webhook_url=own_url(parts, "webhookUrl", body.webhook_url),
+            webhook_events=None if body.webhook_events is None else tuple(body.webhook_events),
         )
     )
     urls = _urls(parts, receipt.job_id)

@@ -130,6 +130,17 @@ def test_a_person_signs_in_by_mail_makes_a_key_and_signs_out(page, outbox):
     expect(page.get_by_label("E-mail")).to_be_visible()
 
 
+def test_a_person_sets_an_alert_that_stays_until_it_is_emptied(page, outbox):
+    sign_in(page, outbox, "alert@company.com")
+    for threshold, said in (("50.5", "Saved."), ("", "No alert is set.")):
+        page.get_by_label("Threshold").fill(threshold)
+        page.get_by_role("button", name="Save").click()
+        expect(page.locator("#alert-status")).to_have_text(said)
+        page.reload()
+        expect(page.locator("#who")).to_have_text("alert@company.com")
+        expect(page.get_by_label("Threshold")).to_have_value(threshold)
+
+
 @pytest.mark.parametrize("path", PAGES)
 def test_a_page_fits_a_phone_in_light_and_dark(page, path):
     page.set_viewport_size(PHONE)

@@ -7,10 +7,14 @@ import json
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BytesIO
 from pathlib import Path
+from queue import Queue
+from typing import ClassVar
 
 import httpx
 import psycopg
@@ -18,6 +22,7 @@ import pytest
 import yaml
 from PIL import Image
 from sqlalchemy.engine import make_url
+from standardwebhooks import Webhook
 
 from deployments.books import in_books
 from deployments.launcher import Launcher
@@ -38,7 +43,7 @@ def platform(start_platform) -> Launcher:
         image = next(each for each in config["applications"] if each["name"] == "image")
         image["args"]["family"] = "moody_model:Moody"
 
-    return start_platform(with_moods, lease_s=3)
+    return start_platform(with_moods, lease_s=3, private_webhooks=True)
 
 
 @pytest.fixture
@@ -202,6 +207,36 @@ def test_a_model_that_always_fails_leaves_the_balance_as_it_was(platform, http, 
     assert "bad mood" not in str(found)
     assert tokens(http, key) == (300, 0)
     assert_sound(platform)
+
+
+class Receiver(BaseHTTPRequestHandler):
+    """A customer's server: takes every webhook, and keeps it."""
+
+    got: ClassVar[Queue] = Queue()
+
+    def do_POST(self) -> None:
+        """Answer 204."""
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.got.put((dict(self.headers.items()), body))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_the_end_of_a_job_is_told_to_an_endpoint_and_signed(platform, http, fund):
+    key = {"Authorization": f"Bearer {fund(platform, 100)}"}
+    with HTTPServer(("127.0.0.1", 0), Receiver) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/hooks"
+        secret = http.post("/api/v1/webhook-endpoints", headers=key, json={"url": url}).json()["secret"]
+        submitted = {"task": "image.generate", "input": {"prompt": "a fox"}}
+        job_id = http.post("/api/v1/media/jobs", headers=key, json=submitted).json()["jobId"]
+        headers, body = Receiver.got.get(timeout=WAIT_S)
+        server.shutdown()
+    told = Webhook(secret).verify(body, headers)
+    assert (told["type"], told["data"]["jobId"]) == ("job.succeeded", job_id)
 
 
 def test_a_canceled_running_job_stops_the_model_and_costs_nothing(platform, http, fund):

@@ -8,6 +8,32 @@ const say = (text, kind) => {
 };
 const showKeys = keysPanel(call, say);
 
+const sayOfAlert = teller("alert-status");
+
+const showAlert = (got) => {
+  if (!got.ok) {
+    sayOfAlert(got.message, "failure");
+    return false;
+  }
+  byId("threshold").value = got.lowBalance ? got.lowBalance.threshold.credits : "";
+  byId("alert-url").value = got.lowBalance?.webhookUrl || "";
+  return true;
+};
+
+byId("alert").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const threshold = byId("threshold").value;
+  const url = byId("alert-url").value.trim();
+  if (!threshold && url) {
+    sayOfAlert("Name a threshold too, or empty both.", "failure");
+    return;
+  }
+  const lowBalance = threshold ? { credits: Number(threshold), webhookUrl: url || null } : null;
+  if (showAlert(await call("/alerts", { lowBalance }, "PUT"))) {
+    sayOfAlert(lowBalance ? "Saved." : "No alert is set.", "success");
+  }
+});
+
 for (const name of ["sign-out", "sign-out-everywhere"]) {
   byId(name).addEventListener("click", async () => {
     const got = await call(`/auth/${name}`, {});
@@ -31,8 +57,9 @@ byId("delete").addEventListener("submit", async (event) => {
 const who = await whoAmI();
 if (who.ok) {
   byId("who").textContent = who.email;
-  const [balance] = await Promise.all([call("/balance"), showKeys()]);
+  const [balance, alerts] = await Promise.all([call("/balance"), call("/alerts"), showKeys()]);
   if (balance.ok) byId("balance").textContent = inCredits(balance.credits);
+  showAlert(alerts);
 } else {
   say(who.message, "failure");
 }

@@ -4,11 +4,11 @@ let csrfToken = "";
 const leave = () => location.replace(`/sign-in?next=${encodeURIComponent(location.pathname)}`);
 
 /** Return the answer, refusals too. A session that is over leads to the sign-in page and never returns. */
-export async function call(path, body) {
+export async function call(path, body, method = "POST") {
   const request = body === undefined
     ? {}
     : {
-        method: "POST",
+        method,
         headers: { "Content-Type": "application/json", "X-CSRF-Token": csrfToken },
         body: JSON.stringify(body),
       };

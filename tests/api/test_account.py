@@ -198,8 +198,8 @@ async def test_credits_that_were_promised_go_with_the_account(person, db, server
         await schedule(
             conn,
             account_id,
-            kind="referral",
-            house="promotion:referral",
+            kind="grant",
+            house="promotion:test",
             amount_tokens=50,
             reference="r",
             starts_at=datetime.now(UTC) + timedelta(days=7),

@@ -23,6 +23,7 @@ from deployments.ledger_people import LedgerPeople
 from deployments.ledger_quotas import counted
 from deployments.ledger_reads import LedgerReads
 from deployments.ledger_tools import LedgerTools
+from deployments.ledger_x402 import LedgerX402
 from deployments.sweeps import Sweeps
 from gateway import files, jobs, leases
 from gateway.ports import Job, JobQuery, JobReceipt, NewFile, StoredFile, SubmitJob
@@ -48,7 +49,7 @@ I = TypeVar("I")  # noqa: E741  # an item of a batch
 log = structlog.get_logger(__name__)
 
 
-class LedgerServer(LedgerReads, LedgerTools, LedgerKeys, LedgerPeople, LedgerDesk):
+class LedgerServer(LedgerReads, LedgerTools, LedgerKeys, LedgerPeople, LedgerDesk, LedgerX402):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
 
     def __init__(self, settings: Settings | None = None) -> None:

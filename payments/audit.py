@@ -22,6 +22,15 @@ PAYMENT_CHECKS: Final = (
            WHERE t.kind = 'purchase' AND NOT EXISTS (SELECT 1 FROM purchases p WHERE p.transfer_id = t.id)""",
     ),
     Check(
+        "a settled x402 payment is one purchase of what it bought, and every such purchase was settled",
+        """SELECT x.id AS payment_id, p.id AS purchase_id
+           FROM x402_payments x
+           FULL JOIN (SELECT * FROM purchases WHERE provider = 'x402') p ON p.id = x.purchase_id
+           WHERE (x.state = 'settled' OR p.id IS NOT NULL)
+               AND (x.id IS NULL OR p.fulfilled_at IS NULL OR p.session_id IS DISTINCT FROM x.id
+                   OR p.credits_tokens <> x.credits_tokens OR p.amount_minor <> x.amount_minor)""",
+    ),
+    Check(
         "a voucher counts its redemptions, each a grant of its amount to the account that redeemed it",
         """SELECT v.id AS voucher_id, v.redemptions, r.grants
            FROM vouchers v

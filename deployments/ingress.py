@@ -14,6 +14,7 @@ from kit.settings import load_settings
 from kit.storage import ObjectStore
 from kit.telemetry import configure_logging
 from payments.stripe_checkout import checkout_for
+from payments.x402 import x402_for
 
 
 class Ingress:
@@ -34,5 +35,6 @@ class Ingress:
             ModelHandles([entry.application for entry in ENTRIES]),
             checkout_for(self._settings, ledger),
             ObjectStore(self._settings.objects_url),
+            x402=x402_for(self._settings, ledger),
             names_requests=False,  # Serve names each answer after the header that the surface reads
         )

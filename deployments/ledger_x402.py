@@ -1,4 +1,7 @@
-"""The payments of wallets: written down before they are settled, granted with the answer. Part of the Ledger deployment."""
+"""The payments of wallets: written down before they are settled, granted with the answer.
+
+Part of the Ledger deployment.
+"""
 
 from __future__ import annotations
 

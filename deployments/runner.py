@@ -33,6 +33,7 @@ from kit.storage import ObjectStore
 from kit.telemetry import configure_logging, errors_total, job_run_seconds, jobs_total
 from payments.checkout import Checkout
 from payments.stripe_checkout import checkout_for
+from payments.x402 import X402Checkout, x402_for
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -89,6 +90,7 @@ class Runner:
         objects: ObjectStore,
         checkout: Checkout | None,
         places: Mapping[str, int],
+        x402: X402Checkout | None = None,
     ) -> None:
         self.name = new_id("run")
         self._settings = settings
@@ -96,6 +98,7 @@ class Runner:
         self._models = models
         self._objects = objects
         self._checkout = checkout
+        self._x402 = x402
         self._postman = Postman(ledger, mailer_for(settings))
         self._places = dict(places)
         self._runs: dict[str, _Run] = {}
@@ -277,6 +280,8 @@ class Runner:
         if self._checkout is not None:
             for event in await self._ledger("due_events", EVENTS_A_SWEEP):
                 await self._checkout.apply(event)
+        if self._x402 is not None:
+            await self._x402.settle_due(EVENTS_A_SWEEP)
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -305,6 +310,7 @@ class RunnerServer:
             ObjectStore(settings.objects_url),
             checkout_for(settings, remote_ledger(ledger)),
             places,
+            x402_for(settings, remote_ledger(ledger)),
         )
         self._task = asyncio.create_task(self._runner.run())
 

@@ -39,12 +39,14 @@ from gateway.routes import (
     tools,
     usage,
     vouchers,
+    x402_purchases,
 )
 from gateway.schemas import INPUTS
 from gateway.session_cookie import SessionCookie
 from kit.settings import Settings
 from kit.storage import ObjectStore, UrlSigner
 from payments.checkout import Checkout
+from payments.x402 import X402Checkout
 
 HEALTH_KEPT_S: Final = 1.0
 """A load balancer asks every second or two; a flood of callers must not reach the books."""
@@ -62,8 +64,8 @@ NO_TELEMETRY: Final = {
 """FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
 
 ROUTERS: Final = (
-    tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, pricing,
-    vouchers, sign_in, account, pages, operator_users, operator_desk,
+    tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, x402_purchases,
+    pricing,    vouchers, sign_in, account, pages, operator_users, operator_desk,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 
@@ -75,6 +77,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
     checkout: Checkout | None,
     objects: ObjectStore,
     *,
+    x402: X402Checkout | None = None,
     names_requests: bool = True,
 ) -> FastAPI:
     """Build the surface over its parts.
@@ -111,6 +114,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
         settings=settings,
         ledger=ledger,
         checkout=checkout,
+        x402=x402,
         objects=objects,
         catalog=catalog,
         signer=UrlSigner(settings.secret.get_secret_value().encode()),

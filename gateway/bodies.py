@@ -28,6 +28,8 @@ from gateway.deps import (
     operator_credential_of,
     operator_key,
     parts_of,
+    paying_credential_of,
+    paying_key,
     retry_key_of,
     session_caller,
 )
@@ -97,9 +99,13 @@ class StrictRoute(APIRoute):
         handler = super().get_route_handler()
         if self.body_field is None:
             return handler
-        presented = [
+        presented: list[Callable[[Request], object]] = [
             credential
-            for key, credential in ((caller_key, credential_of), (operator_key, operator_credential_of))
+            for key, credential in (
+                (caller_key, credential_of),
+                (paying_key, paying_credential_of),
+                (operator_key, operator_credential_of),
+            )
             if _depends_on(self.dependant, key)
         ]
         needs_session = _depends_on(self.dependant, session_caller)

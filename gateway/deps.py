@@ -29,6 +29,7 @@ from kit.storage import ObjectStore, UrlSigner
 from ledger.audit import TrialBalance
 from ledger.keys import Credential, hash_key
 from payments.checkout import Checkout
+from payments.x402 import X402Checkout
 
 KEY_BODY: Final = r"[0-9A-Za-z]{16,128}"
 """What follows the brand part of a key: ours have 43 characters; the books need not hear of anything else."""
@@ -48,6 +49,8 @@ class Parts:
     settings: Settings
     ledger: Ledger
     checkout: Checkout | None
+    x402: X402Checkout | None
+    """Sells single calls to wallets; None: strangers hear 401."""
     objects: ObjectStore
     catalog: Catalog
     """The file as it was read. What is sold now, with the prices that hold now, is `await parts.price_list()`."""
@@ -93,6 +96,14 @@ def credential_of(request: Request) -> Credential:
         return session_of(request)
     parts = parts_of(request)
     return Credential(_hash_of(key, parts.key_pattern), ip_of(request, parts.proxies))
+
+
+def paying_credential_of(request: Request) -> Credential | None:
+    """Return the caller's credential; None for a stranger who may pay for this very call. Raises: as `credential_of`."""
+    parts = parts_of(request)
+    if parts.x402 and not has_key(request) and parts.session_cookie.name not in request.cookies:
+        return None
+    return credential_of(request)
 
 
 def operator_credential_of(request: Request) -> bytes:
@@ -169,6 +180,11 @@ async def optional_key(request: Request) -> Credential | None:
     """Give a public route its caller's credential, or None. Raises: as `caller_key`."""
     presented = has_key(request) or parts_of(request).session_cookie.name in request.cookies
     return credential_of(request) if presented else None
+
+
+async def paying_key(request: Request) -> Credential | None:
+    """Give a route its caller's credential, or None for a stranger who may pay. Raises: as `caller_key`."""
+    return paying_credential_of(request)
 
 
 async def session_caller(request: Request) -> Credential:
@@ -254,6 +270,7 @@ def _unquoted(value: str) -> str:
 PartsOf = Annotated[Parts, Depends(parts)]
 CallerKey = Annotated[Credential, Depends(caller_key)]
 CallerSession = Annotated[Credential, Depends(session_caller)]
+PayingKey = Annotated[Credential | None, Depends(paying_key)]
 OperatorKey = Annotated[Signed, Depends(operator_key)]
 OptionalKey = Annotated[Credential | None, Depends(optional_key)]
 RetryKey = Annotated[str | None, Depends(retry_key)]

@@ -54,8 +54,44 @@ _FOX: Final = {
     "creditsToConsume": 1,
 }
 
+_PAYMENT: Final = {
+    "payer": "0x857b06519e91e3a54538791bdbb0e22373e36b66",
+    "network": "eip155:84532",
+    "transaction": "0x1234567890abcdef1234567890abcdef1234567890abcdef1234567890abcdef",
+    "amount": "50000000",
+    "credits": 600.0,
+    "tokens": 60_000,
+}
+OFFER: Final = {
+    "x402Version": 2,
+    "error": "This call costs money: send a key, or pay with x402 what `details.accepts` says.",
+    "resource": {
+        "url": "https://api.example.com/api/v1/media/jobs",
+        "description": "image.generate",
+        "mimeType": "application/json",
+    },
+    "accepts": [
+        {
+            "scheme": "exact",
+            "network": "eip155:84532",
+            "amount": "100000",
+            "asset": "0x036CbD53842c5426634e7929541eC2318f3dCF7e",
+            "payTo": "0x209693Bc6afc0C5328bA36FaF03C514EF312287C",
+            "maxTimeoutSeconds": 300,
+            "extra": {
+                "name": "USDC",
+                "version": "2",
+                "paymentFlow": "upfront",
+                "quote": "1795608300.dGhl...",
+            },
+        }
+    ],
+}
+"""What a 402 asks a stranger for."""
+
 REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "startStripeCheckout": {"A package": {"email": "dev@company.com", "packageCode": "builder_600"}},
+    "buyWithX402": {"A package": {"packageCode": "builder_600", "keyLabel": "Primary key"}},
     "claimStripeKey": {"The first key": {"sessionId": "cs_test_...", "keyLabel": "Primary key"}},
     "createKey": {
         "A key for an agent": {"label": "Agent Worker A"},
@@ -112,6 +148,13 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
 """By operation id: each request with its title. The published documents' own requests are among them."""
 
 ANSWERS: Final[Mapping[str, Any]] = {
+    "buyWithX402": {
+        "ok": True,
+        **_KEY,
+        "label": "Primary key",
+        "packageCode": "builder_600",
+        "payment": _PAYMENT,
+    },
     "startStripeCheckout": {
         "ok": True,
         "checkoutUrl": "https://checkout.stripe.com/c/pay/cs_test_...",

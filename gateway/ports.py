@@ -25,6 +25,8 @@ from ledger.spends import Allowance, Check, Spend, Spent
 from ledger.statements import Cost, Statement
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase
 from payments.webhooks import ProviderEvent
+from payments.x402_facilitator import Settlement
+from payments.x402_payments import Bill, Outcome, Settling
 
 JobStatus = Literal["queued", "running", "succeeded", "failed", "canceled", "expired"]
 FINAL_STATUSES: frozenset[JobStatus] = frozenset({"succeeded", "failed", "canceled", "expired"})
@@ -374,6 +376,18 @@ class Ledger(Desk, Protocol):
 
     async def finish_event(self, provider: str, event_id: str, problem: str | None) -> None:
         """Mark an event applied, or keep it for another try with the problem noted."""
+
+    async def resume_x402(self, bill: Bill) -> Outcome | None:
+        """Return how a wallet's payment with this nonce stands; None: it was never sent. Raises: PaymentReused."""
+
+    async def begin_x402(self, bill: Bill) -> Outcome:
+        """Write a verified payment down, once for its nonce and its idempotency key. Raises: PaymentReused, Forbidden."""
+
+    async def conclude_x402(self, payment_id: str, attempt: int, said: Settlement) -> Outcome:
+        """Store what the facilitator said; a success grants the credits and makes the key, once."""
+
+    async def due_x402(self, limit: int) -> list[Settling]:
+        """Take payments whose outcome is not known, to be asked about again."""
 
     async def trial_balance(self) -> TrialBalance:
         """Return the sums of entries by account kind, which add up to zero, and the last sealed block."""

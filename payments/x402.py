@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, Protocol
 
 from kit.errors import InvalidRequest
@@ -90,13 +91,13 @@ class X402Checkout:
         outcome = await self._books.resume_x402(bill)
         if outcome is None:
             try:
-                bill.payload.update(self._till.payload(call, payment, url, int(self._clock())))
+                payload = self._till.payload(call, payment, url, int(self._clock()))
             except InvalidRequest as differs:
                 raise self._required(call, url, f"The payment {differs.problem}.") from differs
-            verdict = await self._facilitator.verify(bill.payload)
+            verdict = await self._facilitator.verify(payload)
             if not verdict.valid:
                 raise self._required(call, url, f"The facilitator refuses the payment: {verdict.reason}.")
-            outcome = await self._books.begin_x402(bill)
+            outcome = await self._books.begin_x402(replace(bill, payload=payload))
         if isinstance(outcome, Settling):
             outcome = await self._settle(outcome)
         match outcome:

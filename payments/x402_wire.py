@@ -1,7 +1,7 @@
-"""x402 version 2 as it goes over HTTP: the offer in a 402, the signed payment that answers it. Nothing here trusts either.
+"""x402 version 2 as it goes over HTTP: the offer in a 402, and the signed payment that answers it.
 
-The signature covers the sender, the receiver, the amount, the time and a nonce, and becomes public with the transaction.
-It does not cover what is bought: an offer's `quote`, which only we can make and which never reaches the chain, does.
+The signature covers sender, receiver, amount, time and a nonce, and becomes public with the transaction. It does not
+cover what is bought: an offer's `quote` does, which only we can make and which never reaches the chain.
 
 Source: the x402 specification, version 2, scheme `exact` on EVM chains (EIP-3009 `transferWithAuthorization`).
 """
@@ -25,7 +25,7 @@ SIGNATURE_HEADER: Final = "PAYMENT-SIGNATURE"
 USDC_PLACES: Final = 6
 """One USDC is a million of its smallest unit, in which all amounts are written."""
 OFFER_S: Final = 300
-"""How long an offer stands, and so a signature: a person may have to confirm it, and a price may not outlive it much."""
+"""How long an offer stands, and so a signature: time enough for a person to confirm it."""
 MAX_HEADER_BYTES: Final = 16_384
 """A signed payment has two thousand; one of a contract wallet carries its code."""
 
@@ -187,7 +187,7 @@ def encode(value: Mapping[str, Any]) -> str:
 
 
 def parse_payment(header: str) -> Payment:
-    """Return the payment that a header carries, with every field of the form that it must have. Raises: InvalidRequest."""
+    """Return the payment that a header carries, every field of its form. Raises: InvalidRequest."""
     if len(header) > MAX_HEADER_BYTES:
         raise InvalidRequest(SIGNATURE_HEADER, f"is longer than {MAX_HEADER_BYTES} bytes")
     try:

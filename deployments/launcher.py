@@ -40,6 +40,8 @@ DEPLOY_TIMEOUT_S: Final = 120.0
 MODELS_TIMEOUT_S: Final = 120.0
 """Tiny weights load within 15 s; a production model may take longer, and the platform does not wait for it."""
 SANDBOX_TIMEOUT_S: Final = 20.0
+PLAY_ADDRESS: Final = "0x000000000000000000000000000000000000dEaD"
+"""Where the sandbox's wallets pay: an address that nobody has the key of."""
 WATCH_S: Final = 0.5
 """How soon a part that died is noticed."""
 MIN_CPUS: Final = 2
@@ -267,6 +269,16 @@ class Sandbox:
         """Where the twin of Stripe answers."""
         return f"http://127.0.0.1:{self._port}"
 
+    @property
+    def _wallets(self) -> dict[str, object]:
+        """What makes wallets pay its facilitator in play money."""
+        network = Settings.model_fields["x402_network"].default
+        return {
+            "x402_facilitator": f"{self.url}/x402",
+            "x402_pay_to": PLAY_ADDRESS,
+            "x402_network": network,
+        }
+
     def alive(self) -> bool:
         """Tell whether it runs."""
         return self._process is not None and self._process.poll() is None
@@ -282,6 +294,7 @@ class Sandbox:
                 "stripe_api_base": self.url,
                 "sandbox": True,
             }
+            | ({} if self._settings.x402_facilitator else self._wallets)
         )
         settings = Settings.model_validate(settings.model_dump())
         self.stop()

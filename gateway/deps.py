@@ -99,7 +99,7 @@ def credential_of(request: Request) -> Credential:
 
 
 def paying_credential_of(request: Request) -> Credential | None:
-    """Return the caller's credential; None for a stranger who may pay for this very call. Raises: as `credential_of`."""
+    """Return the caller's credential; None for a stranger who may pay instead. Raises: as `credential_of`."""
     parts = parts_of(request)
     if parts.x402 and not has_key(request) and parts.session_cookie.name not in request.cookies:
         return None

@@ -381,7 +381,10 @@ class Ledger(Desk, Protocol):
         """Return how a wallet's payment with this nonce stands; None: it was never sent. Raises: PaymentReused."""
 
     async def begin_x402(self, bill: Bill) -> Outcome:
-        """Write a verified payment down, once for its nonce and its idempotency key. Raises: PaymentReused, Forbidden."""
+        """Write a verified payment down, once for its nonce and its idempotency key.
+
+        Raises: PaymentReused; Forbidden for a suspended wallet.
+        """
 
     async def conclude_x402(self, payment_id: str, attempt: int, said: Settlement) -> Outcome:
         """Store what the facilitator said; a success grants the credits and makes the key, once."""

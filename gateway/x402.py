@@ -1,4 +1,4 @@
-"""A stranger pays for a call over HTTP: the 402 with its price, and what a paid answer carries beside its own fields."""
+"""A stranger pays for a call: the 402 with its price, and what a paid answer carries beside its own fields."""
 
 from __future__ import annotations
 

@@ -87,9 +87,7 @@ class HttpFacilitator:
 
     async def verify(self, payload: Mapping[str, Any]) -> Verdict:
         try:
-            answer = await self._ask("verify", payload, VERIFY_TIMEOUT_S)
-            if not isinstance(answer.get("isValid"), bool):
-                raise ValueError("no `isValid`")
+            answer = await self._ask("verify", "isValid", payload, VERIFY_TIMEOUT_S)
         except (httpx.HTTPError, ValueError) as error:
             raise PaymentsUnavailable(
                 "The payment facilitator does not answer right now; nothing was charged. Try again."
@@ -98,9 +96,7 @@ class HttpFacilitator:
 
     async def settle(self, payload: Mapping[str, Any]) -> Settlement:
         try:
-            answer = await self._ask("settle", payload, SETTLE_TIMEOUT_S)
-            if not isinstance(answer.get("success"), bool):
-                raise ValueError("no `success`")
+            answer = await self._ask("settle", "success", payload, SETTLE_TIMEOUT_S)
         except (httpx.HTTPError, ValueError) as error:
             log.warning("a settlement was not answered", problem=repr(error)[:500])
             return UNANSWERED
@@ -114,16 +110,21 @@ class HttpFacilitator:
             network=_text(answer.get("network")),
         )
 
-    async def _ask(self, verb: str, payload: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Return the answer. Refusals come as 4xx or 200; a 5xx is no answer. Raises: HTTPError, ValueError."""
+    async def _ask(
+        self, verb: str, verdict: str, payload: Mapping[str, Any], timeout_s: float
+    ) -> dict[str, Any]:
+        """Return an answer that holds a verdict. A refusal comes as 200 or 4xx; a 5xx is no answer.
+
+        Raises: HTTPError, ValueError.
+        """
         body = {"x402Version": VERSION, "paymentPayload": payload, "paymentRequirements": payload["accepted"]}
         answer = await self._http.post(f"{self._url}/{verb}", json=body, timeout=timeout_s)
-        if answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            raise ValueError(f"{verb} answered {answer.status_code}")
         found = json.loads(answer.content)
-        if not isinstance(found, dict):
-            raise ValueError(f"{verb} answered no object")
-        return found
+        decided = isinstance(found, dict) and isinstance(found.get(verdict), bool)
+        if answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR or not decided:
+            raise ValueError(f"{verb} answered {answer.status_code} without a verdict")
+        known: dict[str, Any] = found
+        return known
 
 
 def _text(value: object) -> str:

@@ -331,7 +331,7 @@ def _shown(row: Row[Any], key: ApiKey, secret: str, *, replayed: bool) -> Paid:
 
 
 def address_of(payer: str, network: str) -> str:
-    """Return what stands for the e-mail of a wallet's user: no mail reaches it (RFC 2606), and nobody can type it in."""
+    """Return what stands for the e-mail of a wallet's user: no mail reaches it (RFC 2606), and no form takes it."""
     return f"{payer}.{network.replace(':', '-')}@invalid"
 
 

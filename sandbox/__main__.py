@@ -1,5 +1,7 @@
 """Run the Stripe twin as a server of its own: `python -m sandbox --port 8001 --state-file stripe.json`.
 
+Under `/x402` it also serves a twin of an x402 facilitator, which forgets everything at the end.
+
 Once the port is bound, one JSON line on standard output says where: `{"ready": true, "url": ...}`. SIGTERM
 and SIGINT end it with status 0; what it had not delivered yet is delivered by the next start.
 """
@@ -24,6 +26,7 @@ import uvicorn
 
 from sandbox.stripe_instance import TwinSettings, random_token
 from sandbox.stripe_twin import create_twin
+from sandbox.x402_facilitator import Chain, create_facilitator
 
 # The two secrets may come from here instead of the command line, which every user of the machine can read.
 SECRET_KEY_VARIABLE = "FAREBOX_SANDBOX_SECRET_KEY"  # noqa: S105 - a name, not a secret
@@ -123,8 +126,10 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _serve(settings: TwinSettings, listener: socket.socket, host: str) -> int:
+    twin = create_twin(settings)
+    twin.mount("/x402", create_facilitator(Chain()))
     config = uvicorn.Config(
-        create_twin(settings),
+        twin,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from gateway.bodies import StrictRoute
 from gateway.deps import PartsOf, RetryKey
 from gateway.fingerprints import fingerprint
-from gateway.openapi import PAID, REPLAYED, problems
+from gateway.openapi import PAID, REPLAYED, X402, problems
 from gateway.responses import REPLAY, json_response
 from gateway.routes.keys import with_secret
 from gateway.x402 import paid_call, payment_headers, payment_shown
@@ -43,6 +43,7 @@ router = APIRouter(prefix="/api/v1", route_class=StrictRoute)
             "payments_unavailable",
         ),
     },
+    openapi_extra=X402,
 )
 async def buy_package(request: Request, body: BuyWithX402, header_key: RetryKey, parts: PartsOf) -> Response:
     """Answers 402 with the package's price in USDC; sent again with the payment, it shows a full key, once.

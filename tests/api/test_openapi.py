@@ -17,6 +17,7 @@ ROUTES = {
     "GET /api/v1/health",
     "GET /api/v1/packages",
     "POST /api/v1/checkout/stripe",
+    "POST /api/v1/checkout/x402",
     "POST /api/v1/claim/stripe",
     "GET /api/v1/keys",
     "POST /api/v1/keys",
@@ -78,6 +79,7 @@ ROUTES = {
 PUBLIC = {
     "getHealth",
     "listPackages",
+    "buyWithX402",
     "claimStripeKey",
     "startSignIn",
     "verifySignIn",

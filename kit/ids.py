@@ -7,7 +7,7 @@ from typing import Literal
 from ulid import ULID
 
 Prefix = Literal[
-    "user", "key", "pur", "hold", "job", "file", "req", "run", "evt", "ses", "op", "act", "voucher"
+    "user", "key", "pur", "hold", "job", "file", "req", "run", "evt", "ses", "op", "act", "voucher", "x402"
 ]
 
 

@@ -377,6 +377,18 @@ async def test_403_for_a_suspended_wallet_whose_money_is_not_taken(client, chain
     assert (answer.status_code, chain.settles) == (403, 1)
 
 
+async def test_429_for_a_wallet_that_pays_too_often(selling, ledger, models, objects, x402, chain):
+    tight = Settings(**{**selling.model_dump(), "limit_purchase": 1})
+    app = create_app(tight, ledger, models, None, objects, x402=x402)
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://farebox.test"
+    ) as client:
+        payments = [await signed(chain, client, BUY, BUILDER) for _ in range(2)]
+        answers = [await client.post(BUY, json=BUILDER, headers=each) for each in payments]
+    assert [answer.status_code for answer in answers] == [200, 429]
+    assert chain.settles == 1
+
+
 async def test_a_wallets_address_of_record_is_no_e_mail_address(client, chain, db):
     """Else somebody could open its account first, and own what its payments bring."""
     await client.post(JOBS, json=FOX, headers=await signed(chain, client))

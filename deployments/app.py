@@ -9,11 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
-from deployments.ingress import Ingress
-from deployments.ledger import LedgerServer
+from deployments.models.environments import python_of
+from deployments.models.registry import entry_for
 from deployments.models.server import ModelServer
-from deployments.runner import RunnerServer
-from kit.settings import load_settings
+from kit.settings import Profile, load_settings
 from kit.telemetry import configure_logging
 
 
@@ -28,6 +27,7 @@ class FareboxArgs(BaseModel):
 class ModelArgs(BaseModel):
     """A model application and, for each profile, the options of its deployment (numbers only).
 
+    `profile` sets the weights whatever the platform's profile is: the tiny models of the test world beside real ones.
     `family` replaces the registry's class as `module:Class`: fault tests put slow and failing models there.
     """
 
@@ -39,6 +39,7 @@ class ModelArgs(BaseModel):
     cpu_threads: int = 1
     cpu_offload: bool = False
     family: str | None = None
+    profile: Profile | None = None
 
 
 class ModelReplica(ModelServer):
@@ -52,18 +53,31 @@ class ModelReplica(ModelServer):
 
 def farebox(args: FareboxArgs) -> Application:
     """Build the platform: the surface, the books, the runner. Money goes on whatever the models do."""
+    # Here, so that the many processes of models, which import this module too, are spared the rest of the platform.
+    from deployments.ingress import Ingress
+    from deployments.ledger import LedgerServer
+    from deployments.runner import RunnerServer
+
     ledger = serve.deployment(name="Ledger")(LedgerServer).bind()
     runner = serve.deployment(name="Runner")(RunnerServer).bind(ledger, args.places)
     return serve.deployment(name="Ingress")(serve.ingress()(Ingress)).bind(ledger, runner)
 
 
 def model(args: ModelArgs) -> Application:
-    """Build one model's own application: it deploys, fails, upgrades and scales to zero alone."""
+    """Build one model's own application: it deploys, fails, upgrades and scales to zero alone.
+
+    Raises: EnvironmentMissing, where the model has an environment of its own: it alone then fails.
+    """
     settings = load_settings()
-    options = args.profiles.get(settings.profile, {})
+    profile = args.profile or settings.profile
+    options = args.profiles.get(profile, {})
+    if (environment := entry_for(args.application).environment) and args.family is None:
+        actor = options.get("ray_actor_options", {})
+        python = {"py_executable": str(python_of(environment))}
+        options = {**options, "ray_actor_options": {**actor, "runtime_env": python}}
     return serve.deployment(name="Model", **options)(ModelReplica).bind(
         args.application,
-        settings.profile,
+        profile,
         str(settings.weights_dir),
         family=args.family,
         revision=args.revision,

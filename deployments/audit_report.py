@@ -21,12 +21,14 @@ def report_audit(console: Console, url: str, *, as_json: bool = False) -> bool:
     """Print every invariant, the rows that break one, and the trial balance; returns whether all of it holds."""
     findings = in_books(url, run_checks, (*LEDGER_CHECKS, *PAYMENT_CHECKS, *JOB_CHECKS))
     sums = in_books(url, trial_balance)
-    sound = all(finding.ok for finding in findings) and sums.total_tokens == 0
+    sound = all(finding.ok for finding in findings) and sums.balanced
     if as_json:
         report = {
             "ok": sound,
             "checks": [{"name": f.name, "ok": f.ok, "offending": f.offending} for f in findings],
-            "trialBalance": [{"kind": row.kind, "tokens": row.amount_tokens} for row in sums.rows],
+            "trialBalance": [
+                {"world": row.world, "kind": row.kind, "tokens": row.amount_tokens} for row in sums.rows
+            ],
             "lastBlock": _as_json(sums.last_block),
         }
         console.print_json(json.dumps(report, default=str))
@@ -43,10 +45,10 @@ def _print_audit(console: Console, findings: list[Finding], sums: TrialBalance) 
     for finding in findings:
         for row in finding.offending:
             console.print(f"[red]{escape(finding.name)}[/]: {escape(str(row))}", soft_wrap=True)
-    table = Table("accounts", "entries", "tokens", title="Trial balance")
+    table = Table("world", "accounts", "entries", "tokens", title="Trial balance")
     for line in sums.rows:
-        table.add_row(line.kind, str(line.entries), f"{line.amount_tokens:,}")
-    table.add_row("sum", "", f"{sums.total_tokens:,}")
+        table.add_row(line.world, line.kind, str(line.entries), f"{line.amount_tokens:,}")
+    table.add_row("sum", "", "", f"{sums.total_tokens:,}")
     console.print(table)
     block = sums.last_block
     console.print(

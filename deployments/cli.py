@@ -23,13 +23,15 @@ from deployments.command_line import by_hand, user_id_of
 from deployments.launcher import Launcher, LaunchError
 from deployments.receipts import receipt_app
 from deployments.serve_api import dashboard_hint
+from gateway.catalog import TOKENS_PER_CREDIT
 from kit import migrate as migrations
 from kit.errors import AppError
 from kit.postgres import PostgresStartError
 from kit.settings import Settings, SettingsError, load_settings
 from ledger import keys as api_keys
-from ledger.accounts import lock_by_user
+from ledger.accounts import World, lock_by_user, open_account
 from ledger.actions import Action, record
+from ledger.refills import refill
 from ledger.users import account_of_email
 
 OPERATING = "Looking after accounts"
@@ -162,7 +164,7 @@ def say_ready(platform: Launcher) -> None:
         say("Payments    Stripe")
     dashboard = dashboard_hint(platform.head.api.url, platform.head.paths.token)
     marked = (
-        " (tiny random weights: real pipelines, meaningless pictures)" if settings.profile != "gpu" else ""
+        " (tiny random weights: real pipelines, meaningless results)" if settings.profile != "gpu" else ""
     )
     say(f"Models      profile {settings.profile}{marked}")
     for name in platform.failed_models:
@@ -240,26 +242,31 @@ def list_keys(email: Email) -> None:
 
     with books(load_settings()) as url:
         found = in_books(url, rows)
-    table = Table("prefix", "label", "created", "state")
+    table = Table("prefix", "world", "label", "created", "state")
     for key in found:
-        state = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else "live"
-        table.add_row(key.prefix, escape(key.label), f"{key.created_at:%Y-%m-%d %H:%M}", state)
+        state = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else "works"
+        table.add_row(key.prefix, key.world, escape(key.label), f"{key.created_at:%Y-%m-%d %H:%M}", state)
     console.print(table)
 
 
 @keys_app.command("create")
 def create_key(
-    email: Email, label: Annotated[str, typer.Option(help="What it is for.")] = "made by operator"
+    email: Email,
+    label: Annotated[str, typer.Option(help="What it is for.")] = "made by operator",
+    test: Annotated[bool, typer.Option("--test", help="To the test world, with test credits.")] = False,
 ) -> None:
     """Make a key for a user, opening the account if there is none; prints the secret, once."""
     settings = load_settings()
 
     async def make(conn: AsyncConnection) -> api_keys.NewApiKey:
         owner = await account_of_email(conn, email)
-        made = await api_keys.mint(conn, owner.user_id, label, brand=settings.key_brand)
-        await record(
-            conn, by_hand(), Action("key.create", made.key.id, owner.user_id, after={"label": label})
-        )
+        world: World = "test" if test else "live"
+        if test:
+            account_id = await open_account(conn, owner.user_id, world)
+            await refill(conn, account_id, settings.test_credits * TOKENS_PER_CREDIT)
+        made = await api_keys.mint(conn, owner.user_id, label, brand=settings.key_brand, world=world)
+        about = {"label": label, "world": world}
+        await record(conn, by_hand(), Action("key.create", made.key.id, owner.user_id, after=about))
         return made
 
     with books(settings) as url:

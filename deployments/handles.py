@@ -6,6 +6,7 @@ The client works over a Ray handle and over a plain object alike, so that tests 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -17,6 +18,7 @@ from ray import serve
 from ray.exceptions import RayActorError
 
 from deployments.models.contract import GenerateRequest, Output, Progress
+from deployments.models.environments import EnvironmentMissing
 from gateway.errors import RateLimited
 from gateway.limits import tallies
 from gateway.ports import Job, JobReceipt, Ledger, ModelState, SubmitJob
@@ -301,7 +303,16 @@ def _state(name: str, overview: Any) -> ModelState:
         return ModelState(name, "ready", None)
     if status in ("NOT_STARTED", "DEPLOYING"):
         return ModelState(name, "starting", None)
+    if status == "DEPLOY_FAILED":
+        told = [overview.message, *(each.message for each in overview.deployments.values())]
+        return ModelState(name, "unavailable", _public_reason("\n".join(map(str, told))), failed=True)
     return ModelState(name, "unavailable", status.lower())
+
+
+def _public_reason(message: str) -> str:
+    """Return why an application failed, without the tracebacks: our own words if they are among them."""
+    found = re.findall(rf"{EnvironmentMissing.code}: (.+)", message)
+    return found[-1].strip() if found else "its model could not be started."
 
 
 def _as_error(error: BaseException) -> AppError:

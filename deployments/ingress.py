@@ -10,6 +10,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.handles import ModelHandles, remote_ledger
 from deployments.models.registry import ENTRIES
 from gateway.app import create_app
+from gateway.worlds import tiny_of
 from kit.settings import load_settings
 from kit.storage import ObjectStore
 from kit.telemetry import configure_logging
@@ -32,7 +33,9 @@ class Ingress:
         return create_app(
             self._settings,
             ledger,
-            ModelHandles([entry.application for entry in ENTRIES]),
+            ModelHandles(
+                [name for entry in ENTRIES for name in (entry.application, tiny_of(entry.application))]
+            ),
             checkout_for(self._settings, ledger),
             ObjectStore(self._settings.objects_url),
             x402=x402_for(self._settings, ledger),

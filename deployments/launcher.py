@@ -216,9 +216,9 @@ class Launcher:
         self._progress.step("applications")
         self.head.api.deploy(config)
         self.head.wait_until_running([PLATFORM], DEPLOY_TIMEOUT_S, self._told)
-        models = [entry.application for entry in ENTRIES]
-        with self._a_model_may_fail():
-            self.head.wait_until_running(models, MODELS_TIMEOUT_S, self._told)
+        for model in (each["name"] for each in config["applications"] if each["name"] != PLATFORM):
+            with self._a_model_may_fail():
+                self.head.wait_until_running([model], MODELS_TIMEOUT_S, self._told)
         self._wait_for_our_answer(settings)
 
     def _told(self, status: ApplicationStatus) -> None:

@@ -22,6 +22,7 @@ from deployments.ledger_keys import LedgerKeys
 from deployments.ledger_people import LedgerPeople
 from deployments.ledger_quotas import counted
 from deployments.ledger_reads import LedgerReads
+from deployments.ledger_referrals import LedgerReferrals
 from deployments.ledger_tools import LedgerTools
 from deployments.ledger_x402 import LedgerX402
 from deployments.sweeps import Sweeps
@@ -39,7 +40,7 @@ from ledger.audit import TrialBalance
 from ledger.balances import Balance, balances_by_key
 from ledger.keys import Caller, Credential
 from ledger.spends import Allowance, Check, Spend, Spent, check_many, spend_many
-from payments import purchases, webhooks
+from payments import purchases, referrals, webhooks
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase
 from payments.webhooks import ProviderEvent
 
@@ -49,7 +50,9 @@ I = TypeVar("I")  # noqa: E741  # an item of a batch
 log = structlog.get_logger(__name__)
 
 
-class LedgerServer(LedgerReads, LedgerTools, LedgerKeys, LedgerPeople, LedgerDesk, LedgerX402):
+class LedgerServer(
+    LedgerReads, LedgerTools, LedgerKeys, LedgerPeople, LedgerDesk, LedgerReferrals, LedgerX402
+):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -70,7 +73,7 @@ class LedgerServer(LedgerReads, LedgerTools, LedgerKeys, LedgerPeople, LedgerDes
         )
         self._queue_ttl = timedelta(seconds=self._settings.job_queue_ttl_s)
         self._submitted = asyncio.Event()
-        self._sweeps = Sweeps(self._run, self._settings.job_attempts)
+        self._sweeps = Sweeps(self._run, self._settings.job_attempts, referrals.programme(self._settings))
 
     def __del__(self) -> None:
         """End the database that this replica brought along."""
@@ -207,7 +210,7 @@ class LedgerServer(LedgerReads, LedgerTools, LedgerKeys, LedgerPeople, LedgerDes
             if command.credential is None:
                 return await purchases.open_purchase(conn, command, None)
             topup = await keys.caller_of(conn, command.credential, scopes.CHECKOUT)
-            return await purchases.open_purchase(conn, command, topup.user_id)
+            return await purchases.open_purchase(conn, command, topup.user_id, topup.world)
 
         return await self._run("open_purchase", open_it)
 

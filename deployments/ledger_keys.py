@@ -1,4 +1,4 @@
-"""What a caller may do with keys: list, make, rotate, revoke. Part of the Ledger deployment.
+"""What a caller may do with keys: list, make, rotate, revoke; and test credits. Part of the Ledger deployment.
 
 A limited key sees and touches itself and its descendants alone, whatever it knows of the others.
 """
@@ -14,13 +14,16 @@ from typing import Any, Final, TypeVar
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway import idempotency
+from gateway.catalog import TOKENS_PER_CREDIT
 from gateway.errors import IdempotencyKeyReused
 from gateway.ports import CreateKey, RotateKey
 from kit.db import Database
+from kit.errors import Forbidden
 from kit.settings import Settings
 from kit.telemetry import ledger_seconds
-from ledger import accounts, families, keys, scopes
+from ledger import accounts, families, keys, refills, scopes
 from ledger.keys import ApiKey, Caller, Credential, NewApiKey
+from ledger.refills import Refilled
 
 T = TypeVar("T")
 
@@ -39,22 +42,26 @@ class LedgerKeys:
 
         async def page(conn: AsyncConnection) -> list[ApiKey]:
             caller = await keys.caller_of(conn, credential, scopes.SEE_KEYS)
-            return await keys.list_keys(conn, caller.user_id, caller.within)
+            return await keys.list_keys(conn, caller.user_id, caller.within, caller.only)
 
         return await self._timed("keys", self._db.read, page)
 
     async def create_key(self, command: CreateKey) -> NewApiKey:
-        """Mint a key, narrower than a limited caller's own."""
+        """Mint a key, narrower than a limited caller's own. With a test key come test credits."""
 
         async def make(conn: AsyncConnection, caller: Caller, root: bytes | None) -> NewApiKey:
-            return await families.make(
+            minted = await families.make(
                 conn,
                 caller,
                 command.label,
                 command.limits,
                 brand=self._settings.key_brand,
+                world=command.world,
                 derive_from=root,
             )
+            if minted.key.world == "test":
+                await self._refill(conn, await accounts.account_in(conn, caller.user_id, "test"))
+            return minted
 
         return await self._once("create_key", CREATE_ROUTE, command, make)
 
@@ -78,9 +85,23 @@ class LedgerKeys:
 
         async def revoke(conn: AsyncConnection) -> ApiKey:
             caller = await keys.caller_of(conn, credential, scopes.KEYS)
-            return await keys.revoke(conn, caller.user_id, prefix, caller.within)
+            return await keys.revoke(conn, caller.user_id, prefix, caller.within, caller.only)
 
         return await self._timed("revoke_key", self._db.run, revoke)
+
+    async def refill(self, credential: Credential) -> Refilled:
+        """Fill the caller's test account up."""
+
+        async def fill(conn: AsyncConnection) -> Refilled:
+            caller = await keys.caller_of(conn, credential, scopes.CHECKOUT)
+            if caller.world != "test":
+                raise Forbidden("Only a test key can refill: live credits are bought.")
+            return await self._refill(conn, caller.account_id)
+
+        return await self._timed("refill", self._db.run, fill)
+
+    async def _refill(self, conn: AsyncConnection, account_id: int) -> Refilled:
+        return await refills.refill(conn, account_id, self._settings.test_credits * TOKENS_PER_CREDIT)
 
     async def _once(
         self,
@@ -89,11 +110,11 @@ class LedgerKeys:
         command: CreateKey | RotateKey,
         mint: Callable[[AsyncConnection, Caller, bytes | None], Awaitable[NewApiKey]],
     ) -> NewApiKey:
-        """Mint under the account's lock; under an idempotency key a repeat shows the same key again."""
+        """Mint under the accounts' locks; under an idempotency key a repeat shows the same key again."""
 
         async def once(conn: AsyncConnection) -> NewApiKey:
             caller = await keys.caller_of(conn, command.credential, scopes.KEYS)
-            await accounts.lock(conn, [caller.account_id])
+            await accounts.lock_by_user(conn, caller.user_id)
             if command.idempotency_key is None:
                 return await mint(conn, caller, None)
             place = (caller.account_id, command.idempotency_key)
@@ -104,7 +125,7 @@ class LedgerKeys:
                 if caller.limited and answer.get("made_by") != caller.key_id:
                     raise IdempotencyKeyReused(command.idempotency_key)
                 key = as_made(await keys.find(conn, answer["key_id"]), answer)
-                secret = f"{self._settings.key_brand}_live_{keys.derive_secret(root, key.id)}"
+                secret = keys.spelled(self._settings.key_brand, key.world, keys.derive_secret(root, key.id))
                 return NewApiKey(key, secret, replayed=True)
             minted = await mint(conn, caller, root)
             answer = {

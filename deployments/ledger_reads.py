@@ -14,8 +14,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway import jobs
-from gateway.ports import FinishedJob, StatementQuery
+from gateway import files, jobs
+from gateway.ports import FinishedJob, StatementQuery, StoredFile
 from gateway.usage import EVERY_DIMENSION, Dimension, Usage, usage
 from kit.db import Database
 from kit.telemetry import ledger_seconds
@@ -62,6 +62,10 @@ class LedgerReads:
     async def finished_job(self, credential: Credential, job_id: str) -> FinishedJob:
         """Return what the receipt of one of the caller's jobs states."""
         return await self._read("finished_job", credential, scopes.SEE_JOBS, jobs.finished_job, job_id)
+
+    async def file_of(self, account_id: int, file_id: str) -> StoredFile:
+        """Return one of an account's files, for a runner that works on one of its jobs."""
+        return await self._db.read(files.file, file_id, account_id)
 
     async def _read(
         self,

@@ -21,12 +21,15 @@ import structlog
 from ray.serve.handle import DeploymentHandle
 
 from deployments.handles import Call, ModelAway, ModelHandles, ledger_call, remote_ledger
+from deployments.inputs import Inputs
 from deployments.models.contract import GenerateRequest, Output, Progress
 from deployments.postman import Postman
 from gateway.leases import ClaimedJob, Failure, Heartbeat, LeaseLost, Settlement
 from gateway.mail import mailer_for
 from gateway.ports import StoredFile
+from gateway.quantities import MILLI
 from kit.errors import AppError, Unavailable
+from kit.fetch import Fetcher
 from kit.ids import new_id
 from kit.settings import Settings, load_settings
 from kit.storage import ObjectStore
@@ -52,7 +55,18 @@ EVENTS_A_SWEEP: Final = 20
 """Payment events tried again in one sweep."""
 HAND_BACK_S: Final = 4.0
 """Time to give jobs back at the end: two calls to the books and some air."""
-EXTENSIONS: Final = {"image/png": "png", "image/webp": "webp"}
+EXTENSIONS: Final = {
+    "image/png": "png",
+    "image/webp": "webp",
+    "video/mp4": "mp4",
+    "audio/mpeg": "mp3",
+    "audio/wav": "wav",
+    "audio/flac": "flac",
+    "application/json": "json",
+    "application/x-subrip": "srt",
+    "text/vtt": "vtt",
+    "text/plain": "txt",
+}
 
 
 class ModelCalls(Protocol):
@@ -91,6 +105,7 @@ class Runner:
         checkout: Checkout | None,
         places: Mapping[str, int],
         x402: X402Checkout | None = None,
+        fetcher: Fetcher | None = None,
     ) -> None:
         self.name = new_id("run")
         self._settings = settings
@@ -101,6 +116,7 @@ class Runner:
         self._x402 = x402
         self._postman = Postman(ledger, mailer_for(settings))
         self._places = dict(places)
+        self._inputs = Inputs(ledger, objects, fetcher or Fetcher(), settings.max_upload_bytes)
         self._runs: dict[str, _Run] = {}
         self._away_until: dict[str, float] = {}
         self._freed = asyncio.Event()
@@ -187,7 +203,8 @@ class Runner:
         except AppError as error:
             return await self._fail(run, error.code, error.message, retryable=error.retryable)
         stored = [await self._store(job, place, media) for place, media in enumerate(output.media)]
-        settlement = Settlement(job.id, job.fence, stored, job.quoted_tokens, self._metrics(run, output))
+        charged_tokens = job.cost_tokens(output.units_milli)
+        settlement = Settlement(job.id, job.fence, stored, charged_tokens, self._metrics(run, output))
         return str(await self._until_answered("settle_job", settlement))
 
     def _patience_s(self, job: ClaimedJob) -> float:
@@ -198,7 +215,8 @@ class Runner:
 
     async def _generate(self, run: _Run) -> Output:
         job = run.job
-        request = GenerateRequest(job.id, job.task, job.input)
+        media = await self._inputs.read(job)
+        request = GenerateRequest(job.id, job.task, job.input, job.units_milli, media)
         # Closed at once, however it is left: an abandoned stream would let the model compute on.
         async with aclosing(self._models.generate(job.application, request)) as events:
             async for event in events:
@@ -221,7 +239,7 @@ class Runner:
             sha256=hashlib.sha256(media.data).hexdigest(),
             created_at=datetime.now(UTC),
             job_id=job.id,
-            facts={"width": media.width, "height": media.height, **media.facts},
+            facts=media.facts,
         )
 
     async def _fail(self, run: _Run, code: str, message: str, *, retryable: bool) -> str:
@@ -240,6 +258,7 @@ class Runner:
             "gpuSeconds": output.metrics.gpu_seconds,
             "peakMemoryBytes": output.metrics.peak_memory_bytes,
             "model": output.model,
+            **({} if output.units_milli is None else {"units": output.units_milli / MILLI}),
         }
 
     async def _until_answered(self, method: str, *args: object) -> Any:

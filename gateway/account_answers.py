@@ -93,6 +93,38 @@ class CostShown(Ok):
     lines: Annotated[list[StatementLine], Field(description="The movements behind it, oldest first.")]
 
 
+class Application(Answer):
+    """The code of whoever brought this account."""
+
+    code: str
+    at: datetime
+
+
+class ReferralCounts(Answer):
+    """Customers who came with the code and are at this point now; refused and reversed ones are in none."""
+
+    applied: Annotated[int, Field(description="No paid order yet.")]
+    ordered: Annotated[int, Field(description="Their first order was paid and waits out the holding time.")]
+    rewarded: int
+
+
+class ReferralShown(Ok):
+    """An account's referral code, and what it has brought."""
+
+    code: Annotated[str, Field(pattern="^[0-9A-HJKMNP-TV-Z]{8}$")]
+    earned: Annotated[Amount, Field(description="Rewards that stand; they are in the statement.")]
+    pending: Annotated[Amount, Field(description="Promised for orders that wait out the holding time.")]
+    reward: Annotated[Amount, Field(description="What a customer who applies the code today will earn you.")]
+    referrals: ReferralCounts
+    applied: Annotated[Application | None, Field(description="The code that this account applied.")]
+
+
+class ReferralApplied(Ok):
+    """It is noted who brought this account."""
+
+    applied: Application
+
+
 class ReceiptOutput(Answer):
     """A file that the job made, as it was when it was made."""
 

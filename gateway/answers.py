@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from ledger.accounts import World
+
 Credits = Annotated[
     float, Field(description="Credits, with two places; 1 credit is 100 tokens.", examples=[1.00])
 ]
@@ -18,6 +20,7 @@ Tokens = Annotated[
     int, Field(description="The smallest unit of money, the only one in the books.", examples=[100])
 ]
 State = Literal["ready", "starting", "unavailable"]
+Mode = Annotated[World, Field(description="`test`: the test world, which has books of its own.")]
 
 
 class Answer(BaseModel):
@@ -147,6 +150,7 @@ class KeyFields(Answer):
         str, Field(description="First characters after the brand part; names the key in `POST /keys/revoke`.")
     ]
     label: str
+    mode: Mode
     created_at: datetime
     expires_at: datetime | None
     parent_id: Annotated[
@@ -194,6 +198,15 @@ class KeyClaimed(KeyCreated):
     email: str
     credits: Annotated[float, Field(description="What the payment granted.")]
     tokens: Tokens
+    balance: Annotated[float, Field(description="Credits free to spend now.")]
+    balance_tokens: Tokens
+
+
+class CreditsRefilled(Ok):
+    """The test account is full."""
+
+    granted: Annotated[float, Field(description="What it took; 0 if the account was full.")]
+    granted_tokens: int
     balance: Annotated[float, Field(description="Credits free to spend now.")]
     balance_tokens: Tokens
 
@@ -348,8 +361,9 @@ class WebhookReceived(Ok):
 
 
 class TrialBalanceLine(Answer):
-    """The entries of one kind of account."""
+    """The entries of one kind of account in one world."""
 
+    mode: Mode
     kind: str
     accounts: int
     entries: int
@@ -370,7 +384,7 @@ class SealedBlock(Answer):
 
 
 class TrialBalance(Ok):
-    """The sum of all entries by kind of account. In sound books the total is zero."""
+    """The sum of all entries by world and kind of account. In sound books the total of each world is zero."""
 
     rows: list[TrialBalanceLine]
     total_tokens: int

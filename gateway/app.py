@@ -35,14 +35,16 @@ from gateway.routes import (
     pricing,
     purchases,
     receipts,
+    referral,
+    refills,
     sign_in,
     tools,
     usage,
     vouchers,
     x402_purchases,
 )
-from gateway.schemas import INPUTS
 from gateway.session_cookie import SessionCookie
+from gateway.task_schemas import INPUTS
 from kit.settings import Settings
 from kit.storage import ObjectStore, UrlSigner
 from payments.checkout import Checkout
@@ -65,7 +67,7 @@ NO_TELEMETRY: Final = {
 
 ROUTERS: Final = (
     tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, x402_purchases,
-    pricing,    vouchers, sign_in, account, pages, operator_users, operator_desk,
+    refills, pricing, vouchers, referral, sign_in, account, pages, operator_users, operator_desk,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 
@@ -129,6 +131,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
             settings.secret.get_secret_value().encode(), secure=settings.base_url.startswith("https://")
         ),
         in_sandbox=mode == "sandbox",
+        model_states=Kept(models.states, HEALTH_KEPT_S),
     )
     add_problem_handlers(app)
     if settings.blocked_countries:

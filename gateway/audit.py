@@ -19,4 +19,10 @@ JOB_CHECKS: Final = (
            FROM jobs j JOIN holds h ON h.id = j.hold_id
            WHERE coalesce(j.charged, 0) <> h.captured OR (h.state = 'captured' AND j.status <> 'succeeded')""",
     ),
+    Check(
+        "a job is paid in the world of its key",
+        """SELECT j.id AS job_id, k.world AS of_key, a.world AS of_account
+           FROM jobs j JOIN api_keys k ON k.id = j.key_id JOIN accounts a ON a.id = j.account_id
+           WHERE k.world <> a.world OR k.user_id <> a.user_id""",
+    ),
 )

@@ -16,6 +16,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from gateway.errors import UnknownTask
+from gateway.quantities import MILLI, QUANTITIES
 from kit.errors import InvalidRequest
 from ledger.transfers import Kind
 from payments.packages import Package
@@ -24,12 +25,8 @@ CATALOG_FILE: Final = Path(__file__).with_name("catalog.yaml")
 """The file that comes with the code; an operator edits it in place."""
 TOKENS_PER_CREDIT: Final = 100
 """The two published documents speak credits and tokens of the same money."""
-MILLI: Final = 1000
-"""Units are counted in thousandths: no unit on sale is measured finer, and integers stay exact."""
 FILE_VERSIONS: Final = 1000
 """How far the file's own price versions go; an operator's announced prices are numbered from there on."""
-UNITS_MILLI: Final = {"image": MILLI}
-"""How much of its unit one job of a task takes: a picture job makes one picture."""
 CONSUME: Final = "consume"
 """The tool under which `credits/consume` is booked. It has no price of its own and is not on sale."""
 RESERVED_TOOLS: Final = frozenset({CONSUME, *get_args(Kind)})
@@ -121,10 +118,10 @@ class Catalog:
             raise UnknownTask(name[:100], list(self.tasks))
         return self.tasks[name]
 
-    def quote(self, task: str, job_input: Mapping[str, Any]) -> Quote:  # noqa: ARG002
+    def quote(self, task: str, job_input: Mapping[str, Any]) -> Quote:
         """Return the most that this job can cost. Raises: UnknownTask."""
         offer = self.task(task)
-        units_milli = UNITS_MILLI[offer.tool.unit]
+        units_milli = QUANTITIES[task].units_milli(job_input)
         price = offer.tool.price
         return Quote(
             cost_tokens=price.cost_tokens(units_milli),
@@ -153,10 +150,10 @@ def load_catalog(path: Path = CATALOG_FILE) -> Catalog:
     for name, task in file.tasks.items():
         if task.tool not in tools:
             raise CatalogError(f"{path}: tasks.{name}.tool: no tool is called {task.tool}")
-        if tools[task.tool].unit not in UNITS_MILLI:
-            raise CatalogError(
-                f"{path}: tasks.{name}.tool: jobs are not counted by the {tools[task.tool].unit}"
-            )
+        if name not in QUANTITIES:
+            raise CatalogError(f"{path}: tasks.{name}: no such task; there are {', '.join(QUANTITIES)}")
+        if (unit := tools[task.tool].unit) != QUANTITIES[name].unit:
+            raise CatalogError(f"{path}: tasks.{name}.tool: its jobs are not counted by the {unit}")
     return Catalog(
         price_version=file.price_version,
         since=file.since,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
 from fastapi import Depends, Header, Request
 from structlog.contextvars import get_contextvars
@@ -18,7 +18,7 @@ from structlog.contextvars import get_contextvars
 from gateway.catalog import Catalog
 from gateway.kept import Kept
 from gateway.operator_ports import Signed
-from gateway.ports import Ledger
+from gateway.ports import Ledger, ModelState
 from gateway.prices import PriceList
 from gateway.session_cookie import CSRF_HEADER, SessionCookie
 from kit.addresses import Network, caller_address
@@ -26,6 +26,7 @@ from kit.errors import AuthRequired, Forbidden, InvalidRequest, NotFound
 from kit.settings import Settings
 from kit.signing import SigningKeys
 from kit.storage import ObjectStore, UrlSigner
+from ledger.accounts import World
 from ledger.audit import TrialBalance
 from ledger.keys import Credential, hash_key
 from payments.checkout import Checkout
@@ -63,13 +64,14 @@ class Parts:
     health: Kept[tuple[int, bytes]]
     trial_balance: Kept[TrialBalance]
     session_cookie: SessionCookie
+    model_states: Kept[dict[str, ModelState]]
     in_sandbox: bool
     """Whether payments are play money, which every page then says."""
 
 
 def key_pattern(brand: str) -> re.Pattern[str]:
-    """Return what a key of this server looks like."""
-    return re.compile(rf"{brand}_live_{KEY_BODY}")
+    """Return what a key of this server looks like; its first group is the key's world."""
+    return re.compile(rf"{brand}_(live|test)_{KEY_BODY}")
 
 
 def operator_pattern(brand: str) -> re.Pattern[str]:
@@ -95,7 +97,8 @@ def credential_of(request: Request) -> Credential:
     if key is None:
         return session_of(request)
     parts = parts_of(request)
-    return Credential(_hash_of(key, parts.key_pattern), ip_of(request, parts.proxies))
+    world = cast("World", _matched(key, parts.key_pattern)[1])
+    return Credential(hash_key(key), ip_of(request, parts.proxies), world)
 
 
 def paying_credential_of(request: Request) -> Credential | None:
@@ -108,7 +111,7 @@ def paying_credential_of(request: Request) -> Credential | None:
 
 def operator_credential_of(request: Request) -> bytes:
     """Return the hash of the presented operator key. Raises: AuthRequired, also for a customer's key or session."""
-    return _hash_of(_presented(request) or "", parts_of(request).operator_pattern)
+    return hash_key(_matched(_presented(request) or "", parts_of(request).operator_pattern)[0])
 
 
 def _presented(request: Request) -> str | None:
@@ -124,10 +127,10 @@ def _presented(request: Request) -> str | None:
     return presented.pop() if presented else None
 
 
-def _hash_of(key: str, pattern: re.Pattern[str]) -> bytes:
-    if not pattern.fullmatch(key):
+def _matched(key: str, pattern: re.Pattern[str]) -> re.Match[str]:
+    if (matched := pattern.fullmatch(key)) is None:
         raise AuthRequired
-    return hash_key(key)
+    return matched
 
 
 def ip_of(request: Request, proxies: Sequence[Network]) -> str | None:

@@ -15,6 +15,7 @@ _KEY: Final = {
     "keyPrefix": "abcde0F3kq",
     "id": "key_01k8z0b2c4d6f8g0h2j4k6m8n0",
     "label": "Agent Worker A",
+    "mode": "live",
     "createdAt": _MADE,
     "expiresAt": None,
     "parentId": None,
@@ -95,6 +96,7 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "claimStripeKey": {"The first key": {"sessionId": "cs_test_...", "keyLabel": "Primary key"}},
     "createKey": {
         "A key for an agent": {"label": "Agent Worker A"},
+        "A test key": {"label": "Continuous integration", "mode": "test"},
         "A key that ends": {"label": "Build Agent", "expiresAt": "2100-01-31T00:00:00Z"},
         "A key with limits": {
             "label": "Picture Agent",
@@ -125,6 +127,7 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
             "hold_id": "hold_01k8z0e2k4m6n8p0q2r4s6t8v0",
         },
     },
+    "applyReferral": {"As it was dictated": {"code": "k7q2-9xwm"}},
     "consumeCredits": {
         "A charge, safe to retry": {"credits": 1.5, "reason": "rendering", "idempotencyKey": "render-001"},
     },
@@ -187,6 +190,13 @@ ANSWERS: Final[Mapping[str, Any]] = {
         "opened": False,
     },
     "rotateKey": {"ok": True, **_KEY},
+    "refillTestCredits": {
+        "ok": True,
+        "granted": 400.0,
+        "grantedTokens": 40000,
+        "balance": 1000.0,
+        "balanceTokens": 100000,
+    },
     "getBalance": {"ok": True, "credits": 599.0, "tokens": 59900, "held": {"credits": 1.0, "tokens": 100}},
     "checkTool": {"ok": True, "allowed": True, "cost_tokens": 5, "balance_after": 9995},
     "spendTool": {"ok": True, "charged": 5, "balance_after": 9990},
@@ -233,6 +243,16 @@ ANSWERS: Final[Mapping[str, Any]] = {
         "held": _NOTHING,
         "lines": [_CHARGE],
     },
+    "getReferral": {
+        "ok": True,
+        "code": "K7Q29XWM",
+        "earned": {"credits": 20.0, "tokens": 2000},
+        "pending": {"credits": 10.0, "tokens": 1000},
+        "reward": {"credits": 10.0, "tokens": 1000},
+        "referrals": {"applied": 3, "ordered": 1, "rewarded": 2},
+        "applied": None,
+    },
+    "applyReferral": {"ok": True, "applied": {"code": "K7Q29XWM", "at": _MADE}},
     "getReceipt": {
         "ok": True,
         "issuer": "https://api.example.com",
@@ -284,9 +304,16 @@ ANSWERS: Final[Mapping[str, Any]] = {
     "getTrialBalance": {
         "ok": True,
         "rows": [
-            {"kind": "clearing", "accounts": 1, "entries": 1, "credits": -600.0, "tokens": -60000},
-            {"kind": "revenue", "accounts": 1, "entries": 1, "credits": 1.0, "tokens": 100},
-            {"kind": "user", "accounts": 1, "entries": 2, "credits": 599.0, "tokens": 59900},
+            {
+                "mode": "live",
+                "kind": "clearing",
+                "accounts": 1,
+                "entries": 1,
+                "credits": -600.0,
+                "tokens": -60000,
+            },
+            {"mode": "live", "kind": "revenue", "accounts": 1, "entries": 1, "credits": 1.0, "tokens": 100},
+            {"mode": "live", "kind": "user", "accounts": 1, "entries": 2, "credits": 599.0, "tokens": 59900},
         ],
         "totalTokens": 0,
         "balanced": True,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from kit.errors import AppError
+
+AN_OPERATOR_ACTS_S: Final = 300
+"""What a caller is told to wait where only an operator can help."""
 
 
 @dataclass
@@ -149,6 +152,24 @@ class RateLimited(AppError):
     @property
     def retry_after_s(self) -> int:
         return self.wait_s
+
+
+@dataclass
+class TaskUnavailable(AppError):
+    """The task's model could not be started: its jobs would wait for nothing. Nothing was held."""
+
+    task: str
+    reason: str
+    code = "unavailable"
+    status = 503
+
+    @property
+    def message(self) -> str:
+        return f"{self.task} is not available: {self.reason}"
+
+    @property
+    def retry_after_s(self) -> int:
+        return AN_OPERATOR_ACTS_S
 
 
 @dataclass

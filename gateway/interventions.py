@@ -25,6 +25,7 @@ from gateway.operator_ports import (
     Undo,
     UserFound,
 )
+from gateway.tables import jobs
 from kit.errors import NotFound
 from ledger import accounts, holds, refunds
 from ledger.accounts import Purse
@@ -49,10 +50,9 @@ async def set_suspended(
 ) -> UserFound:
     """Refuse all of a user's keys, or accept them again, from the next request on. Raises: NotFound.
 
-    The account's lock orders this among its spends: none that begins after the commit is accepted.
+    The accounts' locks order this among their spends: none that begins after the commit is accepted.
     """
-    account_id = (await lookups.user(conn, user_id)).account_id
-    await accounts.lock_one(conn, account_id)
+    await accounts.lock_by_user(conn, user_id)
     before = await lookups.user(conn, user_id)
     is_so = users.c.suspended_at.is_not(None)
     changed = await conn.execute(
@@ -70,7 +70,7 @@ async def set_suspended(
 async def set_frozen(
     conn: AsyncConnection, actor: Actor, user_id: str, frozen: bool, reason: str
 ) -> UserFound:
-    """Stop all spending of a user's account, or let it go on. A debt goes on to freeze. Raises: NotFound."""
+    """Stop all spending of a user's live account, or let it go on. A debt goes on to freeze. Raises: NotFound."""
     account_id = (await lookups.user(conn, user_id)).account_id
     await accounts.lock_one(conn, account_id)
     before = await lookups.user(conn, user_id)
@@ -183,7 +183,7 @@ async def void_hold(conn: AsyncConnection, actor: Actor, hold_id: str, reason: s
 async def end_job(conn: AsyncConnection, actor: Actor, job_id: str, reason: str) -> JobFound:
     """End a queued job and free its hold, ask a running one to stop, leave an ended one. Raises: NotFound."""
     found = await lookups.job(conn, job_id)
-    account_id = (await lookups.user(conn, found.user_id)).account_id
+    account_id = (await conn.execute(select(jobs.c.account_id).where(jobs.c.id == job_id))).scalar_one()
     await accounts.lock_one(conn, account_id)
     before = _job_state(await lookups.job(conn, job_id))
     await owners_jobs.cancel(conn, account_id, job_id)

@@ -19,7 +19,7 @@ from gateway.files import outputs_of
 from gateway.ports import FinishedJob, Job, JobReceipt, JobStatus, StoredFile, SubmitJob
 from gateway.tables import jobs
 from gateway.turns import places_in_line
-from kit.errors import AppError, AuthRequired, NotFound
+from kit.errors import AppError, AuthRequired, Forbidden, NotFound
 from kit.ids import new_id
 from ledger import accounts, holds, scopes, tables
 from ledger.payers import Payer, authorise
@@ -54,6 +54,9 @@ async def submit_many(
     for place, (command, payer) in enumerate(zip(commands, known, strict=True)):
         if not isinstance(payer, Payer):
             outcomes[place] = payer or AuthRequired()
+            continue
+        if payer.caller and payer.caller.world != command.world:
+            outcomes[place] = Forbidden(f"This work is not on offer to {payer.caller.world} keys.")
             continue
         key = (payer.purse.account_id, command.idempotency_key or "")
         if command.idempotency_key and key in answered:

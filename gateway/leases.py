@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.files import add_outputs
 from gateway.ports import StoredFile
+from gateway.quantities import MILLI
 from gateway.tables import jobs
 from gateway.turns import UNBOUNDED, Concurrency, claim_in_turn
 from kit.errors import AppError
@@ -45,7 +46,10 @@ class LeaseLost(AppError):
 
 @dataclass(frozen=True, slots=True)
 class ClaimedJob:
-    """A job under this runner's lease. `fence` must come with every write about it."""
+    """A job under this runner's lease. `fence` must come with every write about it.
+
+    Units: `units_milli` thousandths of the tool's unit, what was quoted and may be made at most.
+    """
 
     id: str
     account_id: int
@@ -53,11 +57,21 @@ class ClaimedJob:
     application: str
     input: dict[str, Any]
     quoted_tokens: int
+    units_milli: int
     fence: int
     attempts: int
     created_at: datetime
     started_at: datetime
     deadline: datetime | None
+
+    def cost_tokens(self, made_milli: int | None) -> int:
+        """Return the price of what was made, rounded up, and never more than was quoted; None: all of it.
+
+        It is the quote's share, so that the price of the quote holds whatever the catalogue says by now.
+        """
+        if made_milli is None:
+            return self.quoted_tokens
+        return min(self.quoted_tokens, -(-self.quoted_tokens * max(made_milli, 0) // self.units_milli))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +127,7 @@ async def claim(  # noqa: PLR0913, PLR0917  # what a claim is made of
             application=row.application,
             input=row.input,
             quoted_tokens=row.quoted,
+            units_milli=row.units_milli or MILLI,  # a job from before they were kept was one picture
             fence=row.fence,
             attempts=row.attempts,
             created_at=row.created_at,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, or_, select
+from sqlalchemy import ColumnElement, CompoundSelect, Select, and_, or_, select
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -36,7 +36,7 @@ async def find_users(conn: AsyncConnection, query: UserQuery) -> list[UserFound]
         found = found.where(_fits(query.term.strip()))
     if query.reference is not None:
         named = select(transfers.c.account_id).where(transfers.c.reference == query.reference)
-        found = found.where(accounts.c.id.in_(named))
+        found = found.where(_of_accounts(named))
     return [_user(row) for row in await conn.execute(found)]
 
 
@@ -126,11 +126,18 @@ def _fits(term: str) -> ColumnElement[bool]:
         users.c.id == term,
         users.c.email.contains(term.lower(), autoescape=True),
         users.c.id.in_(by_key),
-        accounts.c.id.in_(by_account),
+        _of_accounts(by_account),
     )
 
 
+def _of_accounts(account_ids: Select[Any] | CompoundSelect[Any]) -> ColumnElement[bool]:
+    """Fit the users of these accounts, whichever world those are of."""
+    owned = accounts.alias()
+    return users.c.id.in_(select(owned.c.user_id).where(owned.c.id.in_(account_ids)))
+
+
 def _users() -> Select[Any]:
+    """Users with their live accounts."""
     return select(
         users,
         accounts.c.id.label("account_id"),
@@ -138,7 +145,7 @@ def _users() -> Select[Any]:
         accounts.c.held,
         accounts.c.debt,
         accounts.c.frozen_at,
-    ).join(accounts, accounts.c.user_id == users.c.id)
+    ).join(accounts, and_(accounts.c.user_id == users.c.id, accounts.c.world == "live"))
 
 
 def _holds() -> Select[Any]:

@@ -29,7 +29,7 @@ from gateway.errors import (
 )
 from gateway.limits import WINDOW_S, Gate
 from gateway.problems import problem_body
-from gateway.schemas import INPUTS
+from gateway.task_schemas import INPUTS
 from kit.errors import (
     AppError,
     AuthRequired,
@@ -213,6 +213,7 @@ _TAGS: Final = [
         "name": "Usage",
         "description": "What was spent, on what and when; statements, and signed receipts.",
     },
+    {"name": "Referral", "description": "Bring a customer; their first order earns you credits."},
     {"name": "Files", "description": "Uploads and outputs."},
     {"name": "Webhooks", "description": "For the payment provider."},
     {"name": "Operations", "description": "Health and the public books."},

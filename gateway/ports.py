@@ -17,13 +17,16 @@ from gateway.operator_ports import Desk
 from gateway.quotas import Quota, Take
 from gateway.tool_holds import Held, PlaceHold, SpendHeld
 from gateway.usage import EVERY_DIMENSION, Dimension, Usage
+from ledger.accounts import World
 from ledger.audit import TrialBalance
 from ledger.balances import Balance
 from ledger.keys import ApiKey, Caller, Credential, Limits, NewApiKey
+from ledger.refills import Refilled
 from ledger.sessions import Session
 from ledger.spends import Allowance, Check, Spend, Spent
 from ledger.statements import Cost, Statement
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase
+from payments.referrals import Application, Standing
 from payments.webhooks import ProviderEvent
 from payments.x402_facilitator import Settlement
 from payments.x402_payments import Bill, Outcome, Settling
@@ -51,6 +54,8 @@ class SubmitJob:
     priority: int = 0
     """Among the account's own jobs: 1 goes first, -1 last."""
     deadline: datetime | None = None
+    world: World = "live"
+    """Whose jobs `application` does; a key of another world is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,13 +158,14 @@ class StatementQuery:
 
 @dataclass(frozen=True, slots=True)
 class CreateKey:
-    """A further key for the caller's account."""
+    """A further key for the caller's account, or for the user's account in another world."""
 
     credential: Credential
     label: str
     limits: Limits
     idempotency_key: str | None
     fingerprint: str
+    world: World | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +266,8 @@ class Ledger(Desk, Protocol):
     async def submit_job(self, command: SubmitJob) -> JobReceipt:
         """Write the job and its hold, or neither.
 
-        Raises: AuthRequired, Forbidden, InsufficientCredits, IdempotencyKeyReused.
+        Raises: AuthRequired; Forbidden, also for a key of another world than the work is for; InsufficientCredits,
+        IdempotencyKeyReused.
         """
 
     async def spend(self, spend: Spend) -> Spent:
@@ -299,14 +306,17 @@ class Ledger(Desk, Protocol):
     async def keys(self, credential: Credential) -> list[ApiKey]:
         """Return the keys that the caller may see, newest first, revoked ones too.
 
-        A full key sees the account's keys; a limited one itself and its descendants.
+        A full key sees the account's keys; a limited one itself and its descendants; a test key no live ones.
         """
 
     async def create_key(self, command: CreateKey) -> NewApiKey:
         """Mint a key: a child of a limited caller's. Its secret is in this answer alone.
 
-        Raises: Forbidden for more than the caller's key may; IdempotencyKeyReused.
+        A test key comes with test credits. Raises: Forbidden for more than the caller's key may; IdempotencyKeyReused.
         """
+
+    async def refill(self, credential: Credential) -> Refilled:
+        """Fill the caller's test account up. Raises: Forbidden for a live key."""
 
     async def rotate_key(self, command: RotateKey) -> NewApiKey:
         """Give a key a new secret with the same settings. Raises: NotFound, AmbiguousPrefix, IdempotencyKeyReused."""
@@ -371,6 +381,15 @@ class Ledger(Desk, Protocol):
     async def claim(self, provider: str, session_id: str, label: str) -> Claim:
         """Mint the first key of a payment, once. Raises: NotFound, PaymentPending, AlreadyClaimed, AccountExists."""
 
+    async def referral(self, credential: Credential) -> Standing:
+        """Return the caller's referral code, made at the first look, and what it has brought."""
+
+    async def apply_referral(self, credential: Credential, code: str) -> Application:
+        """Note whose code brought the caller, once; the same code again gets the same answer.
+
+        Raises: NotFound, SelfReferral, AlreadyReferred, ReferralTooLate, ReferralRing; Forbidden without a programme.
+        """
+
     async def store_event(self, event: ProviderEvent) -> bool:
         """Keep a verified event; return False for one that is already there and applied."""
 
@@ -393,16 +412,20 @@ class Ledger(Desk, Protocol):
         """Take payments whose outcome is not known, to be asked about again."""
 
     async def trial_balance(self) -> TrialBalance:
-        """Return the sums of entries by account kind, which add up to zero, and the last sealed block."""
+        """Return the sums of entries by world and account kind, zero for each world, and the last sealed block."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """Whether a model application can work now. `state`: ready, starting, unavailable."""
+    """Whether a model application can work now. `state`: ready, starting, unavailable.
+
+    `failed`: it was given up, and stays so until an operator deploys it anew. Jobs do not wait for it.
+    """
 
     application: str
     state: Literal["ready", "starting", "unavailable"]
     reason: str | None
+    failed: bool = False
 
 
 class Models(Protocol):

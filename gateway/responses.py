@@ -12,7 +12,8 @@ from typing import Any, Final
 import orjson
 from starlette.responses import Response
 
-from gateway.catalog import MILLI, TOKENS_PER_CREDIT
+from gateway.catalog import TOKENS_PER_CREDIT
+from gateway.quantities import MILLI
 
 _OPTIONS: Final = orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC
 _NOT_STORED: Final = {"cache-control": "no-store"}

@@ -7,7 +7,7 @@ own ceiling in silence. Numbers are never made from strings, and fractions stay 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
@@ -19,21 +19,17 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     WithJsonSchema,
-    model_validator,
 )
 from pydantic.alias_generators import to_camel
 
 from gateway.catalog import TOKENS_PER_CREDIT
-from gateway.problems import InvalidFields, field_faults
+from gateway.task_schemas import INPUTS
 from kit.addresses import network, spelled
+from ledger.accounts import World
 from ledger.keys import Limits
+from payments.referrals import CODE_CHARS, read_code
 
-MAX_PROMPT_CHARS: Final = 4000
-"""About the 1,024 tokens that the picture model reads at most."""
-MAX_SEED: Final = 2**32 - 1
-"""Every client's JSON numbers hold it exactly, JavaScript's too."""
 MAX_LISTED: Final = 50
 """Scopes or addresses of one key: each is looked at on each of its uses."""
 MAX_OVERLAP_S: Final = 30 * 24 * 3600
@@ -49,12 +45,6 @@ def one_line(value: str) -> str:
     if not (trimmed := value.strip()):
         raise ValueError("must not be blank")
     return trimmed
-
-
-def _not_blank(value: str) -> str:
-    if not value.strip():
-        raise ValueError("must not be blank")
-    return value
 
 
 def _email(value: str) -> str:
@@ -97,6 +87,12 @@ def _future_instant(value: object) -> datetime:
     return instant
 
 
+def _referral_code(value: str) -> str:
+    if (code := read_code(value)) is None:
+        raise ValueError(f"must be a referral code: {CODE_CHARS} letters and digits")
+    return code
+
+
 def _network(value: str) -> str:
     return spelled(network(value))
 
@@ -110,12 +106,6 @@ Scope = Annotated[
 ]
 FutureInstant = Annotated[datetime, BeforeValidator(_future_instant)]
 Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(one_line)]
-Guidance = Annotated[
-    Decimal,
-    BeforeValidator(whole_as_decimal),
-    Field(ge=1, le=10),
-    WithJsonSchema({"type": "number", "minimum": 1, "maximum": 10}),
-]
 Credits = Annotated[
     Decimal,
     BeforeValidator(whole_as_decimal),
@@ -167,6 +157,13 @@ class CreateKey(Request):
     """A further key for the account, such as one per environment or agent."""
 
     label: Label
+    mode: Annotated[
+        World | None,
+        Field(
+            description="`test`: a key to the test world, with the same API, books of its own, the tiny models, and"
+            " credits that cost nothing. Without it, as the key that asks; a test key makes test keys alone."
+        ),
+    ] = None
     scopes: Annotated[
         Annotated[list[Scope], Field(min_length=1, max_length=MAX_LISTED), AfterValidator(_each_once)] | None,
         Field(
@@ -240,49 +237,17 @@ class RevokeKey(Request):
     key_prefix: KeyPrefix
 
 
-class ImageGenerate(Request):
-    """The input of `image.generate`."""
+class ApplyReferral(Request):
+    """The code of whoever brought you."""
 
-    prompt: Annotated[
+    code: Annotated[
         str,
-        Field(min_length=1, max_length=MAX_PROMPT_CHARS, description="What the picture shows."),
-        AfterValidator(_not_blank),
+        Field(
+            max_length=32,
+            description="As it was given to you: upper or lower case, with or without hyphens and spaces.",
+        ),
+        AfterValidator(_referral_code),
     ]
-    negative_prompt: Annotated[
-        str | None, Field(max_length=MAX_PROMPT_CHARS, description="What it must not show.")
-    ] = None
-    aspect_ratio: Literal["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3"] = "1:1"
-    seed: Annotated[
-        int | None,
-        Field(
-            ge=0,
-            le=MAX_SEED,
-            description="The same seed and settings make the same picture. Without it, one is drawn.",
-        ),
-    ] = None
-    steps: Annotated[
-        int | None,
-        Field(
-            ge=2,
-            le=50,
-            description="More steps take longer and cost the same; without it, the model's own setting.",
-        ),
-    ] = None
-    guidance: Annotated[
-        Guidance | None,
-        Field(description="How closely the picture follows the prompt; 1 turns guidance off."),
-    ] = None
-    output_format: Literal["png", "webp"] = "png"
-
-    @model_validator(mode="after")
-    def _negative_prompt_needs_guidance(self) -> ImageGenerate:
-        if self.negative_prompt and self.guidance is not None and self.guidance <= 1:
-            raise ValueError("negativePrompt has no effect at guidance 1; leave one of them out")
-        return self
-
-
-INPUTS: Final[Mapping[str, type[Request]]] = {"image.generate": ImageGenerate}
-"""The input of each task that this code knows. The catalogue says which are on sale, and for how much."""
 
 
 def _complete_schema(schema: dict[str, Any]) -> None:
@@ -343,21 +308,3 @@ class SubmitJob(Request):
     def limit_tokens(self) -> int | None:
         """The ceiling in tokens."""
         return None if self.credits_to_consume is None else int(self.credits_to_consume * TOKENS_PER_CREDIT)
-
-
-def task_input(task: str, sent: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a task's input as the model gets it: checked, with the API's own defaults, without empty fields.
-
-    Raises: InvalidFields, each under `input.`.
-    """
-    try:
-        checked = INPUTS[task].model_validate(sent)
-    except ValidationError as error:
-        faults = field_faults(error.errors(include_url=False, include_context=False, include_input=False))
-        raise InvalidFields(
-            [(f"input.{field}" if field != "body" else "input", text) for field, text in faults.faults]
-        ) from error
-    return {
-        name: float(value) if isinstance(value, Decimal) else value
-        for name, value in checked.model_dump(by_alias=True, exclude_none=True).items()
-    }

@@ -8,7 +8,8 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from gateway.catalog import MILLI, TOKENS_PER_CREDIT
+from gateway.catalog import TOKENS_PER_CREDIT
+from gateway.quantities import MILLI
 from gateway.schemas import Credits, IdempotencyKey, Request, at_most_decimals, one_line, whole_as_decimal
 
 MAX_UNITS: Final = 10**9

@@ -89,7 +89,7 @@ claimed AS (
         started_at = now()
     FROM picked
     WHERE j.id = picked.id
-    RETURNING j.id, j.account_id, j.task, j.application, j.input, j.quoted, j.fence, j.attempts,
+    RETURNING j.id, j.account_id, j.task, j.application, j.input, j.quoted, j.units_milli, j.fence, j.attempts,
         j.created_at, j.started_at, j.deadline, picked.begins
 )
 SELECT * FROM claimed ORDER BY begins, id

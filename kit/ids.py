@@ -7,7 +7,21 @@ from typing import Literal
 from ulid import ULID
 
 Prefix = Literal[
-    "user", "key", "pur", "hold", "job", "file", "req", "run", "evt", "ses", "op", "act", "voucher", "x402"
+    "user",
+    "key",
+    "pur",
+    "hold",
+    "job",
+    "file",
+    "req",
+    "run",
+    "evt",
+    "ses",
+    "op",
+    "act",
+    "voucher",
+    "ref",
+    "x402",
 ]
 
 

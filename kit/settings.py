@@ -126,6 +126,17 @@ class Settings(BaseSettings):
     limit_purchase: int = Field(default=60, ge=0)
     """Checkouts a minute of one user or e-mail: each opens a session at the provider."""
 
+    referral_reward_tokens: int = Field(default=1_000, ge=0, le=10**9)
+    """Ten credits for each customer brought, a tenth of the smallest package; 0 closes the programme."""
+    referral_hold_s: int = Field(default=10 * 24 * 3600, ge=0, le=365 * 24 * 3600)
+    """Most refunds and stolen cards show within ten days; a later one takes the reward back."""
+    referral_rewards_a_month: int = Field(default=20, ge=1)
+    """Of one referrer: beyond anyone's circle of friends, and a bound on what a ring of stolen cards can earn."""
+    referral_total_tokens: int = Field(default=100_000, ge=1)
+    """Of one referrer for ever: a hundred rewards."""
+    referral_life_days: int = Field(default=365, ge=1, le=36_500)
+    """What was given is spent within a year or ends."""
+
     lease_s: float = Field(default=15.0, gt=0)
     """A runner renews every third of it; a dead runner's job is taken over after it."""
     job_attempts: int = Field(default=3, ge=1)
@@ -134,6 +145,8 @@ class Settings(BaseSettings):
     """A job that no model took within the hour expires, and its hold with it."""
     job_run_ttl_s: int = Field(default=1800, ge=1)
     """A run that is not over after half an hour hangs; it is stopped and tried again."""
+    test_credits: int = Field(default=1_000, ge=0, le=10**7)
+    """What a refill leaves free on a test account: a thousand pictures, more than a day's test runs make."""
     account_concurrency: int = Field(default=0, ge=0)
     """Jobs of one account that run at the same time, over all models; turns alone share them out. 0: no bound."""
     key_concurrency: int = Field(default=0, ge=0)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -16,6 +17,9 @@ from kit.queries import load_queries
 from ledger.tables import accounts
 
 queries: Final = load_queries(Path(__file__).with_name("queries.sql"))
+
+World = Literal["live", "test"]
+"""Whose money it is: real, or play. An account is of one world for ever; what a world holds stays in it."""
 
 
 @dataclass(slots=True)
@@ -34,6 +38,7 @@ class Purse:
     debt: int
     stopped: bool
     due: bool
+    world: World
 
     @property
     def free(self) -> int:
@@ -46,12 +51,20 @@ class Purse:
         return self.stopped or self.debt > 0
 
 
-async def open_account(conn: AsyncConnection, user_id: str) -> int:
-    """Open the one account of a new user and return its id."""
-    result = await conn.execute(
-        insert(accounts).values(kind="user", user_id=user_id).returning(accounts.c.id)
+async def open_account(conn: AsyncConnection, user_id: str, world: World = "live") -> int:
+    """Return the id of a user's one account in a world, opening it the first time; safe in a race."""
+    await conn.execute(
+        insert(accounts)
+        .values(kind="user", user_id=user_id, world=world)
+        .on_conflict_do_nothing(index_elements=[accounts.c.user_id, accounts.c.world])
     )
-    return int(result.scalar_one())
+    return await account_in(conn, user_id, world)
+
+
+async def account_in(conn: AsyncConnection, user_id: str, world: World) -> int:
+    """Return the id of a user's account in a world, which is there."""
+    found = select(accounts.c.id).where(accounts.c.user_id == user_id, accounts.c.world == world)
+    return int((await conn.execute(found)).scalar_one())
 
 
 async def lock(conn: AsyncConnection, account_ids: Iterable[int]) -> dict[int, Purse]:
@@ -77,16 +90,21 @@ async def see_by_keys(conn: AsyncConnection, hashes: Iterable[bytes]) -> dict[in
     return _purses(await conn.execute(queries["accounts_of_keys"], {"hashes": list(set(hashes))}))
 
 
-async def lock_by_user(conn: AsyncConnection, user_id: str) -> Purse:
-    """Lock the account of a known user."""
-    account_id = (await conn.execute(select(accounts.c.id).where(accounts.c.user_id == user_id))).scalar_one()
-    return await lock_one(conn, account_id)
+async def lock_by_user(conn: AsyncConnection, user_id: str) -> dict[int, Purse]:
+    """Lock a user's accounts, in both worlds, and return them as they stand."""
+    theirs = await conn.scalars(select(accounts.c.id).where(accounts.c.user_id == user_id))
+    return await lock(conn, theirs)
 
 
-async def ensure_house(conn: AsyncConnection, code: str) -> int:
-    """Return the id of a house account (`kind:name`), opening it the first time."""
-    await conn.execute(queries["ensure_house_accounts"], {"codes": [code]})
-    return int((await conn.execute(select(accounts.c.id).where(accounts.c.code == code))).scalar_one())
+async def ensure_house(conn: AsyncConnection, code: str, world: World = "live") -> int:
+    """Return the id of a house account (`kind:name`) of a world, opening it the first time."""
+    await conn.execute(
+        insert(accounts)
+        .values(kind=code.partition(":")[0], code=code, world=world)
+        .on_conflict_do_nothing(index_elements=[accounts.c.code, accounts.c.world])
+    )
+    found = select(accounts.c.id).where(accounts.c.code == code, accounts.c.world == world)
+    return int((await conn.execute(found)).scalar_one())
 
 
 async def freeze(conn: AsyncConnection, account_id: int) -> None:
@@ -116,6 +134,7 @@ def _purses(rows: Iterable[Row[Any]]) -> dict[int, Purse]:
             row.debt,
             row.stopped,
             bool(row.due),
+            row.world,
         )
         for row in rows
     }

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.accounts import queries
+from ledger.accounts import World, queries
 from ledger.chain import Block, last_block
 
 SHOWN_ROWS: Final = 5
@@ -41,17 +41,18 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class TrialBalanceRow:
-    """The sum of entries over all accounts of a kind. Units: tokens."""
+    """The sum of entries over all accounts of a kind in a world. Units: tokens."""
 
     kind: str
     accounts: int
     entries: int
     amount_tokens: int
+    world: World = "live"
 
 
 @dataclass(frozen=True, slots=True)
 class TrialBalance:
-    """The sums by account kind, and the last sealed block of the hash chain, if there is one."""
+    """The sums by world and account kind, and the last sealed block of the hash chain, if there is one."""
 
     rows: list[TrialBalanceRow]
     last_block: Block | None
@@ -61,6 +62,14 @@ class TrialBalance:
         """What all sums add up to: zero, in sound books."""
         return sum(row.amount_tokens for row in self.rows)
 
+    @property
+    def balanced(self) -> bool:
+        """Whether the sums of each world add up to zero: what is missing in one may not stand in the other."""
+        return all(
+            sum(row.amount_tokens for row in self.rows if row.world == world) == 0
+            for world in get_args(World)
+        )
+
 
 LEDGER_CHECKS: Final = (
     Check(
@@ -68,6 +77,12 @@ LEDGER_CHECKS: Final = (
         """SELECT t.id AS transfer_id, count(e.*) AS entries, sum(e.amount) AS sum
            FROM transfers t LEFT JOIN entries e ON e.transfer_id = t.id
            GROUP BY t.id HAVING count(e.*) <> 2 OR sum(e.amount) <> 0""",
+    ),
+    Check(
+        "the two sides of every transfer are of one world",
+        """SELECT e.transfer_id, count(DISTINCT a.world) AS worlds
+           FROM entries e JOIN accounts a ON a.id = e.account_id
+           GROUP BY e.transfer_id HAVING count(DISTINCT a.world) > 1""",
     ),
     Check(
         "every entry belongs to a transfer and an account",
@@ -175,7 +190,7 @@ LEDGER_CHECKS: Final = (
            FROM accounts a
            LEFT JOIN LATERAL (
                SELECT -sum(e.amount) AS owed FROM accounts h JOIN entries e ON e.account_id = h.id
-               WHERE h.code = 'debt:' || a.id
+               WHERE h.code = 'debt:' || a.id AND h.world = a.world
            ) d ON true
            WHERE a.kind = 'user' AND a.debt <> coalesce(d.owed, 0)""",
     ),
@@ -194,7 +209,7 @@ async def run_checks(conn: AsyncConnection, checks: Sequence[Check]) -> list[Fin
 
 
 async def trial_balance(conn: AsyncConnection) -> TrialBalance:
-    """Return the sums by account kind, and how far they are sealed."""
+    """Return the sums by world and account kind, and how far they are sealed."""
     found = await conn.execute(queries["trial_balance"])
-    rows = [TrialBalanceRow(row.kind, row.accounts, row.entries, row.amount) for row in found]
+    rows = [TrialBalanceRow(row.kind, row.accounts, row.entries, row.amount, row.world) for row in found]
     return TrialBalance(rows, await last_block(conn))

@@ -8,6 +8,7 @@ from typing import Final, Literal
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from kit.errors import InvalidRequest
 from ledger import debts, grants
 from ledger.accounts import lock_one
 from ledger.errors import InsufficientCredits, ReferenceConflict
@@ -34,7 +35,8 @@ async def credit(  # noqa: PLR0913  # the facts of a transfer; a record type wou
 ) -> int:
     """Add money to a user's account once for each `(kind, reference)`; a repeat returns the first transfer's id.
 
-    A debt is paid out of it first. Raises: ReferenceConflict when the reference was used for another amount.
+    A debt is paid out of it first. Raises: ReferenceConflict when the reference was used for another amount;
+    InvalidRequest for credits that would end before they begin.
     """
     purse = await lock_one(conn, account_id)
     found = await find(conn, account_id, kind, reference)
@@ -45,7 +47,7 @@ async def credit(  # noqa: PLR0913  # the facts of a transfer; a record type wou
     if await _scheduled(conn, account_id, kind, reference) is not None:
         raise ReferenceConflict(reference)
     now = event_at or datetime.now(UTC)
-    new = NewGrant(account_id, kind, house, amount_tokens, reference, reason, terms)
+    new = NewGrant(account_id, kind, house, amount_tokens, reference, reason, _lasting(terms, now))
     transfer_id = await grants.open_grant(conn, new, now)
     if purse.debt:
         await debts.collect(conn, await lock_one(conn, account_id), amount_tokens, now)
@@ -66,7 +68,8 @@ async def schedule(  # noqa: PLR0913  # as above
 ) -> None:
     """Promise credits that enter the balance when their time comes, once for each `(kind, reference)`.
 
-    Raises: ReferenceConflict when the reference was used for another amount.
+    Raises: ReferenceConflict when the reference was used for another amount; InvalidRequest for credits that would end
+    before they begin.
     """
     await lock_one(conn, account_id)
     before = await _scheduled(conn, account_id, kind, reference)
@@ -74,7 +77,7 @@ async def schedule(  # noqa: PLR0913  # as above
         if before != amount_tokens:
             raise ReferenceConflict(reference)
         return
-    new = NewGrant(account_id, kind, house, amount_tokens, reference, reason, terms)
+    new = NewGrant(account_id, kind, house, amount_tokens, reference, reason, _lasting(terms, starts_at))
     await grants.schedule_grant(conn, new, starts_at)
 
 
@@ -108,6 +111,13 @@ async def adjust(
         reason=reason,
     )  # fmt: skip
     return (await post(conn, [posting]))[0].transfer_id
+
+
+def _lasting(terms: Terms, starts_at: datetime) -> Terms:
+    """Return terms under which credits can be used at all. Raises: InvalidRequest."""
+    if terms.expires_at is not None and terms.expires_at <= starts_at:
+        raise InvalidRequest("expiresAt", "must be later than the credits' start")
+    return terms
 
 
 async def _scheduled(conn: AsyncConnection, account_id: int, source: str, reference: str) -> int | None:

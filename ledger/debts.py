@@ -46,7 +46,7 @@ async def clawback(  # noqa: PLR0913  # the facts of a transfer
     back; ReferenceConflict when the reference was used for another amount.
     """
     purse = await lock_one(conn, account_id)
-    owed_by = await ensure_house(conn, f"debt:{account_id}")
+    owed_by = await ensure_house(conn, f"debt:{account_id}", purse.world)
     taken = await find(conn, account_id, "clawback", reference)
     owed = await find(conn, owed_by, "clawback", reference)
     if taken or owed:

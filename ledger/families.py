@@ -1,7 +1,8 @@
 """Families of keys: a limited key makes children narrower than itself, and a rotated key lives on in its successor.
 
 Whoever carries a limit of any kind can only make children, so that no limit is shed by making another key. Their
-spending counts against every ancestor's cap (`spend_many`, `ledger.payers`), and they end with any ancestor.
+spending counts against every ancestor's cap (`spend_many`, `ledger.payers`), they end with any ancestor, and they are
+of its world. A test key makes test keys alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kit.errors import AuthRequired, Forbidden, NotFound
-from ledger import keys, scopes
+from ledger import accounts, keys, scopes
+from ledger.accounts import World
 from ledger.keys import Caller, Limits, NewApiKey
 from ledger.tables import api_keys
 
@@ -31,13 +33,22 @@ async def make(  # noqa: PLR0913  # the key's facts
     limits: Limits,
     *,
     brand: str,
+    world: World | None = None,
     derive_from: bytes | None = None,
 ) -> NewApiKey:
     """Mint a key for a caller: a sibling of a full key, a child of a limited one. Its account is locked.
 
+    Without a `world` it is of the caller's own. A user's first test key opens their test account.
     Raises: Forbidden for more than the caller's own key may; AuthRequired if that ended meanwhile.
     """
     parent_id = None
+    world = world or caller.world
+    if world != caller.world:
+        if caller.world == "test":
+            raise Forbidden("mode: a test key makes test keys alone.")
+        if caller.limited:
+            raise Forbidden("mode: a key with a limit makes keys of its own mode alone.")
+        await accounts.open_account(conn, caller.user_id, world)
     if caller.limited:
         parent = await _live(conn, caller.key_id)
         limits = narrowed(parent, limits)
@@ -46,8 +57,9 @@ async def make(  # noqa: PLR0913  # the key's facts
             raise Forbidden(f"Keys can be handed on {DEPTH} times; this one can make no more.")
         parent_id = parent.id
     return await keys.mint(
-        conn, caller.user_id, label, brand=brand, limits=limits, parent_id=parent_id, derive_from=derive_from
-    )
+        conn, caller.user_id, label, brand=brand, world=world, limits=limits, parent_id=parent_id,
+        derive_from=derive_from,
+    )  # fmt: skip
 
 
 def narrowed(parent: Row[Any], wanted: Limits) -> Limits:
@@ -87,14 +99,15 @@ async def rotate(  # noqa: PLR0913  # the rotation's facts
     The new key takes over the old one's place, children and spending. The old one becomes its child until the
     overlap ends: together they spend no more than the one could. Raises: NotFound, AmbiguousPrefix.
     """
-    old = await keys.match(conn, caller.user_id, prefix, caller.within)
+    old = await keys.match(conn, caller.user_id, prefix, caller.within, caller.only)
     now = datetime.now(UTC)
     if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
         raise NotFound("key that works")
     allowed_ips = None if old.allowed_ips is None else tuple(map(str, old.allowed_ips))
     limits = Limits(old.scopes, allowed_ips, old.cap_tokens, old.cap_per, old.expires_at)
     new = await keys.mint(
-        conn, old.user_id, old.label, brand=brand, limits=limits, parent_id=old.parent_id, derive_from=derive_from
+        conn, old.user_id, old.label, brand=brand, world=old.world, limits=limits, parent_id=old.parent_id,
+        derive_from=derive_from,
     )  # fmt: skip
     spent = {"cap_used": old.cap_used, "cap_window": old.cap_window}
     row = (

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from kit.errors import AuthRequired, Forbidden, NotFound
 from kit.ids import new_id
 from ledger import scopes
-from ledger.accounts import lock_by_user, queries
+from ledger.accounts import World, lock_by_user, queries
 from ledger.errors import AmbiguousPrefix
 from ledger.tables import api_keys
 from ledger.users import require_user
@@ -41,11 +41,13 @@ Per = Literal["day", "month", "total"]
 class Credential:
     """What a caller presents with each call: the SHA-256 of their key or session token, and the address they come from.
 
-    Without an address a key that is bound to addresses is refused.
+    Without an address a key that is bound to addresses is refused. `world` is what the key's own text says: its hash
+    covers that, so a valid key is of no other.
     """
 
     hash: bytes
     ip: str | None = None
+    world: World = "live"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +64,17 @@ class Caller:
     scopes: tuple[str, ...] | None = None
     limited: bool = False
     capped: bool = False
+    world: World = "live"
 
     @property
     def within(self) -> str | None:
         """The key whose descendants are all that this caller may see of the account's keys; None: all of them."""
         return self.key_id if self.limited else None
+
+    @property
+    def only(self) -> World | None:
+        """The world whose keys are all that this caller may see; None: both. A test key is no way to live ones."""
+        return None if self.world == "live" else self.world
 
     def may(self, need: str) -> bool:
         """Tell whether the key's scopes cover a use."""
@@ -77,10 +85,15 @@ class Caller:
         if not self.may(need):
             raise out_of_scope(need)
 
+    def require_live(self) -> None:
+        """Raises: Forbidden for a test key: play money is no way to live credits."""
+        if self.world == "test":
+            raise Forbidden("Test keys may not do this; use a live key.")
+
     def require_full(self) -> None:
-        """Raises: Forbidden for a key with a limit of any kind: what is the person's is no business of its own."""
-        if self.limited:
-            raise Forbidden("This key is limited; use a full key, or sign in.")
+        """Raises: Forbidden for a test key or one with a limit: what is the person's is no business of its own."""
+        if self.limited or self.world == "test":
+            raise Forbidden("This key is limited, or a test key; use a full live key, or sign in.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +138,7 @@ class ApiKey:
     scopes: tuple[str, ...] | None
     allowed_ips: tuple[str, ...] | None
     spend_limit: SpendLimit | None
+    world: World
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +209,9 @@ def _speaks_for(row: Row[Any]) -> Caller | Forbidden:
     if not row.admitted:
         return out_of_place()
     granted = None if row.scopes is None else tuple(row.scopes)
-    return Caller(row.user_id, row.account_id, row.key_id, row.email, granted, row.limited, row.capped)
+    return Caller(
+        row.user_id, row.account_id, row.key_id, row.email, granted, row.limited, row.capped, row.world
+    )
 
 
 async def caller_of(conn: AsyncConnection, credential: Credential, need: str) -> Caller:
@@ -215,11 +231,12 @@ async def mint(  # noqa: PLR0913  # the key's facts
     label: str,
     *,
     brand: str,
+    world: World = "live",
     limits: Limits = UNLIMITED,
     parent_id: str | None = None,
     derive_from: bytes | None = None,
 ) -> NewApiKey:
-    """Make a key for a user and store its hash. The secret exists in the answer alone.
+    """Make a key to a user's account in a world and store its hash. The secret exists in the answer alone.
 
     With a parent, its limits must be narrower already (`families.narrowed`); the database refuses wider ones.
     `derive_from` makes the secret a function of it and of the key's id: a replayed creation can then show it
@@ -229,7 +246,7 @@ async def mint(  # noqa: PLR0913  # the key's facts
     await require_user(conn, user_id)
     key_id = new_id("key")
     body = derive_secret(derive_from, key_id) if derive_from else new_secret()
-    secret = f"{brand}_live_{body}"
+    secret = spelled(brand, world, body)
     row = (
         await conn.execute(
             insert(api_keys)
@@ -240,12 +257,18 @@ async def mint(  # noqa: PLR0913  # the key's facts
                 prefix=body[:PREFIX_CHARS],
                 secret_hash=hash_key(secret),
                 parent_id=parent_id,
+                world=world,
                 **asdict(limits),
             )
             .returning(api_keys)
         )
     ).one()
     return NewApiKey(shown(row), secret, replayed=False)
+
+
+def spelled(brand: str, world: World, body: str) -> str:
+    """Return a key as its holder sends it: what it is and of which world stands in front of its secret."""
+    return f"{brand}_{world}_{body}"
 
 
 def new_secret() -> str:
@@ -266,22 +289,29 @@ async def find(conn: AsyncConnection, key_id: str) -> ApiKey:
     return shown(row)
 
 
-async def list_keys(conn: AsyncConnection, user_id: str, within: str | None = None) -> list[ApiKey]:
-    """Return a user's keys, newest first, revoked ones too; `within`: that key and its descendants alone."""
+async def list_keys(
+    conn: AsyncConnection, user_id: str, within: str | None = None, only: World | None = None
+) -> list[ApiKey]:
+    """Return a user's keys, newest first, revoked ones too.
+
+    `within`: that key and its descendants alone; `only`: those of one world.
+    """
     rows = await conn.execute(
-        select(api_keys).where(*_theirs(user_id, within)).order_by(api_keys.c.id.desc())
+        select(api_keys).where(*_theirs(user_id, within, only)).order_by(api_keys.c.id.desc())
     )
     return [shown(row) for row in rows]
 
 
-async def revoke(conn: AsyncConnection, user_id: str, prefix: str, within: str | None = None) -> ApiKey:
+async def revoke(
+    conn: AsyncConnection, user_id: str, prefix: str, within: str | None = None, only: World | None = None
+) -> ApiKey:
     """Revoke the user's one key that begins so, with its descendants; a revoked key stays as it is.
 
-    The account's lock orders this among its spends: none that begins after the commit is accepted.
+    The accounts' locks order this among their spends: none that begins after the commit is accepted.
     Raises: NotFound; AmbiguousPrefix, with nothing revoked.
     """
     await lock_by_user(conn, user_id)
-    key = await match(conn, user_id, prefix, within)
+    key = await match(conn, user_id, prefix, within, only)
     row = (
         await conn.execute(
             update(api_keys)
@@ -293,13 +323,15 @@ async def revoke(conn: AsyncConnection, user_id: str, prefix: str, within: str |
     return shown(row)
 
 
-async def match(conn: AsyncConnection, user_id: str, prefix: str, within: str | None) -> Row[Any]:
+async def match(
+    conn: AsyncConnection, user_id: str, prefix: str, within: str | None, only: World | None = None
+) -> Row[Any]:
     """Return the row of the user's one key that begins so. Raises: NotFound, AmbiguousPrefix."""
     begins = func.left(api_keys.c.prefix, len(prefix)) == prefix
     rows = (
         await conn.execute(
             select(api_keys)
-            .where(*_theirs(user_id, within), begins)
+            .where(*_theirs(user_id, within, only), begins)
             .order_by(api_keys.c.id)
             .with_for_update(of=api_keys)
         )
@@ -313,8 +345,10 @@ async def match(conn: AsyncConnection, user_id: str, prefix: str, within: str | 
     return matches[0]
 
 
-def _theirs(user_id: str, within: str | None) -> list[ColumnElement[bool]]:
+def _theirs(user_id: str, within: str | None, only: World | None) -> list[ColumnElement[bool]]:
     terms = [api_keys.c.user_id == user_id, api_keys.c.kind == "key"]
+    if only is not None:
+        terms.append(api_keys.c.world == only)
     if within is not None:
         family = select(api_keys.c.id).where(api_keys.c.id == within).cte("family", recursive=True)
         child = api_keys.alias()
@@ -335,6 +369,7 @@ def shown(row: Row[Any]) -> ApiKey:
         None if row.scopes is None else tuple(row.scopes),
         None if row.allowed_ips is None else tuple(map(str, row.allowed_ips)),
         limit,
+        row.world,
     )  # fmt: skip
 
 

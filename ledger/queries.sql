@@ -3,7 +3,7 @@
 
 -- name: lock_accounts
 SELECT id, balance, held, version, allocated_version, debt, frozen_at IS NOT NULL AS stopped,
-    due_at <= clock_timestamp() AS due
+    due_at <= clock_timestamp() AS due, world
 FROM accounts
 WHERE id = ANY(CAST(:ids AS bigint[])) AND kind = 'user'
 ORDER BY id
@@ -11,24 +11,33 @@ FOR NO KEY UPDATE
 
 -- name: lock_accounts_of_keys
 SELECT id, balance, held, version, allocated_version, debt, frozen_at IS NOT NULL AS stopped,
-    due_at <= clock_timestamp() AS due
+    due_at <= clock_timestamp() AS due, world
 FROM accounts
-WHERE user_id = ANY(ARRAY(SELECT user_id FROM api_keys WHERE secret_hash = ANY(CAST(:hashes AS bytea[]))))
+WHERE id = ANY(ARRAY(
+    SELECT a.id
+    FROM api_keys k
+    JOIN accounts a ON a.user_id = k.user_id AND a.world = k.world
+    WHERE k.secret_hash = ANY(CAST(:hashes AS bytea[]))
+))
 ORDER BY id
 FOR NO KEY UPDATE
 
 -- name: accounts_of_keys
 SELECT id, balance, held, version, allocated_version, debt, frozen_at IS NOT NULL AS stopped,
-    due_at <= clock_timestamp() AS due
+    due_at <= clock_timestamp() AS due, world
 FROM accounts
-WHERE user_id = ANY(ARRAY(SELECT user_id FROM api_keys WHERE secret_hash = ANY(CAST(:hashes AS bytea[]))))
+WHERE (user_id, world) IN (
+    SELECT user_id, world FROM api_keys WHERE secret_hash = ANY(CAST(:hashes AS bytea[]))
+)
 
 -- name: ensure_house_accounts
-INSERT INTO accounts (kind, code)
-SELECT split_part(code, ':', 1), code
-FROM unnest(CAST(:codes AS text[])) AS code
-WHERE NOT EXISTS (SELECT 1 FROM accounts a WHERE a.code = code.code)
-ON CONFLICT (code) DO NOTHING
+-- A house account for each code, in the world of the account that it is to meet.
+INSERT INTO accounts (kind, code, world)
+SELECT DISTINCT split_part(g.code, ':', 1), g.code, a.world
+FROM unnest(CAST(:codes AS text[]), CAST(:account_ids AS bigint[])) AS g (code, account_id)
+JOIN accounts a ON a.id = g.account_id
+WHERE NOT EXISTS (SELECT 1 FROM accounts h WHERE h.code = g.code AND h.world = a.world)
+ON CONFLICT (code, world) DO NOTHING
 
 -- name: post
 -- Transfers, both sides of each, and the users' new balances, in one statement. The accounts are locked already.
@@ -69,7 +78,7 @@ numbered AS (
     FROM given g
     JOIN moved m USING (account_id, tool, reference)
     JOIN accounts a ON a.id = g.account_id
-    JOIN accounts h ON h.code = g.house
+    JOIN accounts h ON h.code = g.house AND h.world = a.world
     WINDOW w AS (PARTITION BY g.account_id ORDER BY g.place)
 ),
 sides AS (
@@ -134,8 +143,10 @@ WHERE id = :id AND state = 'pending'
 UPDATE accounts SET held = held - :amount WHERE id = :id
 
 -- name: authenticate
--- `limited`: the key carries a limit of any kind; a session's end is none. `unused`: its last use was written a minute ago or longer.
-SELECT g.place, k.id AS key_id, k.user_id, a.id AS account_id, u.email, u.suspended_at IS NOT NULL AS suspended, k.scopes,
+-- `limited`: the key carries a limit of any kind; a session's end is none. `unused`: its last use was written a minute
+-- ago or longer.
+SELECT g.place, k.id AS key_id, k.user_id, k.world, a.id AS account_id, u.email, u.suspended_at IS NOT NULL AS suspended,
+    k.scopes,
     k.allowed_ips IS NULL OR coalesce(g.ip <<= ANY (k.allowed_ips), false) AS admitted,
     coalesce(k.last_used_at < clock_timestamp() - interval '1 minute', true) AS unused,
     k.kind = 'key' AND num_nonnulls(k.parent_id, k.expires_at, k.scopes, k.allowed_ips, k.cap_tokens) > 0 AS limited,
@@ -143,19 +154,23 @@ SELECT g.place, k.id AS key_id, k.user_id, a.id AS account_id, u.email, u.suspen
 FROM unnest(CAST(:hashes AS bytea[]), CAST(:ips AS inet[])) WITH ORDINALITY AS g (secret_hash, ip, place)
 JOIN api_keys k ON k.secret_hash = g.secret_hash
 JOIN users u ON u.id = k.user_id
-JOIN accounts a ON a.user_id = k.user_id
+JOIN accounts a ON a.user_id = k.user_id AND a.world = k.world
 WHERE k.revoked_at IS NULL
     AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
 
 -- name: note_use
 -- The account first, as every writer; nothing is waited for.
 WITH idle AS (
-    SELECT user_id FROM accounts WHERE id = ANY(CAST(:account_ids AS bigint[])) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+    SELECT user_id, world
+    FROM accounts
+    WHERE id = ANY(CAST(:account_ids AS bigint[]))
+    ORDER BY id
+    FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE api_keys k
 SET last_used_at = clock_timestamp()
 FROM idle
-WHERE k.user_id = idle.user_id AND k.id = ANY(CAST(:key_ids AS text[]))
+WHERE k.user_id = idle.user_id AND k.world = idle.world AND k.id = ANY(CAST(:key_ids AS text[]))
 
 -- name: caps
 -- The caps of keys and of their ancestors, on this UTC day.
@@ -184,13 +199,13 @@ SELECT g.place, a.balance, a.held, u.suspended_at IS NOT NULL AS suspended, k.sc
 FROM unnest(CAST(:hashes AS bytea[]), CAST(:ips AS inet[])) WITH ORDINALITY AS g (secret_hash, ip, place)
 JOIN api_keys k ON k.secret_hash = g.secret_hash
 JOIN users u ON u.id = k.user_id
-JOIN accounts a ON a.user_id = k.user_id
+JOIN accounts a ON a.user_id = k.user_id AND a.world = k.world
 WHERE k.revoked_at IS NULL
     AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())
 
 -- name: trial_balance
-SELECT a.kind, count(DISTINCT a.id) AS accounts, count(*) AS entries, CAST(sum(e.amount) AS bigint) AS amount
+SELECT a.world, a.kind, count(DISTINCT a.id) AS accounts, count(*) AS entries, CAST(sum(e.amount) AS bigint) AS amount
 FROM entries e
 JOIN accounts a ON a.id = e.account_id
-GROUP BY a.kind
-ORDER BY a.kind
+GROUP BY a.world, a.kind
+ORDER BY a.world, a.kind

@@ -1,6 +1,7 @@
 """The tables of the books. The database is the last guard: CHECKs, unique keys and triggers hold without this code.
 
-`accounts`   a user's purse, or a house account. A house account (revenue by tool, clearing by provider, promotion,
+`accounts`   a user's purse, or a house account, in one of two worlds: a user has at most one in each, and both sides of
+             a transfer are of one, by trigger. A house account (revenue by tool, clearing by provider, promotion,
              mint, and `debt` for what a user owes) keeps entries and no running balance: a row that every spend
              updates would be the hot spot.
 `transfers`  one movement; unique by `(account_id, tool, reference)`, for ever.
@@ -26,6 +27,7 @@ from sqlalchemy import (
     Date,
     DateTime,
     ForeignKey,
+    ForeignKeyConstraint,
     Identity,
     Index,
     Integer,
@@ -62,8 +64,8 @@ accounts = Table(
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     Column("kind", Text, nullable=False),
-    Column("user_id", Text, ForeignKey("users.id"), unique=True),
-    Column("code", Text, unique=True),
+    Column("user_id", Text, ForeignKey("users.id")),
+    Column("code", Text),
     Column("balance", BigInteger, nullable=False, server_default=text("0")),
     Column("held", BigInteger, nullable=False, server_default=text("0")),
     Column("version", BigInteger, nullable=False, server_default=text("0")),
@@ -72,6 +74,10 @@ accounts = Table(
     Column("frozen_at", DateTime(timezone=True)),
     Column("allocated_version", BigInteger, nullable=False, server_default=text("0")),
     Column("due_at", DateTime(timezone=True)),
+    Column("world", Text, nullable=False, server_default=text("'live'")),
+    UniqueConstraint("user_id", "world"),
+    UniqueConstraint("code", "world"),
+    CheckConstraint("world IN ('live', 'test')", name="world"),
     CheckConstraint("kind IN ('user', 'revenue', 'clearing', 'promotion', 'mint', 'debt')", name="kind"),
     CheckConstraint(
         "(kind = 'user') = (user_id IS NOT NULL) AND (kind = 'user') = (code IS NULL)", name="owner"
@@ -250,7 +256,7 @@ api_keys = Table(
     "api_keys",
     metadata,
     Column("id", Text, primary_key=True),
-    Column("user_id", Text, ForeignKey("users.id"), nullable=False, index=True),
+    Column("user_id", Text, nullable=False, index=True),
     Column("label", Text, nullable=False),
     Column("prefix", Text, unique=True),
     Column("secret_hash", LargeBinary, nullable=False, unique=True),
@@ -266,6 +272,8 @@ api_keys = Table(
     Column("allowed_ips", ARRAY(CIDR)),
     Column("last_used_at", DateTime(timezone=True)),
     Column("kind", Text, nullable=False, server_default=text("'key'")),
+    Column("world", Text, nullable=False, server_default=text("'live'")),
+    ForeignKeyConstraint(["user_id", "world"], ["accounts.user_id", "accounts.world"]),
     CheckConstraint("octet_length(secret_hash) = 32", name="hash_only"),
     CheckConstraint("kind IN ('key', 'session')", name="kind"),
     CheckConstraint("(kind = 'key') = (prefix IS NOT NULL)", name="prefix"),
@@ -285,7 +293,8 @@ api_keys = Table(
 )
 """`parent_id`: the limited key that made it. A child is never wider than its parent and ends with it, by trigger;
 what it spends counts against every ancestor's cap. `last_used_at` is written at most once a minute. A session
-(`ledger.sessions`) is a row of another kind: without a prefix or a limit, and with an end."""
+(`ledger.sessions`) is a row of another kind: without a prefix or a limit, and with an end. Both speak for their user's
+account in their `world`."""
 
 operators = Table(
     "operators",

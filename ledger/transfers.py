@@ -21,7 +21,7 @@ Kind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Posting:
-    """One transfer between an account, a user's unless it is a debt, and a house account.
+    """One transfer between an account, a user's unless it is a debt, and a house account of the same world.
 
     `amount_tokens` is seen from the account: positive credits it. `house` is `kind:name` (`revenue:image`).
     `released_tokens` is the part of the user's held amount that this transfer sets free.
@@ -60,7 +60,11 @@ async def post(conn: AsyncConnection, postings: Sequence[Posting]) -> list[Poste
     """
     if not postings:
         return []
-    await conn.execute(queries["ensure_house_accounts"], {"codes": sorted({p.house for p in postings})})
+    wanted = sorted({(p.house, p.account_id) for p in postings})
+    await conn.execute(
+        queries["ensure_house_accounts"],
+        {"codes": [house for house, _ in wanted], "account_ids": [account for _, account in wanted]},
+    )
     rows = await conn.execute(
         queries["post"],
         {

@@ -1,4 +1,4 @@
-"""Users: one for each e-mail address, each with one account."""
+"""Users: one for each e-mail address, each with one live account, and a test account once they made a test key."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kit.errors import NotFound
 from kit.ids import new_id
-from ledger.accounts import open_account
+from ledger.accounts import World, account_in, open_account
 from ledger.tables import accounts, users
 
 
@@ -33,7 +33,7 @@ class User:
 
 
 async def account_of_email(conn: AsyncConnection, email: str) -> UserAccount:
-    """Return the user of an e-mail address, making user and account when there are none; safe in a race."""
+    """Return the user of an e-mail address with their live account, making both when there are none; safe in a race."""
     address = email.strip().lower()
     made = (
         await conn.execute(
@@ -50,16 +50,15 @@ async def account_of_email(conn: AsyncConnection, email: str) -> UserAccount:
         await conn.execute(
             select(users.c.id, accounts.c.id.label("account_id"))
             .join(accounts, accounts.c.user_id == users.c.id)
-            .where(users.c.email == address)
+            .where(users.c.email == address, accounts.c.world == "live")
         )
     ).one()
     return UserAccount(row.id, row.account_id, opened=False)
 
 
-async def account_of_user(conn: AsyncConnection, user_id: str) -> UserAccount:
-    """Return a known user's account."""
-    row = (await conn.execute(select(accounts.c.id).where(accounts.c.user_id == user_id))).one()
-    return UserAccount(user_id, row.id, opened=False)
+async def account_of_user(conn: AsyncConnection, user_id: str, world: World = "live") -> UserAccount:
+    """Return a known user's account in a world, which is there."""
+    return UserAccount(user_id, await account_in(conn, user_id, world), opened=False)
 
 
 async def require_user(conn: AsyncConnection, user_id: str) -> User:

@@ -1,4 +1,4 @@
-"""The invariants that tie purchases and vouchers to the books."""
+"""The invariants that tie purchases, vouchers and referrals to the books."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAYMENT_CHECKS: Final = (
            JOIN transfers t ON t.id = p.transfer_id
            JOIN accounts a ON a.id = t.account_id
            WHERE t.kind <> 'purchase' OR t.amount <> p.credits_tokens OR t.reference <> p.id
-               OR a.user_id <> p.user_id""",
+               OR a.user_id <> p.user_id OR a.world <> p.world""",
     ),
     Check(
         "every purchase transfer belongs to a fulfilled purchase",
@@ -29,6 +29,43 @@ PAYMENT_CHECKS: Final = (
            WHERE (x.state = 'settled' OR p.id IS NOT NULL)
                AND (x.id IS NULL OR p.fulfilled_at IS NULL OR p.session_id IS DISTINCT FROM x.id
                    OR p.credits_tokens <> x.credits_tokens OR p.amount_minor <> x.amount_minor)""",
+    ),
+    Check(
+        "a referral is rewarded with one transfer of what was promised, to whoever brought the customer",
+        """SELECT r.id AS referral_id, r.state, r.reward, t.amount, t.kind
+           FROM referrals r
+           JOIN transfers t ON t.id = r.transfer_id
+           WHERE t.kind <> 'referral' OR t.amount <> r.reward OR t.account_id <> r.referrer_id
+               OR t.reference <> r.id""",
+    ),
+    Check(
+        "every reward belongs to a referral",
+        """SELECT t.id AS transfer_id, t.reference
+           FROM accounts h
+           JOIN entries e ON e.account_id = h.id
+           JOIN transfers t ON t.id = e.transfer_id AND t.kind = 'referral'
+           WHERE h.code = 'promotion:referral'
+               AND NOT EXISTS (SELECT 1 FROM referrals r WHERE r.transfer_id = t.id)""",
+    ),
+    Check(
+        "a referral waits or is rewarded for an order of the account that was brought",
+        """SELECT r.id AS referral_id, r.state, p.user_id
+           FROM referrals r
+           LEFT JOIN purchases p ON p.id = r.purchase_id
+           JOIN accounts a ON a.id = r.referee_id
+           WHERE r.purchase_id IS NOT NULL AND p.user_id IS DISTINCT FROM a.user_id
+               OR r.state = 'applied' AND EXISTS (
+                   SELECT 1 FROM grants g WHERE g.account_id = r.referee_id AND g.source = 'purchase'
+               )""",
+    ),
+    Check(
+        "a referral hears that its order was taken back, and leaves nothing of a reward that was reversed",
+        """SELECT r.id AS referral_id, r.state, o.clawed, g.remaining, g.clawed AS reward_clawed
+           FROM referrals r
+           JOIN grants o ON o.purchase_id = r.purchase_id AND o.source = 'purchase'
+           LEFT JOIN grants g ON g.transfer_id = r.transfer_id
+           WHERE r.state IN ('ordered', 'rewarded') AND o.clawed > 0 AND r.taken_back_at IS NULL
+               OR r.state = 'reversed' AND g.remaining > 0 AND g.clawed = 0""",
     ),
     Check(
         "a voucher counts its redemptions, each a grant of its amount to the account that redeemed it",

@@ -15,7 +15,7 @@ import structlog
 from kit.errors import AppError, NotFound
 from kit.ids import new_id
 from ledger.keys import Credential
-from payments.errors import PaymentMismatch
+from payments.errors import PaymentMismatch, PaymentsUnavailable
 from payments.packages import Package
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase
 from payments.webhooks import ProviderEvent
@@ -49,6 +49,7 @@ class ProviderSession:
     amount_minor: int
     currency: str
     livemode: bool
+    card_fingerprint: str | None = None
 
 
 class Provider(Protocol):
@@ -113,7 +114,14 @@ class Checkout:
         await self._provider.close()
 
     async def start(self, email: str, package: Package, credential: Credential | None) -> StartedCheckout:
-        """Write the purchase down, then open the provider's session for it. Raises: PaymentsUnavailable."""
+        """Write the purchase down, then open the provider's session for it.
+
+        Raises: PaymentsUnavailable, also for a test key where the provider takes real money.
+        """
+        if credential is not None and credential.world == "test" and self._provider.livemode:
+            raise PaymentsUnavailable(
+                "Payments here are real, and test keys cannot make them; POST /api/v1/test/refill costs nothing."
+            )
         purchase = await self._books.open_purchase(
             OpenPurchase(new_id("pur"), self._provider.name, email, package, credential)
         )
@@ -185,5 +193,6 @@ class Checkout:
                 currency=session.currency,
                 livemode=session.livemode,
                 expect_livemode=self._provider.livemode,
+                card_fingerprint=session.card_fingerprint,
             )
         )

@@ -99,6 +99,54 @@ class VoucherClosed(AppError):
 
 
 @dataclass
+class SelfReferral(AppError):
+    """The code is the caller's own, or that of another account of theirs. Nothing was written."""
+
+    code = "self_referral"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return "This code is your own; a referral takes two people."
+
+
+@dataclass
+class AlreadyReferred(AppError):
+    """The account applied another code before, which stands."""
+
+    code = "already_referred"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return "This account has applied another referral code, and that one stands."
+
+
+@dataclass
+class ReferralTooLate(AppError):
+    """An order of the account was paid before. Nothing was written."""
+
+    code = "referral_too_late"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return "A referral code must be applied before the account's first paid order."
+
+
+@dataclass
+class ReferralRing(AppError):
+    """The code's owner came by the caller, directly or over others. Nothing was written."""
+
+    code = "referral_ring"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return "The owner of this code was referred by you, or by someone whom you referred."
+
+
+@dataclass
 class PaymentRequired(AppError):
     """This call costs money, and nobody's account was named: what to sign is in `details` and in the header.
 

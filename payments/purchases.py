@@ -10,16 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, insert, or_, select, update
+from sqlalchemy import and_, func, insert, or_, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kit.errors import NotFound
+from ledger.accounts import World
 from ledger.balances import balance
 from ledger.credits import credit
 from ledger.grants import Terms
 from ledger.keys import ApiKey, Credential, mint
 from ledger.users import account_of_email, account_of_user
+from payments import referrals
 from payments.errors import AccountExists, AlreadyClaimed, PaymentMismatch, PaymentPending
 from payments.packages import Package
 from payments.tables import purchases
@@ -38,7 +40,10 @@ class OpenPurchase:
 
 @dataclass(frozen=True, slots=True)
 class PaidSession:
-    """What the provider says of a paid session, read from its API. Units: `amount_minor` minor units."""
+    """What the provider says of a paid session, read from its API. Units: `amount_minor` minor units.
+
+    `card_fingerprint`: the provider's name for the card, the same wherever that card pays; None where it has none.
+    """
 
     provider: str
     session_id: str
@@ -47,6 +52,7 @@ class PaidSession:
     currency: str
     livemode: bool
     expect_livemode: bool
+    card_fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +84,9 @@ class Claim:
     balance_tokens: int
 
 
-async def open_purchase(conn: AsyncConnection, command: OpenPurchase, topup_user_id: str | None) -> Purchase:
+async def open_purchase(
+    conn: AsyncConnection, command: OpenPurchase, topup_user_id: str | None, world: World = "live"
+) -> Purchase:
     """Write down what is about to be sold, before the provider hears of it."""
     package = command.package
     row = (
@@ -89,6 +97,7 @@ async def open_purchase(conn: AsyncConnection, command: OpenPurchase, topup_user
                 provider=command.provider,
                 email=command.email.strip().lower(),
                 topup_user_id=topup_user_id,
+                world=world,
                 package_code=package.code,
                 credits_tokens=package.credits_tokens,
                 amount_minor=package.price_minor,
@@ -142,16 +151,19 @@ async def lock_of_user(conn: AsyncConnection, user_id: str) -> None:
 
 
 async def forget_payer(conn: AsyncConnection, user_id: str, address: str) -> None:
-    """Write `address` in place of a deleted user's e-mail; an open top-up, if paid after all, opens a new account."""
+    """Write `address` in place of a deleted user's e-mail; an open top-up, if paid after all, opens a new account.
+
+    One of the test world stays with the account that it was for: no money comes of it.
+    """
+    fulfilled = and_(purchases.c.user_id == user_id, purchases.c.fulfilled_at.is_not(None))
+    open_topup = and_(purchases.c.topup_user_id == user_id, purchases.c.fulfilled_at.is_(None))
     await conn.execute(
         update(purchases)
-        .where(purchases.c.user_id == user_id, purchases.c.fulfilled_at.is_not(None))
+        .where(or_(fulfilled, and_(open_topup, purchases.c.world == "test")))
         .values(email=address)
     )
     await conn.execute(
-        update(purchases)
-        .where(purchases.c.topup_user_id == user_id, purchases.c.fulfilled_at.is_(None))
-        .values(topup_user_id=None)
+        update(purchases).where(open_topup, purchases.c.world == "live").values(topup_user_id=None)
     )
 
 
@@ -175,10 +187,10 @@ async def fulfil(conn: AsyncConnection, paid: PaidSession) -> Purchase:
         raise PaymentMismatch(row.id, "currency")
     if paid.amount_minor != row.amount_minor:
         raise PaymentMismatch(row.id, "amount")
-    if paid.livemode != paid.expect_livemode:
+    if paid.livemode != paid.expect_livemode or (paid.livemode and row.world == "test"):
         raise PaymentMismatch(row.id, "mode")
     if row.topup_user_id is not None:
-        owner = await account_of_user(conn, row.topup_user_id)
+        owner = await account_of_user(conn, row.topup_user_id, row.world)
     else:
         owner = await account_of_email(conn, row.email)
     transfer_id = await credit(
@@ -201,10 +213,12 @@ async def fulfil(conn: AsyncConnection, paid: PaidSession) -> Purchase:
                 opened_account=owner.opened,
                 transfer_id=transfer_id,
                 fulfilled_at=func.now(),
+                card_fingerprint=paid.card_fingerprint,
             )
             .returning(purchases)
         )
     ).one()
+    await referrals.note_order(conn, owner.account_id, row.id)
     return _purchase(done)
 
 

@@ -83,7 +83,9 @@ class StripeCheckout:
     async def retrieve(self, session_id: str) -> ProviderSession:
         """Read a session as Stripe has it now. Raises: NotFound, PaymentsUnavailable."""
         try:
-            session = await self._client.v1.checkout.sessions.retrieve_async(session_id)
+            session = await self._client.v1.checkout.sessions.retrieve_async(
+                session_id, {"expand": ["payment_intent.latest_charge"]}
+            )
         except stripe.InvalidRequestError as error:
             raise NotFound("checkout session") from error
         except stripe.StripeError as error:
@@ -125,7 +127,16 @@ def _session(session: stripe.checkout.Session) -> ProviderSession:
         amount_minor=session.amount_total or 0,
         currency=(session.currency or "").lower(),
         livemode=session.livemode,
+        card_fingerprint=_card_fingerprint(session.payment_intent),
     )
+
+
+def _card_fingerprint(intent: stripe.PaymentIntent | str | None) -> str | None:
+    """Return Stripe's name for the card that paid, where the intent came with its charge and a card paid."""
+    charge = intent.latest_charge if isinstance(intent, stripe.PaymentIntent) else None
+    details = charge.payment_method_details if isinstance(charge, stripe.Charge) else None
+    card = details.card if details else None
+    return card.fingerprint if card else None
 
 
 def _unavailable(error: stripe.StripeError) -> PaymentsUnavailable:

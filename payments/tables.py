@@ -1,7 +1,7 @@
-"""Purchases, the provider's events, and vouchers.
+"""Purchases, the provider's events, vouchers, and referrals.
 
 A purchase is fulfilled at most once and claimed at most once; a voucher is redeemed at most once for each account
-and at most `max_redemptions` times in all.
+and at most `max_redemptions` times in all; an account is referred at most once, and rewarded for that at most once.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ purchases = Table(
     Column("fulfilled_at", DateTime(timezone=True)),
     Column("key_id", Text, ForeignKey("api_keys.id"), unique=True),
     Column("claimed_at", DateTime(timezone=True)),
+    Column("card_fingerprint", Text),
+    Column("world", Text, nullable=False, server_default=text("'live'")),
     UniqueConstraint("provider", "session_id"),
     CheckConstraint("credits_tokens > 0 AND amount_minor > 0", name="amounts"),
     CheckConstraint(
@@ -54,8 +56,12 @@ purchases = Table(
     ),
     CheckConstraint("(claimed_at IS NULL) = (key_id IS NULL)", name="claimed_whole"),
     CheckConstraint("claimed_at IS NULL OR opened_account", name="claim_needs_new_account"),
+    CheckConstraint("world = 'live' OR world = 'test' AND topup_user_id IS NOT NULL", name="world"),
+    Index(None, "card_fingerprint", postgresql_where=text("card_fingerprint IS NOT NULL")),
 )
-"""`opened_account`: this very payment created the account, so its payer may claim the first key."""
+"""`opened_account`: this very payment created the account, so its payer may claim the first key. `card_fingerprint`:
+the provider's name for the card, the same wherever that card pays; empty where it has none. `world`: whose account it
+fills; only a key to top up says the test world's."""
 
 provider_events = Table(
     "provider_events",
@@ -72,6 +78,65 @@ provider_events = Table(
     Column("problem", Text),
     Index(None, "retry_at", postgresql_where=text("applied_at IS NULL")),
 )
+
+referral_codes = Table(
+    "referral_codes",
+    metadata,
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), primary_key=True, autoincrement=False),
+    Column("code", Text, nullable=False, unique=True),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    CheckConstraint("code ~ '^[0-9A-HJKMNP-TV-Z]{8}$'", name="code"),
+)
+
+referrals = Table(
+    "referrals",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("referee_id", BigInteger, ForeignKey("accounts.id"), nullable=False, unique=True),
+    Column("referrer_id", BigInteger, ForeignKey("accounts.id"), nullable=False),
+    Column("reward", BigInteger, nullable=False),
+    Column("state", Text, nullable=False, server_default=text("'applied'")),
+    Column("applied_at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
+    Column("purchase_id", Text, ForeignKey("purchases.id"), unique=True),
+    Column("ordered_at", DateTime(timezone=True)),
+    Column("taken_back_at", DateTime(timezone=True)),
+    Column("refusal", Text),
+    Column("transfer_id", BigInteger, ForeignKey("transfers.id"), unique=True),
+    Column("rewarded_at", DateTime(timezone=True)),
+    CheckConstraint("referee_id <> referrer_id", name="self"),
+    CheckConstraint("reward > 0", name="reward"),
+    CheckConstraint("state IN ('applied', 'ordered', 'rewarded', 'refused', 'reversed')", name="state"),
+    CheckConstraint(
+        "(state = 'applied') = (purchase_id IS NULL) AND (purchase_id IS NULL) = (ordered_at IS NULL)",
+        name="ordered",
+    ),
+    CheckConstraint(
+        "(state IN ('rewarded', 'reversed')) = (transfer_id IS NOT NULL)"
+        " AND (transfer_id IS NULL) = (rewarded_at IS NULL)",
+        name="rewarded",
+    ),
+    CheckConstraint(
+        "(state = 'refused') = (refusal IS NOT NULL)"
+        " AND refusal IN ('taken_back', 'same_person', 'suspended', 'month_cap', 'total_cap')",
+        name="refused",
+    ),
+    CheckConstraint(
+        "CASE state WHEN 'reversed' THEN taken_back_at IS NOT NULL WHEN 'rewarded' THEN true"
+        " WHEN 'refused' THEN (taken_back_at IS NOT NULL) = (refusal = 'taken_back')"
+        " ELSE taken_back_at IS NULL END",
+        name="taken_back",
+    ),
+    Index("referrals_referrer_idx", "referrer_id", "rewarded_at"),
+    Index("referrals_ordered_idx", "ordered_at", postgresql_where=text("state = 'ordered'")),
+    Index(
+        "referrals_taken_back_idx",
+        "taken_back_at",
+        postgresql_where=text("state = 'rewarded' AND taken_back_at IS NOT NULL"),
+    ),
+)
+"""Who applied whose code, and what became of the reward. No ring, by trigger. `purchase_id`: the referee's first paid
+order; `taken_back_at`: when credits of it were first taken back, written by trigger with that very clawback.
+Units: `reward` tokens, as promised when the code was applied."""
 
 vouchers = Table(
     "vouchers",

@@ -20,7 +20,7 @@ from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from kit.errors import NotFound
+from kit.errors import Forbidden, NotFound
 from kit.ids import new_id
 from ledger import grants, scopes
 from ledger.accounts import lock_one
@@ -142,6 +142,8 @@ async def redeem(conn: AsyncConnection, credential: Credential, code: str) -> Re
     Raises: AuthRequired, Forbidden; NotFound for no code of ours; VoucherClosed.
     """
     caller = await caller_of(conn, credential, scopes.CHECKOUT)
+    if caller.world == "test":
+        raise Forbidden("Test keys redeem no vouchers; POST /api/v1/test/refill gives test credits.")
     await lock_one(conn, caller.account_id)
     row = (await conn.execute(select(vouchers).where(vouchers.c.code_hash == hash_code(code)))).one_or_none()
     if row is None:

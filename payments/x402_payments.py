@@ -311,7 +311,7 @@ async def _grant(conn: AsyncConnection, row: Row[Any], said: Settlement, minter:
 
 async def _paid(conn: AsyncConnection, row: Row[Any], minter: Minter) -> Paid:
     key = await keys.find(conn, row.key_id)
-    secret = f"{minter.brand}_live_{keys.derive_secret(minter.root(row.id), key.id)}"
+    secret = keys.spelled(minter.brand, key.world, keys.derive_secret(minter.root(row.id), key.id))
     return _shown(row, key, secret, replayed=True)
 
 

@@ -5,26 +5,35 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 import pytest_asyncio
+import yaml
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from deployments.books import in_books
 from deployments.ray_ports import is_free
 from gateway.audit import JOB_CHECKS
 from kit import migrate
 from kit.db import Database
 from kit.postgres import EmbeddedPostgres
+from kit.settings import load_settings
 from ledger import keys
 from ledger.audit import LEDGER_CHECKS, run_checks, trial_balance
 from ledger.credits import credit
 from ledger.users import account_of_email
 from payments.audit import PAYMENT_CHECKS
+
+if TYPE_CHECKING:
+    from deployments.launcher import Launcher
 
 TIERS = ("unit", "db", "api", "models", "serve", "browser", "cluster", "chaos")
 
@@ -174,3 +183,65 @@ def assert_sound() -> Callable[[Database], Awaitable[None]]:
         assert (await db.run(trial_balance)).total_tokens == 0
 
     return check
+
+
+class Quiet:
+    def step(self, what: str) -> None: ...
+    def done(self, what: str) -> None: ...
+    def warn(self, what: str) -> None:
+        print(what)  # noqa: T201  # pytest shows it beside a failure
+
+
+@pytest.fixture(scope="module")
+def start_platform(
+    tmp_path_factory: pytest.TempPathFactory, front_port: int
+) -> Iterator[Callable[..., Launcher]]:
+    """`start_platform(change)` starts one with the product's configuration, changed in place by `change`."""
+    from deployments.launcher import ROOT, SERVE_CONFIG, Launcher  # Ray: for the tiers that need it
+
+    with ExitStack() as running:
+
+        def start(
+            change: Callable[[dict[str, Any]], None] = lambda config: None, **overrides: Any
+        ) -> Launcher:
+            place = tmp_path_factory.mktemp("platform")
+            for above in (place, *place.parents[:2]):
+                above.chmod(0o711)  # Postgres drops root's privileges and must still reach its directory
+            config = yaml.safe_load(SERVE_CONFIG.read_text())
+            change(config)
+            (place / "serve.yaml").write_text(yaml.safe_dump(config))
+            own = {
+                "data_dir": place / "data",
+                "port": front_port,
+                "profile": "tiny",
+                "database_url": "",
+                "public_url": "",
+            }
+            settings = load_settings(**own | overrides)
+            return running.enter_context(
+                Launcher(settings, Quiet(), place / "serve.yaml", [ROOT / "tests" / "serve", ROOT])
+            )
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def fund() -> Callable[[Launcher, int], str]:
+    """`fund(platform, tokens)` returns a key of a new user with so many tokens."""
+
+    def fund(platform: Launcher, tokens: int) -> str:
+        async def make(conn: Any) -> str:
+            owner = await account_of_email(conn, f"{time.monotonic_ns()}@example.com")
+            await credit(
+                conn,
+                owner.account_id,
+                kind="grant",
+                house="promotion:test",
+                amount_tokens=tokens,
+                reference="start",
+            )
+            return (await keys.mint(conn, owner.user_id, "test", brand="amai")).secret
+
+        return in_books(platform.settings.database_url, make)
+
+    return fund

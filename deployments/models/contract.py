@@ -13,8 +13,8 @@ dataclasses for the same reason (`kit.errors`), so they are raised with position
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
@@ -26,12 +26,26 @@ TINY_NOTICE = "tiny profile - not a real result"
 
 
 @dataclass(frozen=True, slots=True)
+class InputFile:
+    """One of a job's media inputs, fetched. `content_type` was read from the bytes, not believed."""
+
+    content_type: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """One job's work. `input` is the caller's JSON object, with media fetched; the family checks it."""
+    """One job's work. `input` is the caller's JSON object, which the family checks.
+
+    `units_milli` is how much of the task's unit is paid for at most, in thousandths: no more may be made. `media`
+    has the fetched file of each media input, under the input's name without its `Url` or `FileId`.
+    """
 
     job_id: str
     task: str
     input: dict[str, Any]
+    units_milli: int = 1000
+    media: Mapping[str, InputFile] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +59,14 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """One finished file. `facts` is public JSON: what a caller needs to make or judge the same file again."""
+    """One finished file. `facts` is public JSON: what a caller needs to make or judge the same file again.
+
+    A picture's facts have `width` and `height`, a sound's `durationSeconds`, `sampleRate` and `channels`, a film's
+    all of these.
+    """
 
     content_type: str
     data: bytes
-    width: int
-    height: int
     facts: dict[str, Any]
 
 
@@ -69,11 +85,16 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A finished job: its files, what it took, and the name of the model that made it."""
+    """A finished job: its files, what it took, and the name of the model that made it.
+
+    `units_milli` is how much of the task's unit was made where that could only be known by making it; None: all
+    that was quoted.
+    """
 
     media: list[Media]
     metrics: Metrics
     model: str
+    units_milli: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,14 @@ Every reader raises `ModelRefused`, which names the field and says what it takes
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
-from deployments.models.contract import ModelRefused
+from deployments.models.contract import GenerateRequest, InputFile, ModelRefused
+
+MAX_SEED: Final = 2**32 - 1
+"""Every client's JSON numbers hold it exactly."""
 
 
 def refuse_unknown(given: Mapping[str, Any], task: str, known: frozenset[str]) -> None:
@@ -61,3 +65,38 @@ def number(given: Mapping[str, Any], field: str, low: float, high: float, defaul
     if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
         raise ModelRefused(field, f"must be a number from {low:g} to {high:g}")
     return float(value)
+
+
+def seed(request: GenerateRequest) -> int:
+    """Return the job's seed; without one, it is derived from the job's id.
+
+    Jobs then differ from each other, and a second attempt at one job makes what the first would have made.
+    """
+    drawn = int.from_bytes(hashlib.sha256(request.job_id.encode()).digest()[:4])
+    return integer(request.input, "seed", 0, MAX_SEED, drawn)
+
+
+def file(request: GenerateRequest, name: str) -> InputFile:
+    """Return a media input that the task cannot do without."""
+    found = request.media.get(name)
+    if found is None:
+        raise ModelRefused(f"{name}Url", f"give {name}Url or {name}FileId")
+    return found
+
+
+def truth(given: Mapping[str, Any], field: str, *, default: bool) -> bool:
+    """Return true or false."""
+    value = given.get(field)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise ModelRefused(field, "must be true or false")
+    return value
+
+
+def paid_seconds(request: GenerateRequest, most: int, default: int) -> int:
+    """Return how long a work of a length in whole seconds shall be: not longer than was paid for."""
+    seconds = integer(request.input, "durationSeconds", 1, most, default)
+    if seconds * 1000 > request.units_milli:
+        raise ModelRefused("durationSeconds", "is longer than what was paid for")
+    return seconds

@@ -6,11 +6,17 @@ The prompt never goes into a file: pictures are passed on, prompts are the calle
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from xml.sax.saxutils import quoteattr
 
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+
+from deployments.models.contract import InputFile, Media, ModelFailed, ModelRefused
+
+if TYPE_CHECKING:
+    import numpy as np
 
 CONTENT_TYPES: Final = {"png": "image/png", "webp": "image/webp"}
 
@@ -25,8 +31,49 @@ FACTS_NAMESPACE: Final = "urn:farebox:facts:1"
 WEBP_QUALITY: Final = 90
 """Above it a WebP grows towards the PNG's size without a difference that is seen."""
 
+MAX_SOURCE_PIXELS: Final = 50_000_000
+"""The largest cameras in use make as many; a small file can claim to be far larger than memory."""
+
 CAPTION_PX: Final = 12
 """The smallest size of Pillow's own font that reads well; tiny pictures are 144 pixels wide and more."""
+
+
+def decode(file: InputFile, field: str) -> Image.Image:
+    """Return a caller's picture as people see it: turned as its camera says, on white where it is transparent.
+
+    Raises: ModelRefused for what is no picture, or too large a one.
+    """
+    if not file.content_type.startswith("image/"):
+        raise ModelRefused(field, f"must be a picture; this is {file.content_type}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is ours
+            source = Image.open(io.BytesIO(file.data))
+            if source.width * source.height > MAX_SOURCE_PIXELS:
+                raise ModelRefused(field, f"has more than {MAX_SOURCE_PIXELS // 10**6} megapixels")
+            layered = ImageOps.exif_transpose(source).convert("RGBA")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ModelRefused(field, "is a damaged picture, or of a kind that is not read") from error
+    ground = Image.new("RGBA", layered.size, "white")
+    return Image.alpha_composite(ground, layered).convert("RGB")
+
+
+def finished(pixels: np.ndarray[Any, Any], output_format: str, facts: Mapping[str, Any]) -> Media:
+    """Return a model's pixels as a file that says how it was made, and on its face if that means nothing.
+
+    Shapes: (height, width, 3), in 0..1.
+
+    Raises: ModelFailed if they are no picture.
+    """
+    import numpy as np
+
+    if not np.isfinite(pixels).all():
+        raise ModelFailed("The model's picture was empty.")
+    image = Image.fromarray((pixels * 255).round().astype("uint8"))
+    facts = {**facts, "width": image.width, "height": image.height}
+    if "notice" in facts:
+        image = draw_notice(image, facts["notice"])
+    return Media(CONTENT_TYPES[output_format], encode(image, output_format, facts), facts)
 
 
 def draw_notice(image: Image.Image, notice: str) -> Image.Image:

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, get_args
 
+from deployments.models import environments
 from deployments.models.contract import ModelFamily, Weights
 from kit.errors import InvalidRequest, NotFound
 from kit.settings import Profile
@@ -31,8 +32,11 @@ class Entry:
     """One model: what it serves and where its weights come from.
 
     `hub_revision` pins the production weights to one commit of the hub; None takes the newest, and `farebox
-    models pull` then writes down which commit that was. `tiny_recipe` counts the changes to the family's tiny
-    builder, and `libraries` are what else decides its result: a change of either builds anew.
+    models pull` then writes down which commit that was. No entry has a pin yet, since no commit has been checked
+    on hardware: an operator pins with the model application's `revision` argument in serve_config.yaml, or by
+    pulling once. `tiny_recipe` counts the changes to the family's tiny builder, and `libraries` are what else
+    decides its result: a change of either builds anew. `environment` names the environment of its own that the
+    model runs in; its versions then decide instead of ours.
     """
 
     application: str
@@ -45,6 +49,7 @@ class Entry:
     hub_revision: str | None
     tiny_recipe: int
     libraries: tuple[str, ...]
+    environment: str = ""
 
 
 ENTRIES: Final[tuple[Entry, ...]] = (
@@ -56,11 +61,107 @@ ENTRIES: Final[tuple[Entry, ...]] = (
         licence="Apache-2.0",
         card="https://huggingface.co/Qwen/Qwen-Image",
         hub_id="Qwen/Qwen-Image",
-        # Not pinned: the card's commit has not been checked on hardware yet. An operator pins it with the
-        # model application's `revision` argument in serve_config.yaml, or by pulling once.
+        hub_revision=None,
+        tiny_recipe=2,
+        libraries=("torch", "diffusers", "transformers"),
+    ),
+    Entry(
+        application="image-edit",
+        tasks=("image.edit",),
+        family="deployments.models.qwen_image_edit:QwenImageEdit",
+        model="Qwen-Image-Edit",
+        licence="Apache-2.0",
+        card="https://huggingface.co/Qwen/Qwen-Image-Edit-2509",
+        hub_id="Qwen/Qwen-Image-Edit-2509",
         hub_revision=None,
         tiny_recipe=1,
         libraries=("torch", "diffusers", "transformers"),
+    ),
+    Entry(
+        application="video",
+        tasks=("video.generate",),
+        family="deployments.models.ltx2:LTX2",
+        model="LTX-2",
+        licence="LTX-2 Community",
+        card="https://huggingface.co/Lightricks/LTX-2",
+        hub_id="Lightricks/LTX-2",
+        hub_revision=None,
+        tiny_recipe=1,
+        libraries=("torch", "diffusers", "transformers"),
+    ),
+    Entry(
+        application="speech",
+        tasks=("audio.speak",),
+        family="deployments.models.qwen3_tts:DesignedVoice",
+        model="Qwen3-TTS",
+        licence="Apache-2.0",
+        card="https://huggingface.co/Qwen/Qwen3-TTS-12Hz-1.7B-VoiceDesign",
+        hub_id="Qwen/Qwen3-TTS-12Hz-1.7B-VoiceDesign",
+        hub_revision=None,
+        tiny_recipe=1,
+        libraries=(),
+        environment="speech",
+    ),
+    Entry(
+        application="voice",
+        tasks=("voice.clone",),
+        family="deployments.models.qwen3_tts:ClonedVoice",
+        model="Qwen3-TTS",
+        licence="Apache-2.0",
+        card="https://huggingface.co/Qwen/Qwen3-TTS-12Hz-1.7B-Base",
+        hub_id="Qwen/Qwen3-TTS-12Hz-1.7B-Base",
+        hub_revision=None,
+        tiny_recipe=1,
+        libraries=(),
+        environment="speech",
+    ),
+    Entry(
+        application="music",
+        tasks=("music.generate",),
+        family="deployments.models.ace_step:AceStep",
+        model="ACE-Step 1.5",
+        licence="MIT",
+        card="https://huggingface.co/ACE-Step/acestep-v15-xl-turbo-diffusers",
+        hub_id="ACE-Step/acestep-v15-xl-turbo-diffusers",
+        hub_revision=None,
+        tiny_recipe=1,
+        libraries=("torch", "diffusers", "transformers"),
+    ),
+    Entry(
+        application="sfx",
+        tasks=("sfx.generate",),
+        family="deployments.models.stable_audio:StableAudio",
+        model="Stable Audio Open",
+        licence="Stability AI Community",
+        card="https://huggingface.co/stabilityai/stable-audio-open-1.0",
+        hub_id="stabilityai/stable-audio-open-1.0",
+        hub_revision=None,
+        tiny_recipe=1,
+        libraries=("torch", "diffusers", "transformers"),
+    ),
+    Entry(
+        application="transcription",
+        tasks=("audio.transcribe",),
+        family="deployments.models.whisper:Whisper",
+        model="Whisper large-v3-turbo",
+        licence="MIT",
+        card="https://huggingface.co/openai/whisper-large-v3-turbo",
+        hub_id="openai/whisper-large-v3-turbo",
+        hub_revision=None,
+        tiny_recipe=1,
+        libraries=("torch", "transformers"),
+    ),
+    Entry(
+        application="translation",
+        tasks=("text.translate",),
+        family="deployments.models.qwen3:Qwen3Translator",
+        model="Qwen3-8B",
+        licence="Apache-2.0",
+        card="https://huggingface.co/Qwen/Qwen3-8B",
+        hub_id="Qwen/Qwen3-8B",
+        hub_revision=None,
+        tiny_recipe=1,
+        libraries=("torch", "transformers"),
     ),
 )
 
@@ -98,7 +199,7 @@ def resolve(
 ) -> Weights:
     """Return where the weights of an application are under a profile; it does not make or fetch them.
 
-    No image model is known whose real weights a CPU can use, so `small` gives the tiny ones, marked as such.
+    No model here is known whose real weights a CPU can use, so `small` gives the tiny ones, marked as such.
     `revision` goes before the entry's own pin.
 
     Raises: NotFound for an unknown application, InvalidRequest for an unknown profile.
@@ -135,7 +236,8 @@ def tiny_recipe(entry: Entry, seed: int = TINY_SEED) -> dict[str, Any]:
         "family": entry.family,
         "recipe": entry.tiny_recipe,
         "seed": seed,
-        "libraries": {name: version(name) for name in entry.libraries},
+        "libraries": {name: version(name) for name in entry.libraries}
+        | ({"environment": environments.pins(entry.environment)} if entry.environment else {}),
     }
 
 

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from deployments.models import registry
+from deployments.models import environments, registry
 from deployments.models.contract import TINY_NOTICE, WeightsMissing
 from deployments.models.registry import ENTRIES, MANIFEST, TINY_SEED, Entry
 from kit.errors import InvalidRequest
 from kit.settings import Profile
 
-BuildState = Literal["building", "built", "present"]
+BuildState = Literal["building", "built", "present", "skipped"]
 OnBuild = Callable[[str, BuildState], None]
 
 
@@ -49,7 +49,7 @@ def list_models(profile: Profile, models_dir: Path, entries: tuple[Entry, ...] =
         present = weights.directory is not None and registry.read_manifest(weights.directory) is not None
         note = ""
         if weights.profile == "tiny":
-            note = "random weights: pictures mean nothing"
+            note = "random weights: what they make means nothing"
             if profile != "tiny":
                 note = f"no {profile} weights are known; runs tiny ones ({note})"
         elif weights.revision is None:
@@ -62,13 +62,20 @@ def list_models(profile: Profile, models_dir: Path, entries: tuple[Entry, ...] =
 
 
 def build_tiny_all(models_dir: Path, on_build: OnBuild, entries: tuple[Entry, ...] = ENTRIES) -> list[Path]:
-    """Make every application's tiny weights that are not there yet, and return their directories."""
+    """Make every application's tiny weights that are not there yet, and return their directories.
+
+    A model whose environment is missing is skipped: the others do not depend on it.
+    """
     directories = []
     for entry in entries:
         present = registry.read_manifest(registry.tiny_directory(entry, models_dir)) is not None
         if not present:
             on_build(entry.application, "building")
-        directories.append(ensure_tiny(entry, models_dir))
+        try:
+            directories.append(ensure_tiny(entry, models_dir))
+        except environments.EnvironmentMissing:
+            on_build(entry.application, "skipped")
+            continue
         on_build(entry.application, "present" if present else "built")
     return directories
 
@@ -86,7 +93,10 @@ def ensure_tiny(entry: Entry, models_dir: Path, seed: int = TINY_SEED) -> Path:
             return directory
         _remove_leftovers(directory)
         building = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-        registry.load_family(entry.family).build_tiny(building, seed)
+        if entry.environment and not environments.is_here(entry.environment):
+            environments.build_tiny(entry.environment, entry.family, building, seed)
+        else:
+            registry.load_family(entry.family).build_tiny(building, seed)
         _write_manifest(
             building,
             {

@@ -43,7 +43,8 @@ DELETIONS_AT_ONCE: Final = 16
 async def export_account(credential: CallerKey, parts: PartsOf) -> Response:
     """One JSON document: you, your keys without secrets, sessions, purchases, statement, jobs and files.
 
-    A limited key may not ask for it.
+    A limited key may not ask for it, and a test key neither. Statement, jobs and files are the live ones: a test key
+    lists those of the test world.
     """
     caller = await parts.ledger.whoami(credential, scopes.ANY)
     heads = {

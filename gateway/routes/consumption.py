@@ -6,9 +6,10 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from gateway.bodies import StrictRoute
-from gateway.catalog import CONSUME, MILLI, TOKENS_PER_CREDIT
+from gateway.catalog import CONSUME, TOKENS_PER_CREDIT
 from gateway.deps import SECURED, CallerKey, PartsOf, RetryKey, agreed_key
 from gateway.openapi import REPLAYED, WRITE, problems
+from gateway.quantities import MILLI
 from gateway.responses import REPLAY, in_credits, json_response
 from gateway.tool_answers import CreditsConsumed
 from gateway.tool_schemas import ConsumeCredits

@@ -32,7 +32,8 @@ router = APIRouter(prefix="/api/v1", tags=["Keys"], route_class=StrictRoute)
     openapi_extra=SECURED,
 )
 async def list_keys(credential: CallerKey, parts: PartsOf) -> Response:
-    """The account's keys, newest first, revoked ones too; a limited key sees itself and its children, and theirs.
+    """The account's keys, newest first, revoked ones too; a limited key sees itself and its children, and theirs;
+    a test key sees test keys alone.
 
     Secrets are not kept and cannot be shown. Needs the scope `read` or `keys`.
     """
@@ -55,6 +56,8 @@ async def create_key(
 
     A key with any limit makes children: never wider than itself in scopes, addresses and expiry (403 otherwise; what
     is left out is as the parent's), ended with it, and spending from its limit too. Needs the scope `keys`.
+
+    With `"mode": "test"` the key is one to the test world, and its account is filled up with test credits.
     """
     created = await parts.ledger.create_key(
         ports.CreateKey(
@@ -64,7 +67,10 @@ async def create_key(
             idempotency_key=agreed_key(
                 [key for key in (header_key, body.idempotency_key) if key is not None]
             ),
-            fingerprint=fingerprint({"label": body.label, **_meant(body.limits)}),
+            fingerprint=fingerprint(
+                {"label": body.label, **_meant(body.limits)} | ({"mode": body.mode} if body.mode else {})
+            ),
+            world=body.mode,
         )
     )
     return _made(created)
@@ -146,6 +152,7 @@ def _fields(key: ApiKey) -> dict[str, Any]:
         "id": key.id,
         "keyPrefix": key.prefix,
         "label": key.label,
+        "mode": key.world,
         "createdAt": key.created_at,
         "expiresAt": key.expires_at,
         "parentId": key.parent_id,

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from gateway import ports
 from gateway.answers import JobAccepted, Jobs, JobShown
 from gateway.bodies import StrictRoute
-from gateway.catalog import Quote
+from gateway.catalog import Quote, Task
 from gateway.deps import (
     SECURED,
     CallerKey,
@@ -25,18 +25,21 @@ from gateway.deps import (
     page_before,
 )
 from gateway.downloads import signed_url
-from gateway.errors import CostExceedsLimit
+from gateway.errors import CostExceedsLimit, TaskUnavailable
 from gateway.fingerprints import fingerprint
 from gateway.listing import Cursor, Limit, page
 from gateway.openapi import LOCATION, PAID, READ, REPLAYED, WAITED, WRITE, X402, problems
 from gateway.ports import FINAL_STATUSES, Job, JobStatus, StoredFile
 from gateway.responses import REPLAY, in_credits, json_response
-from gateway.schemas import SubmitJob, task_input
+from gateway.schemas import SubmitJob
+from gateway.task_schemas import media_of, task_input
 from gateway.watching import ended_within, wait_preferred
+from gateway.worlds import application_in
 from gateway.x402 import JOB_KEY_DAYS, credential_of_payment, paid_call, payment_headers, payment_shown
 from gateway.x402_answers import PaidJobAccepted, PaidJobShown
-from kit.errors import AppError
+from kit.errors import AppError, NotFound
 from kit.ids import new_id
+from ledger.keys import Credential
 from payments.x402_payments import Paid
 from payments.x402_wire import Call
 
@@ -66,6 +69,7 @@ router = APIRouter(prefix="/api/v1", tags=["Media jobs"], route_class=StrictRout
             "settlement_pending",
             "settlement_unclear",
             "payments_unavailable",
+            "not_found",
         ),
     },
     openapi_extra=SECURED | X402,
@@ -86,13 +90,15 @@ async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
 ) -> Response:
     """Quotes the job, holds its cost and queues it, all or nothing. You pay when it succeeds, and only then.
 
-    With an idempotency key a retry returns the first answer and holds nothing again. Without a key, where this server
-    takes x402, the call is paid for first: 402 tells its price.
+    With an idempotency key a retry returns the first answer and holds nothing again. A test key's job runs on the tiny
+    model: a real file of the right kind, and a meaningless picture. Without a key, where this server takes x402, the
+    call is paid for first: 402 tells its price.
     """
     del prefer  # declared for the OpenAPI document; the header may come twice
     catalog = await parts.price_list()
     task = catalog.task(body.task)
     job_input = task_input(task.name, body.input)
+    application = await _application(parts, credential, task, job_input)
     quote = catalog.quote(task.name, job_input)
     limit_tokens = body.limit_tokens
     if limit_tokens is not None and quote.cost_tokens > limit_tokens:
@@ -111,7 +117,7 @@ async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
             job_id=new_id("job"),
             task=task.name,
             tool=quote.tool,
-            application=quote.application,
+            application=application,
             input=job_input,
             units_milli=quote.units_milli,
             cost_tokens=quote.cost_tokens,
@@ -120,6 +126,7 @@ async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
             fingerprint=meaning,
             priority=body.rank,
             deadline=body.deadline,
+            world=credential.world,
         )
     )
     urls = _urls(parts, receipt.job_id)
@@ -137,6 +144,23 @@ async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
                 headers["preference-applied"] = f"wait={wait_s}"
                 return json_response({"ok": True, **shown(parts, job), **also}, 200, headers)
     return json_response({"ok": True, **_accepted(receipt, urls), **also}, 202, headers)
+
+
+async def _application(
+    parts: Parts, credential: Credential | None, task: Task, job_input: dict[str, Any]
+) -> str:
+    """Return who does the work, if it can be done now. Raises: NotFound for a file, TaskUnavailable."""
+    for kind, value in media_of(job_input).values():
+        if kind == "FileId":
+            if credential is None:  # who pays for the call itself has no files here
+                raise NotFound("file")
+            await parts.ledger.file(credential, own_id("file", value))
+    world = credential.world if credential else "live"
+    application = await application_in(parts, world, task.application)
+    state = (await parts.model_states()).get(application)
+    if state is not None and state.failed:
+        raise TaskUnavailable(task.name, state.reason or "its model could not be started.")
+    return application
 
 
 async def _paid(  # noqa: PLR0913, PLR0917  # the call that is sold

@@ -104,6 +104,12 @@ async def show_account(request: Request, parts: PartsOf) -> Response:
     return _page(parts, "account.html")
 
 
+@router.get("/dashboard")
+async def show_dashboard(parts: PartsOf) -> Response:
+    """Keys, jobs and usage for whoever has an API key; the page holds it and nobody else."""
+    return _page(parts, "dashboard.html")
+
+
 @router.get("/sign-in")
 async def show_sign_in(request: Request, parts: PartsOf) -> Response:
     """Where a code is asked for and typed."""

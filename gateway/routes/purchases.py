@@ -66,6 +66,8 @@ async def start_checkout(
 ) -> Response:
     """Opens a payment page for a package. Sent with an API key or while signed in, the purchase tops up that account.
 
+    A test key pays where no real money moves: 503 `payments_unavailable` on a server that takes real payments.
+
     Send the payer to `checkoutUrl`; once paid, claim the key with `sessionId`.
     """
     if credential is None:

@@ -32,7 +32,7 @@ router = APIRouter(prefix="/api/v1", tags=["Credits"], route_class=StrictRoute)
 async def redeem_voucher(body: RedeemVoucher, credential: CallerKey, parts: PartsOf) -> Response:
     """Adds the code's credits to your account, once: a repeat gets the first answer again and adds nothing.
 
-    Needs the scope `checkout`.
+    Needs the scope `checkout`; a test key may not.
     """
     redeemed = await parts.ledger.redeem_voucher(credential, body.code)
     return json_response(

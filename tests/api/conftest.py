@@ -19,6 +19,7 @@ from sqlalchemy import text
 from deployments.handles import local_ledger
 from deployments.ledger import LedgerServer
 from gateway.app import create_app
+from gateway.catalog import load_catalog
 from gateway.ports import (
     Job,
     JobQuery,
@@ -155,7 +156,10 @@ class StubModels:
     """Model applications in the states that a test sets."""
 
     known: dict[str, ModelState] = field(
-        default_factory=lambda: {"image": ModelState("image", "ready", None)}
+        default_factory=lambda: {
+            task.application: ModelState(task.application, "ready", None)
+            for task in load_catalog().tasks.values()
+        }
     )
 
     async def states(self) -> dict[str, ModelState]:

@@ -39,7 +39,7 @@ async def test_a_key_is_taken_from_either_header(web: httpx.AsyncClient, headers
         {"authorization": "Bearer amai_live_short"},
         {"authorization": "Bearer amai_live_" + "K" * 42 + "!"},
         {"x-api-key": ""},
-        {"x-api-key": "amai_test_" + "K" * 43},
+        {"x-api-key": "amai_play_" + "K" * 43},
     ],
 )
 async def test_what_cannot_be_a_key_gets_401_without_asking_the_ledger(

@@ -128,7 +128,7 @@ async def test_a_wrong_field_is_named(caller, stub_ledger, raw: str, field: str)
 async def test_an_unknown_task_lists_the_known_ones(caller):
     assert (
         "this server offers image.generate"
-        in (await submit(caller, changed(task="image.edit"))).json()["message"]
+        in (await submit(caller, changed(task="image.dance"))).json()["message"]
     )
 
 

@@ -189,6 +189,7 @@ async def test_the_trial_balance_is_public_and_asked_once_for_many(web, stub_led
     assert {answer.status_code for answer in answers} == {200}
     assert answers[0].json()["balanced"] is True
     assert answers[0].json()["rows"][0] == {
+        "mode": "live",
         "kind": "clearing",
         "accounts": 1,
         "entries": 1,

@@ -9,6 +9,7 @@ import pytest
 
 from gateway.answers import HealthReport
 from gateway.app import create_app
+from gateway.catalog import load_catalog
 from gateway.ports import ModelState
 from kit.errors import Unavailable
 from payments.stripe_checkout import checkout_for
@@ -24,7 +25,8 @@ async def test_health_names_every_part(web: httpx.AsyncClient):
     assert body["instance"] == "nonce"
     assert body["profile"] == "tiny"
     assert body["ledger"] == {"state": "ready", "reason": None}
-    assert body["models"] == {"image": {"state": "ready", "reason": None}}
+    applications = {task.application for task in load_catalog().tasks.values()}
+    assert body["models"] == {name: {"state": "ready", "reason": None} for name in applications}
     assert body["payments"] == {"state": "unavailable", "mode": "off"}
     assert (body["status"], body["sandbox"]) == ("degraded", False)
 

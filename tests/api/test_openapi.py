@@ -23,6 +23,7 @@ ROUTES = {
     "POST /api/v1/keys",
     "POST /api/v1/keys/rotate",
     "POST /api/v1/keys/revoke",
+    "POST /api/v1/test/refill",
     "GET /api/v1/credits/balance",
     "GET /api/v1/balance",
     "POST /api/v1/media/jobs",
@@ -75,6 +76,8 @@ ROUTES = {
     "POST /api/v1/tools/spend",
     "GET /api/v1/pricing",
     "POST /api/v1/credits/consume",
+    "GET /api/v1/referral",
+    "POST /api/v1/referral/apply",
 }
 PUBLIC = {
     "getHealth",

@@ -16,6 +16,7 @@ PAGES = [
     "/pricing",
     "/credits",
     "/account",
+    "/dashboard",
     "/sign-in",
     "/checkout/success?session_id=cs_test_1",
     "/checkout/canceled",
@@ -23,7 +24,7 @@ PAGES = [
     "/docs/receipts",
 ]
 
-SCRIPTS = ["session.js", "sign-in.js", "account.js", "credits.js"]
+SCRIPTS = ["session.js", "sign-in.js", "account.js", "credits.js", "dashboard.js", "keys.js"]
 
 
 @pytest.mark.parametrize("path", PAGES)

@@ -10,6 +10,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from fastapi import FastAPI
+from sqlalchemy import text
 
 from gateway.answers import CheckoutStarted, KeyClaimed, Packages, WebhookReceived
 from gateway.app import create_app
@@ -138,6 +139,18 @@ async def test_a_payment_becomes_a_key_with_its_credits(client, payer, db, asser
     )
     assert balance.json()["tokens"] == 60_000
     await assert_sound(db)
+
+
+async def test_a_fulfilled_purchase_knows_the_card_that_paid(client, payer, db):
+    for email in ("dev@company.com", "dev@company.com", "other@company.com"):
+        checkout = await order(client, email=email)
+        await pay(payer, checkout)
+        await claim(client, checkout)
+    async with db.transaction() as conn:
+        rows = await conn.execute(text("SELECT card_fingerprint FROM purchases ORDER BY id"))
+        cards = list(rows.scalars())
+    assert cards[0] == cards[1] != cards[2]
+    assert all(cards)
 
 
 async def test_a_claim_waits_for_the_payment_and_is_answered_once(client, payer):

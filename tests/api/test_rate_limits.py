@@ -47,7 +47,8 @@ def client_of(app, key=""):
 @pytest.fixture
 def small(settings):
     """Settings with limits that a test can reach."""
-    return settings.model_copy(update={"limit_key": 3, "limit_sensitive_auth": 2, "limit_purchase": 2})
+    others = ("sensitive_auth", "purchase", "referral_read", "referral_apply")
+    return settings.model_copy(update={"limit_key": 3, **{f"limit_{name}": 2 for name in others}})
 
 
 @pytest.fixture

@@ -377,7 +377,9 @@ async def test_403_for_a_suspended_wallet_whose_money_is_not_taken(client, chain
     assert (answer.status_code, chain.settles) == (403, 1)
 
 
-async def test_429_for_a_wallet_that_pays_too_often(selling, ledger, models, objects, x402, chain):
+async def test_429_for_a_wallet_that_pays_too_often(  # noqa: PLR0917  # fixtures
+    selling, ledger, models, objects, x402, chain
+):
     tight = Settings(**{**selling.model_dump(), "limit_purchase": 1})
     app = create_app(tight, ledger, models, None, objects, x402=x402)
     async with httpx.AsyncClient(

@@ -45,6 +45,24 @@ def test_the_audit_mentions_the_last_sealed_block(audit):
     assert json.loads(audit("--json")[1])["lastBlock"]["number"] == 1
 
 
+def test_the_audit_shows_the_test_world_beside_the_live_one(audit, postgres, fresh_url):
+    made = CliRunner().invoke(app, ["keys", "create", "dev@company.com", "--test"])
+    assert re.fullmatch(r"amai_test_[0-9A-Za-z]{43}", made.output.strip()), made.output
+    report = json.loads(audit("--json")[1])
+    assert [(row["world"], row["kind"], row["tokens"]) for row in report["trialBalance"]] == [
+        ("live", "promotion", -100),
+        ("live", "user", 100),
+        ("test", "mint", -100_000),
+        ("test", "user", 100_000),
+    ]
+    listed = CliRunner().invoke(app, ["keys", "list", "dev@company.com"]).output
+    assert "test" in listed
+    forge(postgres, fresh_url, "UPDATE accounts SET world = 'live' WHERE kind = 'mint'")
+    status, output = audit()
+    assert status == 1
+    assert "of one world" in output
+
+
 def test_a_whole_chain_is_told_with_its_head_and_that_head_verifies(audit):
     status, output = audit("--chain")
     assert status == 0, output

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from kit.errors import NotFound
+from kit.errors import InvalidRequest, NotFound
 from kit.ids import new_id
 from ledger import accounts, debts, grants, holds, refunds, scopes
 from ledger.audit import LEDGER_CHECKS, run_checks
@@ -309,6 +309,30 @@ async def test_only_a_charge_can_be_refunded(conn, account):
         await refunds.refund(conn, account, given, amount_tokens=4, reference="r")
     with pytest.raises(NotFound):
         await refunds.refund(conn, account, 999_999, amount_tokens=4, reference="r")
+
+
+async def test_credits_that_would_end_before_they_begin_are_refused_by_name(conn, account):
+    for moment in (NOW - timedelta(days=1), NOW):
+        with pytest.raises(InvalidRequest, match="expiresAt"):
+            await give(conn, account, 10, "late", expires_at=moment)
+        with pytest.raises(InvalidRequest, match="expiresAt"):
+            await schedule(
+                conn,
+                account,
+                kind="grant",
+                house="promotion:test",
+                amount_tokens=10,
+                reference="later",
+                starts_at=TOMORROW,
+                terms=Terms(expires_at=TOMORROW),
+            )
+    assert await remaining(conn, account) == {}
+
+
+async def test_a_repeat_is_answered_after_its_credits_have_ended(conn, account):
+    facts = {"kind": "grant", "house": "promotion:test", "amount_tokens": 10, "reference": "short"}
+    first = await credit(conn, account, **facts, terms=Terms(expires_at=TOMORROW))
+    assert await credit(conn, account, **facts, terms=Terms(expires_at=NOW - timedelta(days=1))) == first
 
 
 async def test_a_refund_to_an_expired_grant_expires_with_it(conn, account):

@@ -294,6 +294,7 @@ async def test_capture_and_void_of_one_hold_in_a_race_leave_one_outcome(db, cust
 
 BREAKAGES = {
     "the two sides of every transfer sum to zero": "UPDATE entries SET amount = amount + 1 WHERE balance_after IS NULL",
+    "the two sides of every transfer are of one world": "UPDATE accounts SET world = 'test' WHERE kind = 'promotion'",
     "every entry belongs to a transfer and an account": "DELETE FROM transfers WHERE kind = 'grant'",
     "the user's side of every transfer carries its amount": "UPDATE transfers SET amount = amount + 1",
     "all entries sum to zero": "UPDATE entries SET amount = amount + 1 WHERE balance_after IS NULL",

@@ -1,6 +1,7 @@
 """Random interleavings of every operation against a model that fits a page: what holds after each step.
 
-The model burns grants at once; the ledger works draws out later. Both must agree whenever it is asked to.
+The model burns grants at once; the ledger works draws out later. Both must agree whenever it is asked to. The two
+wallets are one user's, in the two worlds: what happens in one never shows in the other.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from sqlalchemy import text
 
 from kit.db import Database
 from kit.ids import new_id
-from ledger import accounts, debts, grants, holds, refunds
+from ledger import accounts, debts, grants, holds, keys, refunds
 from ledger.audit import LEDGER_CHECKS
 from ledger.balances import balance
 from ledger.credits import adjust, credit, schedule
@@ -174,10 +175,13 @@ class LedgerMachine(RuleBasedStateMachine):
         self.conn = self.run(self.database.engine.connect())
         self.now = BEGAN
         self.count = 0
-        self.wallets = []
-        for _ in range(2):
-            customer = self.run(self.open_customer(self.conn, 0))
-            self.wallets.append(Wallet(customer.account_id, customer.credential))
+        customer = self.run(self.open_customer(self.conn, 0))
+        play = self.run(accounts.open_account(self.conn, customer.user_id, "test"))
+        key = self.run(keys.mint(self.conn, customer.user_id, "test", brand="amai", world="test"))
+        self.wallets = [
+            Wallet(customer.account_id, customer.credential),
+            Wallet(play, Credential(keys.hash_key(key.secret))),
+        ]
 
     def teardown(self):
         if hasattr(self, "conn"):

@@ -22,7 +22,9 @@ from kit.settings import Settings
 from kit.storage import ObjectStore
 from ledger.balances import balance
 
-PICTURE = Output([Media("image/png", b"PNG", 8, 8, {"seed": 1})], Metrics(12, 0.0, 1), "Qwen-Image")
+PICTURE = Output(
+    [Media("image/png", b"PNG", {"width": 8, "height": 8, "seed": 1})], Metrics(12, 0.0, 1), "Qwen-Image"
+)
 
 
 class Models:

@@ -66,7 +66,7 @@ def pixels(media: Media) -> np.ndarray[Any, Any]:
 def test_every_ratio_gives_a_picture_of_its_size(model: QwenImage, ratio: str) -> None:
     media = paint(model, aspectRatio=ratio)
     image = Image.open(io.BytesIO(media.data))
-    assert image.size == (media.width, media.height) == TINY_SIZES[ratio]
+    assert image.size == (media.facts["width"], media.facts["height"]) == TINY_SIZES[ratio]
     assert media.content_type == "image/png"
     assert len(np.unique(np.asarray(image))) > 16, "a picture is not one flat colour"
 
@@ -96,7 +96,8 @@ def test_facts_tell_how_the_picture_was_made(model: QwenImage) -> None:
     assert paint(model, seed=7).facts == {
         "model": "Qwen-Image",
         "profile": "tiny",
-        "size": "256x144",
+        "width": 256,
+        "height": 144,
         "aspectRatio": "16:9",
         "seed": 7,
         "steps": 2,
@@ -164,7 +165,7 @@ def test_tiny_weights_are_marked_whatever_the_configuration_says(tiny: Weights) 
     claimed = Weights(tiny.source, None, "gpu", tiny.model)
     media = paint(QwenImage.load(claimed, CPU))
     assert (media.facts["profile"], media.facts["notice"]) == ("tiny", TINY_NOTICE)
-    assert (media.width, media.height) == TINY_SIZES["16:9"]
+    assert (media.facts["width"], media.facts["height"]) == TINY_SIZES["16:9"]
 
 
 def test_missing_weights_are_an_answer_for_the_operator(tmp_path: Path) -> None:
@@ -184,8 +185,11 @@ class Pipeline:
     """Stands in for the pipeline where the real one cannot be made to fail."""
 
     tokenizer_max_length = 1024
+    prompt_template_encode = "{}"
+    prompt_template_encode_start_idx = 0
 
     def __init__(self, result: Any) -> None:
+        self.tokenizer = lambda text: type("Tokens", (), {"input_ids": text.split()})
         self.result = result
         self.freed = 0
 

@@ -54,4 +54,4 @@ class Moody:
 
 
 def quick() -> Output:
-    return Output([Media("image/png", b"\x89PNG quick", 1, 1, {})], Metrics(1, 0.0, 1), "Moody")
+    return Output([Media("image/png", b"\x89PNG quick", {})], Metrics(1, 0.0, 1), "Moody")

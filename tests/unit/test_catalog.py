@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.catalog import CATALOG_FILE, CatalogError, Price, load_catalog
 from gateway.errors import UnknownTask
-from gateway.schemas import INPUTS
+from gateway.task_schemas import INPUTS
 from gateway.tool_schemas import MAX_UNITS
 from kit.errors import InvalidRequest
 

@@ -55,7 +55,7 @@ def test_every_error_survives_pickling_unchanged(kind: type[AppError]) -> None:
     [
         GenerateRequest("job_1", "image.generate", {"prompt": "a fox", "seed": 7}),
         Progress(0.5, 2, 4),
-        Output([Media("image/png", b"\x89PNG", 1, 1, {"seed": 7})], Metrics(12, 0.0, 1 << 20), "Qwen-Image"),
+        Output([Media("image/png", b"\x89PNG", {"seed": 7})], Metrics(12, 0.0, 1 << 20), "Qwen-Image"),
     ],
     ids=lambda message: type(message).__name__,
 )

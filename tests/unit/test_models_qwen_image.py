@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.models.contract import GenerateRequest, ModelRefused
+from deployments.models.fields import MAX_SEED
 from deployments.models.qwen_image import (
     FIELDS,
     MAX_PROMPT_CHARS,
-    MAX_SEED,
     MAX_STEPS,
     MIN_STEPS,
     SIZES,

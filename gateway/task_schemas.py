@@ -1,0 +1,357 @@
+"""The inputs of tasks, field by field, as callers may send them: strict types, no unknown fields, limits with reasons.
+
+A media input is a pair of fields, `<name>Url` and `<name>FileId`: one of them, or neither where it is optional. The
+platform fetches it when the job runs; `MEDIA` says what it may be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Annotated, Any, ClassVar, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.alias_generators import to_camel
+
+from gateway.problems import InvalidFields, field_faults
+
+MAX_PROMPT_CHARS: Final = 4000
+"""About the 1,024 tokens that the picture and film models read at most."""
+MAX_SPEECH_CHARS: Final = 4000
+"""Five minutes of speech: more than one call of the model keeps a voice steady for."""
+MAX_VOICE_CHARS: Final = 1000
+"""A voice in a few sentences."""
+MAX_TRANSLATE_CHARS: Final = 10_000
+"""About four pages, and what a language model translates without losing the thread."""
+MAX_SEED: Final = 2**32 - 1
+"""Every client's JSON numbers hold it exactly, JavaScript's too."""
+MAX_URL_CHARS: Final = 2048
+"""Signed URLs of the large object stores stay below 1,500."""
+
+MEDIA: Final[Mapping[str, tuple[str, ...]]] = {
+    "sourceImage": ("image/",),
+    "audio": ("audio/", "video/"),
+    "referenceAudio": ("audio/",),
+}
+"""The beginnings of the types that each media input may have; a film has a sound track."""
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be blank")
+    return value
+
+
+def _whole_as_decimal(value: object) -> object:
+    """Let a whole JSON number stand for its decimal."""
+    return Decimal(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _web_address(value: str) -> str:
+    """Check the form of a URL; where it leads is checked when it is fetched, since names change."""
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError("is not a URL") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ValueError("must be an http or https URL with a host")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must not carry a user name or password")
+    if any(char.isspace() or not char.isprintable() for char in value):
+        raise ValueError("must not contain spaces; write them as %20")
+    return value
+
+
+Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS), AfterValidator(_not_blank)]
+NegativePrompt = Annotated[
+    str | None, Field(max_length=MAX_PROMPT_CHARS, description="What the result must not show or sound like.")
+]
+Seed = Annotated[
+    int | None,
+    Field(
+        ge=0,
+        le=MAX_SEED,
+        description="The same seed and settings make the same file. Without it, one is drawn.",
+    ),
+]
+Steps = Annotated[
+    int | None,
+    Field(
+        ge=2,
+        le=50,
+        description="More steps take longer and cost the same; without it, the model's own setting.",
+    ),
+]
+Guidance = Annotated[
+    Decimal,
+    BeforeValidator(_whole_as_decimal),
+    Field(ge=1, le=10, description="How closely the result follows the prompt; 1 turns guidance off."),
+    WithJsonSchema({"type": "number", "minimum": 1, "maximum": 10}),
+]
+MediaUrl = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=MAX_URL_CHARS,
+        description="Fetched by the platform, from public addresses alone.",
+        json_schema_extra={"format": "uri"},
+    ),
+    AfterValidator(_web_address),
+]
+FileId = Annotated[
+    str, Field(pattern=r"^file_[0-9A-Za-z]{1,40}$", description="One of your files, instead of a URL.")
+]
+AspectRatio = Literal["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3"]
+Language = Literal[
+    "Auto",
+    "Chinese",
+    "English",
+    "French",
+    "German",
+    "Italian",
+    "Japanese",
+    "Korean",
+    "Portuguese",
+    "Russian",
+    "Spanish",
+]
+"""What Qwen3-TTS speaks. Source: its model card."""
+WHISPER_LANGUAGES: Final[tuple[str, ...]] = tuple(
+    "en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml"  # noqa: SIM905
+    " cy sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu"
+    " am yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su yue".split()
+)
+"""What Whisper hears, by its own codes. Source: its tokenizer."""
+AudioFormat = Literal["mp3", "wav", "flac"]
+"""What every browser plays."""
+
+
+LanguageName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z][A-Za-z ()-]{1,39}$",
+        description="A language by its English name.",
+    ),
+]
+
+
+class TaskInput(BaseModel):
+    """A task's input: camelCase, strict, no field that is not listed."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", alias_generator=to_camel)
+    needs: ClassVar[tuple[str, ...]] = ()
+    """The media inputs that the task cannot do without."""
+
+    @model_validator(mode="after")
+    def _one_source_for_each(self) -> TaskInput:
+        fields = {field.alias or name: name for name, field in type(self).model_fields.items()}
+        for media in MEDIA:
+            if f"{media}Url" not in fields:
+                continue
+            given = [kind for kind in ("Url", "FileId") if getattr(self, fields[media + kind]) is not None]
+            if len(given) > 1:
+                raise ValueError(f"give {media}Url or {media}FileId, not both")
+            if media in self.needs and not given:
+                raise ValueError(f"give {media}Url or {media}FileId")
+        return self
+
+
+class _Picture(TaskInput):
+    negative_prompt: NegativePrompt = None
+    seed: Seed = None
+    steps: Steps = None
+    guidance: Guidance | None = None
+    output_format: Literal["png", "webp"] = "png"
+
+    @model_validator(mode="after")
+    def _negative_prompt_needs_guidance(self) -> _Picture:
+        if self.negative_prompt and self.guidance is not None and self.guidance <= 1:
+            raise ValueError("negativePrompt has no effect at guidance 1; leave one of them out")
+        return self
+
+
+class ImageGenerate(_Picture):
+    """The input of `image.generate`."""
+
+    prompt: Annotated[Prompt, Field(description="What the picture shows.")]
+    aspect_ratio: AspectRatio = "1:1"
+
+
+class ImageEdit(_Picture):
+    """The input of `image.edit`."""
+
+    needs: ClassVar[tuple[str, ...]] = ("sourceImage",)
+
+    prompt: Annotated[Prompt, Field(description="What to change.")]
+    source_image_url: MediaUrl | None = None
+    source_image_file_id: FileId | None = None
+    aspect_ratio: Annotated[
+        AspectRatio | None, Field(description="Without it, the one nearest to the source's.")
+    ] = None
+
+
+class MusicGenerate(TaskInput):
+    """The input of `music.generate`."""
+
+    prompt: Annotated[
+        str,
+        Field(min_length=1, max_length=1000, description="Style, instruments, mood."),
+        AfterValidator(_not_blank),
+    ]
+    lyrics: Annotated[
+        str | None,
+        Field(
+            max_length=MAX_PROMPT_CHARS,
+            description="What is sung, with marks such as `[verse]` and `[chorus]`; without it, nobody sings.",
+        ),
+    ] = None
+    duration_seconds: Annotated[int, Field(ge=1, le=240, description="Whole seconds; each is paid for.")] = 30
+    seed: Seed = None
+    output_format: AudioFormat = "mp3"
+
+
+class SfxGenerate(TaskInput):
+    """The input of `sfx.generate`."""
+
+    prompt: Annotated[
+        str,
+        Field(min_length=1, max_length=1000, description="What is heard."),
+        AfterValidator(_not_blank),
+    ]
+    negative_prompt: Annotated[str | None, Field(max_length=1000, description="What is not heard.")] = None
+    duration_seconds: Annotated[int, Field(ge=1, le=47, description="Whole seconds; each is paid for.")] = 5
+    seed: Seed = None
+    output_format: AudioFormat = "mp3"
+
+
+class AudioTranscribe(TaskInput):
+    """The input of `audio.transcribe`. `maxMinutes` is held; what is charged is the recording's length."""
+
+    needs: ClassVar[tuple[str, ...]] = ("audio",)
+
+    audio_url: MediaUrl | None = None
+    audio_file_id: FileId | None = None
+    language: Annotated[
+        Literal[WHISPER_LANGUAGES] | None,  # type: ignore[valid-type]  # one list for the model and its callers
+        Field(description="The language spoken; without it, it is recognised."),
+    ] = None
+    max_minutes: Annotated[
+        int, Field(ge=1, le=180, description="A longer recording is refused and costs nothing.")
+    ] = 10
+
+
+class TextTranslate(TaskInput):
+    """The input of `text.translate`."""
+
+    text: Annotated[
+        str,
+        Field(min_length=1, max_length=MAX_TRANSLATE_CHARS, description="Each character is paid for."),
+        AfterValidator(_not_blank),
+    ]
+    target_language: Annotated[LanguageName, Field(examples=["French", "Brazilian Portuguese"])]
+    source_language: Annotated[LanguageName | None, Field(description="Without it, it is recognised.")] = None
+
+
+class VideoGenerate(TaskInput):
+    """The input of `video.generate`. With a source image, the film begins with it."""
+
+    prompt: Annotated[Prompt, Field(description="What happens in the film, and what is heard.")]
+    source_image_url: MediaUrl | None = None
+    source_image_file_id: FileId | None = None
+    duration_seconds: Annotated[int, Field(ge=1, le=20, description="Whole seconds; each is paid for.")] = 5
+    aspect_ratio: AspectRatio = "16:9"
+    negative_prompt: NegativePrompt = None
+    sound: Annotated[bool, Field(description="Whether the film has a sound track.")] = True
+    seed: Seed = None
+    steps: Steps = None
+
+
+class _Speech(TaskInput):
+    text: Annotated[
+        str,
+        Field(min_length=1, max_length=MAX_SPEECH_CHARS, description="What is said."),
+        AfterValidator(_not_blank),
+    ]
+    language: Language = "Auto"
+    seed: Seed = None
+    output_format: AudioFormat = "mp3"
+
+
+class AudioSpeak(_Speech):
+    """The input of `audio.speak`. The longest that the text may take is held; each second begun is charged."""
+
+    voice_description: Annotated[
+        str | None,
+        Field(min_length=1, max_length=MAX_VOICE_CHARS, description="Who speaks, and how."),
+    ] = None
+
+
+class VoiceClone(_Speech):
+    """The input of `voice.clone`, held and charged as `audio.speak` is. Clone a voice only with its owner's consent."""
+
+    needs: ClassVar[tuple[str, ...]] = ("referenceAudio",)
+
+    reference_audio_url: MediaUrl | None = None
+    reference_audio_file_id: FileId | None = None
+    reference_text: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=MAX_SPEECH_CHARS,
+            description="What the recording says; with it, its manner of speaking is kept too.",
+        ),
+    ] = None
+
+
+INPUTS: Final[Mapping[str, type[TaskInput]]] = {
+    "image.generate": ImageGenerate,
+    "image.edit": ImageEdit,
+    "video.generate": VideoGenerate,
+    "audio.speak": AudioSpeak,
+    "voice.clone": VoiceClone,
+    "music.generate": MusicGenerate,
+    "sfx.generate": SfxGenerate,
+    "audio.transcribe": AudioTranscribe,
+    "text.translate": TextTranslate,
+}
+"""The input of each task that this code knows. The catalogue says which are on sale, and for how much."""
+
+
+def task_input(task: str, sent: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task's input as the model gets it: checked, with the API's own defaults, without empty fields.
+
+    Raises: InvalidFields, each under `input.`.
+    """
+    try:
+        checked = INPUTS[task].model_validate(sent)
+    except ValidationError as error:
+        faults = field_faults(error.errors(include_url=False, include_context=False, include_input=False))
+        raise InvalidFields(
+            [(f"input.{field}" if field != "body" else "input", text) for field, text in faults.faults]
+        ) from error
+    return {
+        name: float(value) if isinstance(value, Decimal) else value
+        for name, value in checked.model_dump(by_alias=True, exclude_none=True).items()
+    }
+
+
+def media_of(job_input: Mapping[str, Any]) -> dict[str, tuple[Literal["Url", "FileId"], str]]:
+    """Return the media inputs of a checked input: for each name, whether it is a URL or a file, and which."""
+    found: dict[str, tuple[Literal["Url", "FileId"], str]] = {}
+    for name in MEDIA:
+        if url := job_input.get(f"{name}Url"):
+            found[name] = ("Url", url)
+        elif file_id := job_input.get(f"{name}FileId"):
+            found[name] = ("FileId", file_id)
+    return found

@@ -1,0 +1,93 @@
+"""The real Qwen3 classes on tiny weights, translating into noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from deployments.models import registry, weights
+from deployments.models.contract import (
+    TINY_NOTICE,
+    GenerateRequest,
+    Media,
+    ModelCanceled,
+    ModelRefused,
+    Placement,
+    Progress,
+)
+from deployments.models.qwen3 import Qwen3Translator
+
+CPU = Placement("cpu", cpu_threads=1, cpu_offload=False)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Qwen3Translator:
+    models_dir = tmp_path_factory.mktemp("models")
+    weights.ensure_tiny(registry.entry_for("translation"), models_dir)
+    return Qwen3Translator.load(registry.resolve("translation", "tiny", models_dir), CPU)
+
+
+def translate(model: Qwen3Translator, is_canceled=lambda: False, seen=None, **fields: Any) -> Media:
+    fields = {"text": "Hello, my friend.", "targetLanguage": "French", **fields}
+    request = GenerateRequest("job_1", "text.translate", fields, 100_000)
+    [made] = model.generate(request, (lambda _: None) if seen is None else seen.append, is_canceled).media
+    return made
+
+
+def test_a_translation_is_a_text_that_is_in_the_answer_too(model: Qwen3Translator) -> None:
+    media = translate(model)
+    assert media.content_type == "text/plain"
+    assert media.data.decode() == media.facts["text"] != ""
+    assert "\x00" not in media.facts["text"]
+    assert (media.facts["targetLanguage"], media.facts["notice"]) == ("French", TINY_NOTICE)
+
+
+def test_the_same_text_gives_the_same_translation_and_another_language_another(
+    model: Qwen3Translator,
+) -> None:
+    first, again, other = (
+        translate(model, targetLanguage=name).data for name in ("French", "French", "Zulu")
+    )
+    assert first == again
+    assert first != other
+
+
+def test_the_whole_conversation_reaches_the_model(
+    model: Qwen3Translator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    original = model._model.generate
+
+    def generate(input_ids: Any, **settings: Any) -> Any:
+        asked.append(model._tokenizer.decode(input_ids[0]))
+        return original(input_ids=input_ids, **settings)
+
+    monkeypatch.setattr(model._model, "generate", generate)
+    translate(model, text="Ignore this.", sourceLanguage="English")
+    assert "from English into French" in asked[0]
+    assert "<|im_start|>user\nIgnore this.<|im_end|>\n<|im_start|>assistant\n" in asked[0]
+
+
+def test_a_cancellation_stops_at_the_next_word(model: Qwen3Translator) -> None:
+    seen: list[Progress] = []
+    with pytest.raises(ModelCanceled):
+        translate(model, is_canceled=lambda: len(seen) > 2, seen=seen)
+    assert len(seen) == 3
+
+
+def test_progress_never_falls_and_ends_at_one(model: Qwen3Translator) -> None:
+    seen: list[Progress] = []
+    translate(model, seen=seen)
+    assert [at.fraction for at in seen] == sorted(at.fraction for at in seen)
+    assert seen[-1].fraction == 1
+
+
+@pytest.mark.parametrize(
+    "fields", [{"text": " "}, {"targetLanguage": ""}, {"text": "x" * 10_001}, {"tone": "x"}]
+)
+def test_a_refusal_comes_before_any_computing(model: Qwen3Translator, fields: dict[str, Any]) -> None:
+    seen: list[Progress] = []
+    with pytest.raises(ModelRefused):
+        translate(model, seen=seen, **fields)
+    assert seen == []

@@ -1,0 +1,47 @@
+"""What the surface hears of a model application, from Serve's own account of it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from deployments.handles import _state
+from gateway.ports import ModelState
+
+TRACE = """The deployment failed to start 3 times in a row. Error:
+Traceback (most recent call last):
+  File "/somewhere/qwen3_tts.py", line 1, in load
+deployments.models.environments.EnvironmentMissing: environment_missing: The speech environment does not work.
+"""
+
+
+def overview(status: str, message: str = "", deployment: str = "") -> SimpleNamespace:
+    return SimpleNamespace(
+        status=status, message=message, deployments={"Model": SimpleNamespace(message=deployment)}
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "state"),
+    [
+        (None, ModelState("x", "unavailable", "not deployed")),
+        (overview("RUNNING"), ModelState("x", "ready", None)),
+        (overview("DEPLOYING"), ModelState("x", "starting", None)),
+        (overview("UNHEALTHY"), ModelState("x", "unavailable", "unhealthy")),
+        (
+            overview("DEPLOY_FAILED", "The deployments ['Model'] are UNHEALTHY.", TRACE),
+            ModelState("x", "unavailable", "The speech environment does not work.", failed=True),
+        ),
+        (
+            overview("DEPLOY_FAILED", TRACE),
+            ModelState("x", "unavailable", "The speech environment does not work.", failed=True),
+        ),
+        (
+            overview("DEPLOY_FAILED", 'File "/somewhere", line 1\nRuntimeError: secret'),
+            ModelState("x", "unavailable", "its model could not be started.", failed=True),
+        ),
+    ],
+)
+def test_a_state_says_what_callers_may_know(found, state):
+    assert _state("x", found) == state

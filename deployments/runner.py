@@ -127,6 +127,8 @@ class Runner:
             group.create_task(self._every(min(BEAT_S, self._settings.lease_s / 3), self._beat))
             group.create_task(self._every(SWEEP_S, self._sweep))
             group.create_task(self._every(MAIL_S, self._postman.deliver))
+            # Apart from the sweep: a facilitator that hangs keeps nothing else waiting.
+            group.create_task(self._every(SWEEP_S, self._settle_wallets))
             await self._dispatch(group)
 
     # -- taking work -------------------------------------------------------------------------------------------
@@ -299,6 +301,8 @@ class Runner:
         if self._checkout is not None:
             for event in await self._ledger("due_events", EVENTS_A_SWEEP):
                 await self._checkout.apply(event)
+
+    async def _settle_wallets(self) -> None:
         if self._x402 is not None:
             await self._x402.settle_due(EVENTS_A_SWEEP)
 

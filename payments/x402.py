@@ -111,9 +111,12 @@ class X402Checkout:
                 raise SettlementPending(outcome.payment_id)
 
     async def settle_due(self, limit: int) -> None:
-        """Ask again about payments whose outcome nobody knows."""
-        for settling in await self._books.due_x402(limit):
-            await self._settle(settling)
+        """Ask again about payments whose outcome nobody knows; one at a time, so that each has its whole lease."""
+        for _ in range(limit):
+            for settling in (taken := await self._books.due_x402(1)):
+                await self._settle(settling)
+            if not taken:
+                return
 
     async def _settle(self, settling: Settling) -> Outcome:
         said = await self._facilitator.settle(settling.payload)

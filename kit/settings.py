@@ -233,6 +233,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 "FAREBOX_X402_FACILITATOR needs FAREBOX_X402_PAY_TO beside it: payments need an address"
             )
+        if self.x402_facilitator and self.live_payments and not self.x402_live:
+            raise ValueError(
+                "live Stripe keys and test USDC are configured together, and anyone can have test USDC: set"
+                " FAREBOX_X402_NETWORK=eip155:8453 or unset FAREBOX_X402_FACILITATOR"
+            )
         if self.x402_facilitator and self.x402_live and self.sandbox:
             raise ValueError(
                 "real USDC (FAREBOX_X402_NETWORK=eip155:8453) and the payment sandbox are configured together: set"
@@ -254,7 +259,8 @@ class Settings(BaseSettings):
     def wants_sandbox(self) -> bool:
         """Whether the launcher should start the payment sandbox."""
         if self.sandbox is None:
-            return not self.stripe_secret_key.get_secret_value()
+            real_usdc = self.x402_facilitator and self.x402_live
+            return not self.stripe_secret_key.get_secret_value() and not real_usdc
         return self.sandbox
 
     @property

@@ -6,12 +6,16 @@ by whoever comes first: its caller, who sends the same request again, or the run
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final, Protocol
 
-from kit.errors import InvalidRequest
+import structlog
+
+from kit.errors import InvalidRequest, Unavailable
 from kit.settings import Settings
 from payments.errors import PaymentRequired, SettlementPending, SettlementUnclear
 from payments.x402_facilitator import Facilitator, HttpFacilitator, Settlement
@@ -26,7 +30,11 @@ from payments.x402_wire import (
     quote_hash,
 )
 
+log = structlog.get_logger(__name__)
+
 ASK: Final = "This call costs money: send a key, or pay with x402 what `details.accepts` says."
+CONCLUDE_PAUSES_S: Final = (0.2, 1.0, 3.0)
+"""An answer that cannot be stored is worth a few seconds: the facilitator may not give it again."""
 MINOR_PER_USDC: Final = 10**USDC_PLACES
 MINOR_PER_CENT: Final = MINOR_PER_USDC // 100
 
@@ -120,6 +128,12 @@ class X402Checkout:
 
     async def _settle(self, settling: Settling) -> Outcome:
         said = await self._facilitator.settle(settling.payload)
+        if said.transaction:  # should the books be away for long, this line still tells where the money is
+            log.info("an x402 payment moved", payment_id=settling.payment_id, transaction=said.transaction)
+        for pause_s in CONCLUDE_PAUSES_S:
+            with suppress(Unavailable):
+                return await self._books.conclude_x402(settling.payment_id, settling.attempt, said)
+            await asyncio.sleep(pause_s)
         return await self._books.conclude_x402(settling.payment_id, settling.attempt, said)
 
     def _bill(

@@ -24,6 +24,7 @@ from x402.mechanisms.evm.exact import ExactEvmScheme
 from gateway.answers import Problem
 from gateway.app import create_app
 from gateway.x402_answers import PackageBought, PaidJobAccepted
+from kit.errors import Unavailable
 from kit.settings import Settings
 from payments.x402 import X402Checkout, x402_for
 from sandbox.testing import running
@@ -306,6 +307,43 @@ async def test_upkeep_settles_what_its_caller_gave_up(client, chain, db, x402, a
     assert chain.settles == 2
     paid = await client.post(JOBS, json=FOX, headers=payment)
     assert (paid.status_code, chain.settles) == (202, 2)
+    await assert_sound(db)
+
+
+async def test_an_answer_that_the_books_could_not_take_at_once_is_not_lost(  # noqa: PLR0917  # fixtures
+    client, chain, server, db, monkeypatch, assert_sound
+):
+    """The facilitator forgets: had its answer been lost, the payment would be unclear."""
+    chain.forgets = True
+    away = iter([True, True])
+    conclude = server.conclude_x402
+
+    async def flaky(*args):
+        if next(away, False):
+            raise Unavailable("The ledger", 2)
+        return await conclude(*args)
+
+    monkeypatch.setattr(server, "conclude_x402", flaky)
+    monkeypatch.setattr("payments.x402.CONCLUDE_PAUSES_S", (0, 0))
+    paid = await client.post(JOBS, json=FOX, headers=await signed(chain, client))
+    assert (paid.status_code, chain.settles) == (202, 1), paid.text
+    await assert_sound(db)
+
+
+async def test_a_crash_after_the_settlement_is_made_good(  # noqa: PLR0917  # fixtures
+    client, chain, server, db, monkeypatch, assert_sound
+):
+    async def dies(*args):
+        raise RuntimeError("killed with the answer in its hand")
+
+    payment = await signed(chain, client)
+    with monkeypatch.context() as broken:
+        broken.setattr(server, "conclude_x402", dies)
+        assert (await client.post(JOBS, json=FOX, headers=payment)).status_code == 500
+    assert len(chain.transactions) == 1
+    await due_now(db)
+    paid = await client.post(JOBS, json=FOX, headers=payment)
+    assert (paid.status_code, len(chain.transactions)) == (202, 1)
     await assert_sound(db)
 
 

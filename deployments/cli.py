@@ -21,8 +21,10 @@ from deployments.books import books, in_books
 from deployments.cli_people import show_outbox, users_app
 from deployments.command_line import by_hand, user_id_of
 from deployments.launcher import Launcher, LaunchError
+from deployments.purchases import purchases_app
 from deployments.receipts import receipt_app
 from deployments.serve_api import dashboard_hint
+from deployments.webhooks import webhooks_app
 from gateway.catalog import TOKENS_PER_CREDIT
 from kit import migrate as migrations
 from kit.errors import AppError
@@ -57,6 +59,8 @@ app.add_typer(models_app, name="models")
 app.add_typer(users_app, name="users")
 app.command("outbox")(show_outbox)
 app.add_typer(receipt_app, name="receipt")
+app.add_typer(webhooks_app, name="webhooks")
+app.add_typer(purchases_app, name="purchases")
 for name, nouns in {
     "account": account_cli.account_app,
     "prices": operator_cli.prices_app,

@@ -17,6 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.books import announce_books, forget_books
+from deployments.ledger_billing import LedgerBilling
 from deployments.ledger_desk import LedgerDesk
 from deployments.ledger_keys import LedgerKeys
 from deployments.ledger_people import LedgerPeople
@@ -51,7 +52,7 @@ log = structlog.get_logger(__name__)
 
 
 class LedgerServer(
-    LedgerReads, LedgerTools, LedgerKeys, LedgerPeople, LedgerDesk, LedgerReferrals, LedgerX402
+    LedgerReads, LedgerTools, LedgerKeys, LedgerPeople, LedgerDesk, LedgerReferrals, LedgerBilling, LedgerX402
 ):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
 
@@ -236,12 +237,14 @@ class LedgerServer(
         """Keep a verified event."""
         return await self._run("store_event", webhooks.store, event)
 
-    async def finish_event(self, provider: str, event_id: str, problem: str | None) -> None:
-        """Mark an event applied, or note why not."""
-        await self._run("finish_event", webhooks.finish, provider, event_id, problem)
+    async def finish_event(
+        self, provider: str, event_id: str, problem: str | None, final: bool = False
+    ) -> None:
+        """Mark an event applied, or note why not; a final problem makes it a dead letter."""
+        await self._run("finish_event", webhooks.finish, provider, event_id, problem, final)
 
     async def due_events(self, limit: int) -> list[ProviderEvent]:
-        """Return events to try again."""
+        """Take up events to try again."""
         return await self._run("due_events", webhooks.due, limit)
 
     # -- the runner's calls ------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from kit.ids import new_id
 from kit.settings import Settings, load_settings
 from kit.storage import ObjectStore
 from kit.telemetry import configure_logging, errors_total, job_run_seconds, jobs_total
-from payments.checkout import Checkout
+from payments.cards import CardCheckout
 from payments.stripe_checkout import checkout_for
 from payments.x402 import X402Checkout, x402_for
 
@@ -53,6 +53,8 @@ AWAY_S: Final = 2.0
 """How long an application that cannot be called is left alone before its jobs are claimed again."""
 EVENTS_A_SWEEP: Final = 20
 """Payment events tried again in one sweep."""
+CATCH_UP_S: Final = 600.0
+"""How often the provider is asked for events that no webhook brought: a lost one is never longer noticed."""
 HAND_BACK_S: Final = 4.0
 """Time to give jobs back at the end: two calls to the books and some air."""
 EXTENSIONS: Final = {
@@ -102,7 +104,7 @@ class Runner:
         ledger: Call,
         models: ModelCalls,
         objects: ObjectStore,
-        checkout: Checkout | None,
+        checkout: CardCheckout | None,
         places: Mapping[str, int],
         x402: X402Checkout | None = None,
         fetcher: Fetcher | None = None,
@@ -126,6 +128,8 @@ class Runner:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._every(min(BEAT_S, self._settings.lease_s / 3), self._beat))
             group.create_task(self._every(SWEEP_S, self._sweep))
+            if self._checkout is not None:
+                group.create_task(self._every(CATCH_UP_S, self._catch_up))
             group.create_task(self._every(MAIL_S, self._postman.deliver))
             # Apart from the sweep: a facilitator that hangs keeps nothing else waiting.
             group.create_task(self._every(SWEEP_S, self._settle_wallets))
@@ -305,6 +309,11 @@ class Runner:
     async def _settle_wallets(self) -> None:
         if self._x402 is not None:
             await self._x402.settle_due(EVENTS_A_SWEEP)
+
+    async def _catch_up(self) -> None:
+        assert self._checkout is not None
+        if missed := await self._checkout.catch_up():
+            log.warning("webhooks were missed", events=missed)
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:

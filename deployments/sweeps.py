@@ -8,7 +8,7 @@ from typing import Any, Final
 from gateway import idempotency, leases, quotas, sign_in, turns
 from kit import outbox
 from ledger import chain, grants, holds
-from payments import referrals
+from payments import referrals, webhooks
 from payments.referrals import Programme
 
 EXPIRED_HOLDS_A_SWEEP: Final = 200
@@ -42,6 +42,7 @@ class Sweeps:
         await self._run("sweep_holds", holds.expire_due, EXPIRED_HOLDS_A_SWEEP)
         await self._run("sweep_idempotency", idempotency.forget_old)
         await self._run("sweep_counters", quotas.forget_old)
+        await self._run("sweep_events", webhooks.forget_old)
         await self._run("sweep_turns", turns.forget_turns)
         await self._run("sweep_codes", sign_in.forget_old)
         await self._run("sweep_outbox", outbox.forget_old)

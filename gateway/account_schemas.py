@@ -34,7 +34,16 @@ def _lower(value: str) -> str:
 
 OwnEmail = Annotated[Email, AfterValidator(_lower)]
 """As users are known: two spellings of one address are one user."""
-Code = Annotated[str, Field(min_length=1, max_length=40, examples=["1234 5678"]), AfterValidator(_digits)]
+Code = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=40,
+        examples=["1234 5678"],
+        json_schema_extra={"pattern": rf"^[ -]*([0-9][ -]*){{{DIGITS}}}$"},
+    ),
+    AfterValidator(_digits),
+]
 
 
 class StartSignIn(Request):
@@ -54,7 +63,11 @@ class DeleteAccount(Request):
     """Delete the account of this session."""
 
     email: Annotated[OwnEmail, Field(description="Typed again, against deletions by mistake.")]
-    confirm: Annotated[bool, Field(description="Must be `true`."), AfterValidator(_is_true)]
+    confirm: Annotated[
+        bool,
+        Field(description="Must be `true`.", json_schema_extra={"const": True}),
+        AfterValidator(_is_true),
+    ]
     forfeit: Annotated[
         bool, Field(description="Give up what is left of the balance; without it, a balance gets 409.")
     ] = False

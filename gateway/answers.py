@@ -353,11 +353,17 @@ class FileDeleted(Ok):
     deleted: Literal[True]
 
 
+class PortalOpened(Ok):
+    """A page of the payment provider is open."""
+
+    portal_url: Annotated[str, Field(description="Where the account's owner goes; for them alone.")]
+
+
 class WebhookReceived(Ok):
     """The event is kept."""
 
     received: Literal[True]
-    duplicate: Annotated[bool, Field(description="Whether this event was applied before.")]
+    duplicate: Annotated[bool, Field(description="Whether this event was kept before.")]
 
 
 class TrialBalanceLine(Answer):

@@ -27,6 +27,7 @@ from gateway.routes import (
     files,
     job_events,
     keys,
+    manual,
     media,
     operations,
     operator_desk,
@@ -47,7 +48,7 @@ from gateway.session_cookie import SessionCookie
 from gateway.task_schemas import INPUTS
 from kit.settings import Settings
 from kit.storage import ObjectStore, UrlSigner
-from payments.checkout import Checkout
+from payments.cards import CardCheckout
 from payments.x402 import X402Checkout
 
 HEALTH_KEPT_S: Final = 1.0
@@ -67,7 +68,7 @@ NO_TELEMETRY: Final = {
 
 ROUTERS: Final = (
     tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, x402_purchases,
-    refills, pricing, vouchers, referral, sign_in, account, pages, operator_users, operator_desk,
+    refills, pricing, vouchers, referral, sign_in, account, pages, manual, operator_users, operator_desk,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 
@@ -76,7 +77,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
     settings: Settings,
     ledger: Ledger,
     models: Models,
-    checkout: Checkout | None,
+    checkout: CardCheckout | None,
     objects: ObjectStore,
     *,
     x402: X402Checkout | None = None,
@@ -151,7 +152,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
     return app
 
 
-def payments_mode(settings: Settings, checkout: Checkout | None) -> PaymentsMode:
+def payments_mode(settings: Settings, checkout: CardCheckout | None) -> PaymentsMode:
     """Tell what money this server takes: real, a provider's test money, the sandbox's play money, or none."""
     if checkout is None:
         return "off"

@@ -53,7 +53,7 @@ def parse_json(raw: bytes) -> dict[str, Any]:
         raise InvalidRequest("body", "is empty; send a JSON object")
     try:
         text = raw.decode()
-        value = _DECODER.decode(text)
+        value = _read(text)
         if _SUSPECT.search(text):
             _refuse_forbidden(value, "")
     except UnicodeDecodeError as error:
@@ -64,8 +64,6 @@ def parse_json(raw: bytes) -> dict[str, Any]:
         ) from error
     except RecursionError as error:
         raise InvalidRequest("body", "is nested too deeply") from error
-    except (ValueError, ArithmeticError) as error:
-        raise InvalidRequest("body", "holds a number out of all bounds") from error
     if not isinstance(value, dict):
         raise InvalidRequest("body", "must be a JSON object")
     return value
@@ -195,7 +193,34 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _read(text: str) -> Any:
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, ArithmeticError):  # a number that nothing here can hold: read again to find its name
+        value = _BOUNDED.decode(text)
+        _refuse_forbidden(value, "")
+        return value
+
+
+def _whole(number: str) -> object:
+    try:
+        return int(number)
+    except ValueError:
+        return _BOUNDLESS
+
+
+def _decimal(number: str) -> object:
+    try:
+        return Decimal(number)
+    except ArithmeticError:
+        return _BOUNDLESS
+
+
 def _refuse_forbidden(value: Any, path: str) -> None:
+    if value is _BOUNDLESS:
+        raise InvalidRequest(path or "body", "is a number out of all bounds")
     if isinstance(value, Decimal) and not value.is_finite():
         raise InvalidRequest(path or "body", f"{value} is not a number in JSON")
     if isinstance(value, str):
@@ -216,4 +241,9 @@ def _shown(name: str) -> str:
     return _FORBIDDEN.sub("?", name)[:SHOWN_NAME_CHARS]
 
 
+_BOUNDLESS: Final = object()
+"""Stands for a number past the bounds of Python's own."""
+_BOUNDED: Final = json.JSONDecoder(
+    parse_int=_whole, parse_float=_decimal, parse_constant=Decimal, object_pairs_hook=_object
+)
 _DECODER: Final = json.JSONDecoder(parse_float=Decimal, parse_constant=Decimal, object_pairs_hook=_object)

@@ -19,6 +19,7 @@ from gateway.errors import UnknownTask
 from gateway.quantities import MILLI, QUANTITIES
 from kit.errors import InvalidRequest
 from ledger.transfers import Kind
+from payments.currencies import CARD_STEP_MINOR, chargeable
 from payments.packages import Package
 
 CATALOG_FILE: Final = Path(__file__).with_name("catalog.yaml")
@@ -144,6 +145,11 @@ def load_catalog(path: Path = CATALOG_FILE) -> Catalog:
         lines = [f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()]
         raise CatalogError(f"{path}: " + "; ".join(lines)) from error
     codes = [package.code for package in file.packages]
+    for package in file.packages:
+        if not chargeable(package.price_minor, package.currency):
+            raise CatalogError(
+                f"{path}: packages: {package.code}: cards pay {package.currency} in steps of {CARD_STEP_MINOR}"
+            )
     if twice := sorted({code for code in codes if codes.count(code) > 1}):
         raise CatalogError(f"{path}: packages: the code {twice[0]} appears twice")
     tools = {name: tool.priced(name, file.price_version) for name, tool in file.tools.items()}
@@ -164,6 +170,7 @@ def load_catalog(path: Path = CATALOG_FILE) -> Catalog:
                 package.credits * TOKENS_PER_CREDIT,
                 package.price_minor,
                 package.currency,
+                file.price_version,
             )
             for package in file.packages
         },

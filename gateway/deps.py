@@ -18,6 +18,7 @@ from structlog.contextvars import get_contextvars
 from gateway.catalog import Catalog
 from gateway.kept import Kept
 from gateway.operator_ports import Signed
+from gateway.patterns import RETRY_KEY, SENT_RETRY_KEY
 from gateway.ports import Ledger, ModelState
 from gateway.prices import PriceList
 from gateway.session_cookie import CSRF_HEADER, SessionCookie
@@ -29,13 +30,11 @@ from kit.storage import ObjectStore, UrlSigner
 from ledger.accounts import World
 from ledger.audit import TrialBalance
 from ledger.keys import Credential, hash_key
-from payments.checkout import Checkout
+from payments.cards import CardCheckout
 from payments.x402 import X402Checkout
 
 KEY_BODY: Final = r"[0-9A-Za-z]{16,128}"
 """What follows the brand part of a key: ours have 43 characters; the books need not hear of anything else."""
-RETRY_KEY: Final = re.compile(r"[\x20-\x7e]{1,255}")
-"""Printable ASCII as the idempotency-key draft has it; 255 is what the books keep."""
 SECURED: Final[dict[str, Any]] = {"security": [{"bearer": []}, {"apiKey": []}, {"session": []}]}
 """For `openapi_extra`: this route wants a key, in either header, or the cookie of a signed-in browser."""
 SESSION_ONLY: Final[dict[str, Any]] = {"security": [{"session": []}]}
@@ -49,7 +48,7 @@ class Parts:
 
     settings: Settings
     ledger: Ledger
-    checkout: Checkout | None
+    checkout: CardCheckout | None
     x402: X402Checkout | None
     """Sells single calls to wallets; None: strangers hear 401."""
     objects: ObjectStore
@@ -213,10 +212,15 @@ async def retry_key(
             description="Makes a retry safe: the same key and request return the first answer again,"
             " with `Idempotent-Replayed: true`. 1 to 255 printable ASCII characters.",
             examples=["job-001"],
+            json_schema_extra=SENT_RETRY_KEY,
         ),
     ] = None,
     idempotency_key: Annotated[
-        str | None, Header(description="The same as `X-Idempotency-Key`, by its standard name.")
+        str | None,
+        Header(
+            description="The same as `X-Idempotency-Key`, by its standard name; two that are sent must be equal.",
+            json_schema_extra=SENT_RETRY_KEY,
+        ),
     ] = None,
 ) -> str | None:
     """Give a route the idempotency key of its headers. Raises: InvalidRequest."""
@@ -241,7 +245,7 @@ def agreed_key(sent: list[str]) -> str | None:
         raise InvalidRequest("idempotencyKey", "differs between the headers and the body; send one")
     if not sent:
         return None
-    if not RETRY_KEY.fullmatch(sent[0]):
+    if not re.fullmatch(RETRY_KEY, sent[0]):
         raise InvalidRequest("idempotencyKey", "must be 1 to 255 printable ASCII characters")
     return sent[0]
 

@@ -179,6 +179,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
         "balance": 600.0,
         "balanceTokens": 60000,
     },
+    "openBillingPortal": {"ok": True, "portalUrl": "https://billing.stripe.com/p/session/..."},
     "createKey": {"ok": True, **_KEY},
     "startSignIn": {"ok": True, "email": "dev@company.com", "digits": 8, "expiresInS": 600},
     "verifySignIn": {

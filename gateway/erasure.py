@@ -20,7 +20,7 @@ from ledger import accounts, grants, sessions, users
 from ledger.credits import adjust
 from ledger.errors import AccountFrozen
 from ledger.keys import Caller
-from payments import purchases
+from payments import customers, purchases
 
 FORFEITED: Final = "account deleted"
 """The reference of the transfer that takes a forfeited balance: at most one for each account."""
@@ -41,6 +41,7 @@ async def delete_account(conn: AsyncConnection, caller: Caller, email: str, *, f
         await _empty(conn, account_id, forfeit=forfeit)
     await sessions.revoke_everything(conn, caller.user_id)
     await purchases.forget_payer(conn, caller.user_id, users.nameless(caller.user_id))
+    await customers.forget_customers(conn, caller.user_id)
     await sign_in.forget_address(conn, caller.email)
     await outbox.forget_recipient(conn, caller.email)
     left: list[str] = []

@@ -67,6 +67,7 @@ BUCKETS: Final[Mapping[BucketName, Bucket]] = {
 ROUTES: Final[Mapping[str, BucketName]] = {
     "startStripeCheckout": "purchase",
     "buyWithX402": "purchase",
+    "openBillingPortal": "purchase",
     "claimStripeKey": "sensitive_auth",
     "createKey": "sensitive_auth",
     "rotateKey": "sensitive_auth",
@@ -97,11 +98,13 @@ UNLIMITED: Final = frozenset(
         "show_canceled",
         "show_dashboard",
         "show_docs",
-        "show_receipts",
         "show_account",
         "show_credits",
         "show_pricing",
         "show_sign_in",
+        "show_chapter",
+        "show_llms_text",
+        "show_plugin",
         "show_openapi",
         # A provider's deliveries: the signature guards them, and a refused one would come again.
         "receiveStripeWebhook",

@@ -20,7 +20,19 @@ class Named(Protocol):
 T = TypeVar("T", bound=Named)
 
 Limit = Annotated[int, Query(ge=1, le=100, description="How many to return.")]
-Cursor = Annotated[str | None, Query(description="The `nextCursor` of the page before.")]
+
+
+def cursor_of(pattern: str) -> Any:
+    """Return the query parameter of a list whose cursors look so."""
+    return Query(
+        description="The `nextCursor` of the page before.", json_schema_extra={"pattern": f"^{pattern}$"}
+    )
+
+
+Cursor = Annotated[str | None, cursor_of("[0-9a-z_]{1,40}")]
+JobCursor = Annotated[str | None, cursor_of("job_[0-9a-z]{26}")]
+FileCursor = Annotated[str | None, cursor_of("file_[0-9a-z]{26}")]
+LineCursor = Annotated[str | None, cursor_of("[1-9][0-9]{0,17}")]
 
 
 def searched(field: str, text: str | None) -> str | None:

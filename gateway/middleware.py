@@ -31,6 +31,9 @@ SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 """A caller's request id goes into our logs: no spaces, quotes or line ends."""
 KNOWN_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """A caller may invent methods; a metric label may not."""
+PLAIN: Final = re.compile(r"[A-Za-z._-]{0,24}|v[0-9]|[a-z]{2,6}_[0-9a-z]{26}")
+"""A path's parts that may stand in a log. Short words: a secret of letters alone is longer."""
+SHOWN_PATH_CHARS: Final = 200
 READS: Final = frozenset({"GET", "HEAD"})
 LINGER_S: Final = 5.0
 LINGER_BYTES: Final = 64 << 20
@@ -79,7 +82,7 @@ class Edge:
             visit.status = visit.status or CHARGED_TO_CLIENT
         except Exception:
             errors_total.labels("http").inc()
-            log.exception("a request ended in an error that nobody expected", path=scope["path"][:200])
+            log.exception("a request ended in an error that nobody expected", path=shown_path(scope["path"]))
             if visit.status:  # the answer is under way: only a broken connection tells that it is not whole
                 raise
             await problem_response(Internal())(scope, visit.receive, visit.send)
@@ -108,11 +111,19 @@ class Edge:
                 level,
                 "request",
                 method=method,
-                path=scope["path"][:200],
+                path=shown_path(scope["path"]),
                 route=route,
                 status=status,
                 ms=round(seconds * 1000, 1),
             )
+
+
+def shown_path(path: str) -> str:
+    """Return a path fit for a log: words and ids of ours as they are, anything else as `*`.
+
+    Keys, codes and card numbers land in paths by mistake, and a log keeps them.
+    """
+    return "/".join(each if PLAIN.fullmatch(each) else "*" for each in path[:SHOWN_PATH_CHARS].split("/"))
 
 
 class _Visit:

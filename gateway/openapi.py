@@ -17,6 +17,7 @@ from pydantic.json_schema import models_json_schema
 from gateway.answers import Problem
 from gateway.catalog import Catalog
 from gateway.documented import ANSWERS, OFFER, REQUESTS
+from gateway.documented_rest import REST
 from gateway.errors import (
     AccountInUse,
     BalanceLeft,
@@ -34,6 +35,7 @@ from kit.errors import (
     AppError,
     AuthRequired,
     Forbidden,
+    Internal,
     InvalidRequest,
     NotFound,
     PayloadTooLarge,
@@ -44,6 +46,7 @@ from ledger.errors import AccountFrozen, AmbiguousPrefix, HoldResolved, Insuffic
 from payments.errors import (
     AccountExists,
     AlreadyClaimed,
+    PaymentFailed,
     PaymentMismatch,
     PaymentPending,
     PaymentRequired,
@@ -80,6 +83,7 @@ _SAMPLES: Final[dict[str, AppError]] = {
         BalanceLeft(5900),
         AccountInUse(100),
         PaymentPending(),
+        PaymentFailed(),
         AlreadyClaimed(),
         AccountExists(),
         PaymentRequired(ASK, encode(OFFER)),
@@ -89,6 +93,7 @@ _SAMPLES: Final[dict[str, AppError]] = {
         PaymentMismatch("pur_01k8z0c6m5n7q2r4t6v8x0y2z4", "amount"),
         PayloadTooLarge(1 << 20),
         UnsupportedMediaType("application/json"),
+        Internal(),
         Unavailable("The ledger", 2),
         PaymentsUnavailable("No payment provider is configured on this server."),
     )
@@ -105,6 +110,7 @@ _MEANINGS: Final = {
     413: "The body is too large.",
     415: "The body is of another type.",
     429: "Too many requests; nothing was done. Try again after `Retry-After` seconds.",
+    500: "Our fault. What was done is whole or not at all: repeat a write under its idempotency key.",
     503: "A part is away for now; nothing was charged. Try again after `Retry-After` seconds.",
 }
 _RETRY_AFTER: Final = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
@@ -168,7 +174,11 @@ UPLOAD: Final[dict[str, Any]] = {
                     "required": ["file"],
                     "additionalProperties": False,
                     "properties": {
-                        "file": {"type": "string", "contentMediaType": "application/octet-stream"}
+                        "file": {
+                            "type": "string",
+                            "minLength": 1,
+                            "contentMediaType": "application/octet-stream",
+                        }
                     },
                 }
             }
@@ -253,7 +263,7 @@ def problems(*refusals: str | AppError) -> dict[int | str, dict[str, Any]]:
     Says that others look the same.
     """
     described: dict[int | str, dict[str, Any]] = {}
-    for refusal in refusals:
+    for refusal in (*refusals, "internal_error"):
         sample = _SAMPLES[refusal] if isinstance(refusal, str) else refusal
         response = described.setdefault(
             sample.status,
@@ -317,6 +327,7 @@ def _document(
     }
     schemas = parts.setdefault("schemas", {})
     schemas.update(_task_inputs())
+    _offer(schemas, catalog)
     parts["headers"] = _LIMIT_FIELDS
     gates = {route.operation_id: route.app for route in app.routes if isinstance(route, APIRoute)}
     for path in made["paths"].values():
@@ -361,6 +372,20 @@ def _complete(operation: dict[str, Any]) -> None:
             response["description"] = "Accepted." if status == "202" else "Done."
             if name in ANSWERS:
                 response["content"]["application/json"]["example"] = ANSWERS[name]
+        answer = response.get("content", {}).get("application/json")
+        if answer and status.startswith("2") and name in REST:
+            answer.setdefault("example", REST[name])
+
+
+def _offer(schemas: dict[str, Any], catalog: Catalog) -> None:
+    """Name what is on sale where a request names it."""
+    for request, field, names in (
+        ("StartCheckout", "packageCode", catalog.packages),
+        ("CheckTool", "tool", catalog.tools),
+        ("SpendTool", "tool", catalog.tools),
+        ("SubmitJob", "task", catalog.tasks),
+    ):
+        schemas[request]["properties"][field]["enum"] = list(names)
 
 
 def _task_inputs() -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from gateway.catalog import TOKENS_PER_CREDIT
+from gateway.numbers import whole_as_decimal
 from gateway.schemas import (
     MAX_CREDITS,
     Credits,
@@ -16,7 +17,6 @@ from gateway.schemas import (
     Request,
     at_most_decimals,
     one_line,
-    whole_as_decimal,
 )
 from payments.vouchers import MAX_CODES, VoucherTerms
 

@@ -25,6 +25,7 @@ from ledger.refills import Refilled
 from ledger.sessions import Session
 from ledger.spends import Allowance, Check, Spend, Spent
 from ledger.statements import Cost, Statement
+from payments.customers import Customer
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase
 from payments.referrals import Application, Standing
 from payments.webhooks import ProviderEvent
@@ -373,7 +374,7 @@ class Ledger(Desk, Protocol):
         """Raises: NotFound."""
 
     async def fulfil(self, paid: PaidSession) -> Purchase:
-        """Grant what was paid for, once, however often this is called.
+        """Grant what was paid for, once, and take back what of the money went back, however often this is called.
 
         Raises: NotFound, PaymentMismatch.
         """
@@ -391,10 +392,21 @@ class Ledger(Desk, Protocol):
         """
 
     async def store_event(self, event: ProviderEvent) -> bool:
-        """Keep a verified event; return False for one that is already there and applied."""
+        """Keep a verified event; return whether it is the caller's to handle now."""
 
-    async def finish_event(self, provider: str, event_id: str, problem: str | None) -> None:
-        """Mark an event applied, or keep it for another try with the problem noted."""
+    async def finish_event(
+        self, provider: str, event_id: str, problem: str | None, final: bool = False
+    ) -> None:
+        """Mark an event applied, or keep it with the problem: for another try, or as a dead letter if that is final."""
+
+    async def billing_customer(self, provider: str, credential: Credential, need: str) -> Customer:
+        """Return who the caller is at a payment provider. Raises: AuthRequired, Forbidden."""
+
+    async def remember_customer(self, provider: str, user_id: str, customer_id: str) -> None:
+        """Link a user to a provider's customer; the first link of either stays."""
+
+    async def newest_event(self, provider: str) -> datetime | None:
+        """Return when a provider's last event came in."""
 
     async def resume_x402(self, bill: Bill) -> Outcome | None:
         """Return how a wallet's payment with this nonce stands; None: it was never sent. Raises: PaymentReused."""

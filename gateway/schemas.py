@@ -7,6 +7,7 @@ own ceiling in silence. Numbers are never made from strings, and fractions stay 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -24,6 +25,8 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from gateway.catalog import TOKENS_PER_CREDIT
+from gateway.numbers import decimal_as_whole, whole_as_decimal
+from gateway.patterns import LINE, NETWORK, SENT_RETRY_KEY, TEXT
 from gateway.task_schemas import INPUTS
 from kit.addresses import network, spelled
 from ledger.accounts import World
@@ -47,17 +50,19 @@ def one_line(value: str) -> str:
     return trimmed
 
 
+def printable(value: str) -> str:
+    """Refuse what would break a line of a statement: controls, half characters, line and paragraph separators."""
+    if any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in value):
+        raise ValueError("must not hold control characters or line ends")
+    return value
+
+
 def _email(value: str) -> str:
     """Check the form of an address; whether it receives mail, the provider's receipt will tell."""
     try:
         return validate_email(value, check_deliverability=False).normalized
     except EmailNotValidError as error:
         raise ValueError(f"is not an e-mail address: {error}") from error
-
-
-def whole_as_decimal(value: object) -> object:
-    """Let a whole JSON number stand for its decimal."""
-    return Decimal(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def at_most_decimals(places: int) -> Callable[[Decimal], Decimal]:
@@ -102,10 +107,10 @@ def _each_once(values: list[str]) -> list[str]:
 
 
 Scope = Annotated[
-    str, Field(pattern=r"^(read|files|keys|checkout|(tools|tasks):(\*|[a-z0-9][a-z0-9_.-]{0,63}))$")
+    str, Field(pattern=r"^(read|files|keys|checkout|billing|(tools|tasks):(\*|[a-z0-9][a-z0-9_.-]{0,63}))$")
 ]
 FutureInstant = Annotated[datetime, BeforeValidator(_future_instant)]
-Label = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(one_line)]
+Label = Annotated[str, Field(min_length=1, max_length=100, json_schema_extra=LINE), AfterValidator(one_line)]
 Credits = Annotated[
     Decimal,
     BeforeValidator(whole_as_decimal),
@@ -114,7 +119,7 @@ Credits = Annotated[
     WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": MAX_CREDITS, "multipleOf": 0.01}),
 ]
 IdempotencyKey = Annotated[
-    str | None,
+    Annotated[str, Field(json_schema_extra=SENT_RETRY_KEY)] | None,
     Field(description="The same as the `X-Idempotency-Key` header; when both are sent, they must be equal."),
 ]
 
@@ -142,7 +147,12 @@ class StartCheckout(Request):
 class ClaimKey(Request):
     """Claim the first API key of a payment."""
 
-    session_id: Annotated[str, Field(min_length=1, max_length=255, description="From the checkout's answer.")]
+    session_id: Annotated[
+        str,
+        Field(
+            min_length=1, max_length=255, description="From the checkout's answer.", json_schema_extra=TEXT
+        ),
+    ]
     key_label: Label = "Primary key"
 
 
@@ -171,13 +181,13 @@ class CreateKey(Request):
             " jobs, files, keys. `tools:<tool>` or `tools:*`: check and spend; `tools:consume`: consume credits."
             " `tasks:<task>` or `tasks:*`: submit and cancel jobs, look at jobs, read and upload files. `files`: read,"
             " upload and delete files. `keys`: list, make, rotate and revoke keys. `checkout`: top the account up, by a"
-            " payment or a voucher.",
+            " payment or a voucher. `billing`: open the billing portal.",
             examples=[["tasks:image.generate", "read"]],
         ),
     ] = None
     allowed_ips: Annotated[
         Annotated[
-            list[Annotated[str, Field(max_length=49), AfterValidator(_network)]],
+            list[Annotated[str, Field(max_length=49, json_schema_extra=NETWORK), AfterValidator(_network)]],
             Field(min_length=1, max_length=MAX_LISTED),
             AfterValidator(_each_once),
         ]
@@ -227,6 +237,7 @@ class RotateKey(Request):
             le=MAX_OVERLAP_S,
             description="How long the old secret works on; 0: it ends at once, as after a leak.",
         ),
+        BeforeValidator(decimal_as_whole),
     ]
     idempotency_key: IdempotencyKey = None
 
@@ -251,12 +262,16 @@ class ApplyReferral(Request):
 
 
 def _complete_schema(schema: dict[str, Any]) -> None:
-    """Show the inputs of all tasks where the job's `input` stands in the OpenAPI document."""
+    """Show with each task its own input, where the job's `input` stands in the OpenAPI document."""
     schema["properties"]["input"] = {
+        "type": "object",
         "title": "Input",
         "description": "The fields of the task.",
-        "anyOf": [{"$ref": f"#/components/schemas/{model.__name__}"} for model in INPUTS.values()],
     }
+    schema["anyOf"] = [
+        {"properties": {"task": {"const": task}, "input": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+        for task, model in INPUTS.items()
+    ]
 
 
 class SubmitJob(Request):

@@ -23,6 +23,8 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
+from gateway.numbers import decimal_as_whole, whole_as_decimal
+from gateway.patterns import PROMPT, TEXT
 from gateway.problems import InvalidFields, field_faults
 
 MAX_PROMPT_CHARS: Final = 4000
@@ -52,11 +54,6 @@ def _not_blank(value: str) -> str:
     return value
 
 
-def _whole_as_decimal(value: object) -> object:
-    """Let a whole JSON number stand for its decimal."""
-    return Decimal(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
 def _web_address(value: str) -> str:
     """Check the form of a URL; where it leads is checked when it is fetched, since names change."""
     try:
@@ -73,29 +70,32 @@ def _web_address(value: str) -> str:
     return value
 
 
-Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS), AfterValidator(_not_blank)]
+AS_WHOLE: Final = BeforeValidator(decimal_as_whole)
+Text = Annotated[str, Field(json_schema_extra=TEXT)]
+Prompt = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_PROMPT_CHARS, json_schema_extra=PROMPT),
+    AfterValidator(_not_blank),
+]
 NegativePrompt = Annotated[
-    str | None, Field(max_length=MAX_PROMPT_CHARS, description="What the result must not show or sound like.")
+    Annotated[str, Field(max_length=MAX_PROMPT_CHARS, json_schema_extra=TEXT)] | None,
+    Field(description="What the result must not show or sound like."),
 ]
 Seed = Annotated[
-    int | None,
+    Annotated[int, Field(ge=0, le=MAX_SEED), AS_WHOLE] | None,
     Field(
-        ge=0,
-        le=MAX_SEED,
         description="The same seed and settings make the same file. Without it, one is drawn.",
     ),
 ]
 Steps = Annotated[
-    int | None,
+    Annotated[int, Field(ge=2, le=50), AS_WHOLE] | None,
     Field(
-        ge=2,
-        le=50,
         description="More steps take longer and cost the same; without it, the model's own setting.",
     ),
 ]
 Guidance = Annotated[
     Decimal,
-    BeforeValidator(_whole_as_decimal),
+    BeforeValidator(whole_as_decimal),
     Field(ge=1, le=10, description="How closely the result follows the prompt; 1 turns guidance off."),
     WithJsonSchema({"type": "number", "minimum": 1, "maximum": 10}),
 ]
@@ -210,13 +210,15 @@ class MusicGenerate(TaskInput):
         AfterValidator(_not_blank),
     ]
     lyrics: Annotated[
-        str | None,
+        Text | None,
         Field(
             max_length=MAX_PROMPT_CHARS,
             description="What is sung, with marks such as `[verse]` and `[chorus]`; without it, nobody sings.",
         ),
     ] = None
-    duration_seconds: Annotated[int, Field(ge=1, le=240, description="Whole seconds; each is paid for.")] = 30
+    duration_seconds: Annotated[
+        int, Field(ge=1, le=240, description="Whole seconds; each is paid for."), AS_WHOLE
+    ] = 30
     seed: Seed = None
     output_format: AudioFormat = "mp3"
 
@@ -230,7 +232,9 @@ class SfxGenerate(TaskInput):
         AfterValidator(_not_blank),
     ]
     negative_prompt: Annotated[str | None, Field(max_length=1000, description="What is not heard.")] = None
-    duration_seconds: Annotated[int, Field(ge=1, le=47, description="Whole seconds; each is paid for.")] = 5
+    duration_seconds: Annotated[
+        int, Field(ge=1, le=47, description="Whole seconds; each is paid for."), AS_WHOLE
+    ] = 5
     seed: Seed = None
     output_format: AudioFormat = "mp3"
 
@@ -247,7 +251,7 @@ class AudioTranscribe(TaskInput):
         Field(description="The language spoken; without it, it is recognised."),
     ] = None
     max_minutes: Annotated[
-        int, Field(ge=1, le=180, description="A longer recording is refused and costs nothing.")
+        int, Field(ge=1, le=180, description="A longer recording is refused and costs nothing."), AS_WHOLE
     ] = 10
 
 
@@ -256,7 +260,12 @@ class TextTranslate(TaskInput):
 
     text: Annotated[
         str,
-        Field(min_length=1, max_length=MAX_TRANSLATE_CHARS, description="Each character is paid for."),
+        Field(
+            min_length=1,
+            max_length=MAX_TRANSLATE_CHARS,
+            description="Each character is paid for.",
+            json_schema_extra=PROMPT,
+        ),
         AfterValidator(_not_blank),
     ]
     target_language: Annotated[LanguageName, Field(examples=["French", "Brazilian Portuguese"])]
@@ -269,7 +278,9 @@ class VideoGenerate(TaskInput):
     prompt: Annotated[Prompt, Field(description="What happens in the film, and what is heard.")]
     source_image_url: MediaUrl | None = None
     source_image_file_id: FileId | None = None
-    duration_seconds: Annotated[int, Field(ge=1, le=20, description="Whole seconds; each is paid for.")] = 5
+    duration_seconds: Annotated[
+        int, Field(ge=1, le=20, description="Whole seconds; each is paid for."), AS_WHOLE
+    ] = 5
     aspect_ratio: AspectRatio = "16:9"
     negative_prompt: NegativePrompt = None
     sound: Annotated[bool, Field(description="Whether the film has a sound track.")] = True
@@ -280,7 +291,9 @@ class VideoGenerate(TaskInput):
 class _Speech(TaskInput):
     text: Annotated[
         str,
-        Field(min_length=1, max_length=MAX_SPEECH_CHARS, description="What is said."),
+        Field(
+            min_length=1, max_length=MAX_SPEECH_CHARS, description="What is said.", json_schema_extra=PROMPT
+        ),
         AfterValidator(_not_blank),
     ]
     language: Language = "Auto"
@@ -292,7 +305,7 @@ class AudioSpeak(_Speech):
     """The input of `audio.speak`. The longest that the text may take is held; each second begun is charged."""
 
     voice_description: Annotated[
-        str | None,
+        Text | None,
         Field(min_length=1, max_length=MAX_VOICE_CHARS, description="Who speaks, and how."),
     ] = None
 
@@ -305,7 +318,7 @@ class VoiceClone(_Speech):
     reference_audio_url: MediaUrl | None = None
     reference_audio_file_id: FileId | None = None
     reference_text: Annotated[
-        str | None,
+        Text | None,
         Field(
             min_length=1,
             max_length=MAX_SPEECH_CHARS,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import unicodedata
 from decimal import Decimal
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from gateway.catalog import TOKENS_PER_CREDIT
+from gateway.numbers import whole_as_decimal
+from gateway.patterns import LINE, REFERENCE, TEXT
 from gateway.quantities import MILLI
-from gateway.schemas import Credits, IdempotencyKey, Request, at_most_decimals, one_line, whole_as_decimal
+from gateway.schemas import Credits, IdempotencyKey, Request, at_most_decimals, one_line, printable
 
 MAX_UNITS: Final = 10**9
 """Thirty years of seconds; times the dearest price that a catalogue may name, it fits the books' 64 bits."""
@@ -22,12 +23,6 @@ Units = Annotated[
     AfterValidator(at_most_decimals(3)),
     WithJsonSchema({"type": "number", "exclusiveMinimum": 0, "maximum": MAX_UNITS, "multipleOf": 0.001}),
 ]
-
-
-def _printable(value: str) -> str:
-    if any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in value):
-        raise ValueError("must not hold control characters or line ends")
-    return value
 
 
 class _ToolUse(BaseModel):
@@ -70,14 +65,13 @@ class SpendTool(_ToolUse):
             max_length=255,
             description="Your idempotency key: the same `tool` and `reference` charge once, for ever.",
             examples=["req_2026-07-03_abc123"],
+            json_schema_extra=REFERENCE,
         ),
-        AfterValidator(_printable),
+        AfterValidator(printable),
     ]
     hold_id: Annotated[
-        str | None,
+        Annotated[str, Field(min_length=1, max_length=100, json_schema_extra=TEXT)] | None,
         Field(
-            min_length=1,
-            max_length=100,
             description="Charge this hold, at the price of its check, and free the rest of it. More than it holds"
             " is refused.",
         ),
@@ -91,7 +85,11 @@ class ConsumeCredits(Request):
     reason: Annotated[
         str,
         Field(
-            min_length=1, max_length=200, description="One line for the statement.", examples=["rendering"]
+            min_length=1,
+            max_length=200,
+            description="One line for the statement.",
+            examples=["rendering"],
+            json_schema_extra=LINE,
         ),
         AfterValidator(one_line),
     ]

@@ -71,6 +71,7 @@ class Database:
             url,
             pool_size=pool_size,
             max_overflow=0,
+            hide_parameters=True,  # an error's text goes to the logs: no e-mail, prompt or reference in it
             pool_timeout=5,  # seconds: a caller hears 503 rather than wait behind a full pool
             pool_use_lifo=True,
             json_serializer=lambda value: orjson.dumps(value).decode(),

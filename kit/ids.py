@@ -22,6 +22,7 @@ Prefix = Literal[
     "voucher",
     "ref",
     "x402",
+    "ret",
 ]
 
 

@@ -47,6 +47,8 @@ class Settings(BaseSettings):
     profile: Profile = "tiny"
     public_url: str = ""
     """What callers reach us by; empty means `http://host:port`."""
+    contact_email: str = ""
+    """Where callers write to; machines read it at `/.well-known/ai-plugin.json`."""
     trusted_proxies: str = ""
     """Your proxies in front, addresses and networks with commas between: they append to `X-Forwarded-For` and are
     believed. Only where they are named are requests counted by address too."""
@@ -78,8 +80,19 @@ class Settings(BaseSettings):
     stripe_webhook_secret: SecretStr = Field(
         default=SecretStr(""), validation_alias=_variable("STRIPE_WEBHOOK_SECRET")
     )
+    """Several with commas between are all valid: a new one beside the old, while one is rotated."""
     stripe_api_base: str = Field(default="", validation_alias=_variable("STRIPE_API_BASE"))
     """Empty means Stripe itself; the sandbox's address where it runs."""
+    stripe_receipts: bool = False
+    """Stripe mails the payer a receipt."""
+    stripe_invoices: bool = False
+    """Stripe makes an invoice of each payment; the portal lists them."""
+    stripe_promotion_codes: bool = False
+    """The payment page takes promotion codes; a discounted package has all its credits."""
+    stripe_tax: Literal["", "exclusive", "inclusive"] = ""
+    """Stripe Tax works the tax out: on top of the price, or within it. Empty: no tax."""
+    webhook_tolerance_s: int = Field(default=300, ge=10)
+    """How old a webhook's signature may be: Stripe's own five minutes."""
     sandbox: bool | None = None
     """The payment sandbox: on when unset and no provider is configured. Never beside live keys."""
 
@@ -211,7 +224,7 @@ class Settings(BaseSettings):
                 "live Stripe keys and the payment sandbox are configured together: unset STRIPE_SECRET_KEY, or set"
                 " FAREBOX_SANDBOX=0 and unset STRIPE_API_BASE"
             )
-        if self.stripe_secret_key.get_secret_value() and not self.stripe_webhook_secret.get_secret_value():
+        if self.stripe_secret_key.get_secret_value() and not self.stripe_webhook_secrets:
             raise ValueError(
                 "STRIPE_SECRET_KEY needs STRIPE_WEBHOOK_SECRET beside it: payments would never arrive"
             )
@@ -254,6 +267,12 @@ class Settings(BaseSettings):
     def live_payments(self) -> bool:
         """Whether the configured Stripe key moves real money."""
         return self.stripe_secret_key.get_secret_value().startswith(("sk_live_", "rk_live_"))
+
+    @property
+    def stripe_webhook_secrets(self) -> tuple[str, ...]:
+        """The secrets that may have signed a webhook; an empty one is none."""
+        written = self.stripe_webhook_secret.get_secret_value().split(",")
+        return tuple(secret.strip() for secret in written if secret.strip())
 
     @property
     def wants_sandbox(self) -> bool:

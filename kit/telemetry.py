@@ -21,6 +21,8 @@ _SECRETS: Final = re.compile(
     r"\b(\w{2,12}_(?:live|test)_)[0-9A-Za-z]{8,}|(whsec_|Bearer\s+|code=|signature=)[^\s\"'&]+"
 )
 """API keys of any brand, Stripe's own keys, webhook secrets, bearer headers and signed-URL signatures."""
+_CARDS: Final = re.compile(r"(?<![\w.])\d(?:[ -]?\d){12,18}(?!\w|\.\d)")
+"""As many digits as card numbers have, in the groups that people type; `_luhn` tells them from other numbers."""
 
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """From a coalesced read (about a millisecond) to the longest call that is not a job."""
@@ -48,14 +50,24 @@ job_run_seconds = Histogram(
     buckets=(0.1, 0.5, 1, 5, 15, 60, 300, 1800),
 )
 webhooks_total = Counter(
-    "farebox_webhooks", "Webhooks received, by provider and outcome.", ["provider", "outcome"]
+    "farebox_webhooks",
+    "Webhooks by provider, as they came in and as they were handled.",
+    ["provider", "outcome"],
 )
 errors_total = Counter("farebox_unexpected_errors", "Exceptions that reached a process edge.", ["edge"])
 
 
 def redact(text: str) -> str:
-    """Blank out whatever looks like a key, code or signature."""
-    return _SECRETS.sub(lambda match: f"{match[1] or match[2]}***", text)
+    """Blank out whatever looks like a key, code, signature or card number."""
+    text = _SECRETS.sub(lambda match: f"{match[1] or match[2]}***", text)
+    return _CARDS.sub(lambda match: "***" if _luhn(match[0]) else match[0], text)
+
+
+def _luhn(written: str) -> bool:
+    """Whether the digits end with the check digit of card numbers. Source: ISO/IEC 7812-1, annex B."""
+    digits = [int(char) for char in reversed(written) if char.isdigit()]
+    doubled = [2 * digit for digit in digits[1::2]]
+    return (sum(digits[::2]) + sum(each // 10 + each % 10 for each in doubled)) % 10 == 0
 
 
 def _redact_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

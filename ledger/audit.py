@@ -179,7 +179,9 @@ LEDGER_CHECKS: Final = (
                JOIN accounts w ON w.id = t.account_id
                JOIN accounts o ON o.id = CASE w.kind
                    WHEN 'debt' THEN CAST(split_part(w.code, ':', 2) AS bigint) ELSE w.id END
+               LEFT JOIN transfers r ON r.id = t.reverses_id
                WHERE t.kind IN ('clawback', 'debt')
+                   OR t.kind = 'reinstatement' AND r.kind IN ('clawback', 'debt')
                GROUP BY o.id
            ) t ON t.id = a.id
            WHERE coalesce(g.clawed, 0) <> coalesce(t.moved, 0)""",

@@ -92,7 +92,7 @@ async def clawback(  # noqa: PLR0913  # the facts of a transfer
                 )
             ],
         )  # fmt: skip
-        await _add_debt(conn, purse, outcome.debt_tokens)
+        await add_debt(conn, purse, outcome.debt_tokens)
     return outcome
 
 
@@ -113,11 +113,12 @@ async def collect(conn: AsyncConnection, purse: Purse, incoming_tokens: int, eve
     posted = (await post(conn, [posting]))[0]
     purse.balance -= pay
     purse.version = posted.version
-    await _add_debt(conn, purse, -pay)
+    await add_debt(conn, purse, -pay)
     return pay
 
 
-async def _add_debt(conn: AsyncConnection, purse: Purse, amount_tokens: int) -> None:
+async def add_debt(conn: AsyncConnection, purse: Purse, amount_tokens: int) -> None:
+    """Repeat in the account what its debt account has just been told."""
     purse.debt += amount_tokens
     await conn.execute(
         update(accounts).where(accounts.c.id == purse.account_id).values(debt=accounts.c.debt + amount_tokens)

@@ -249,6 +249,25 @@ async def post_drawn(conn: AsyncConnection, purse: Purse, posting: Posting, by_g
     return posted.transfer_id
 
 
+async def give_back(
+    conn: AsyncConnection, account_id: int, transfer_id: int, amount_tokens: int
+) -> dict[int, int]:
+    """Say which grants get a part of a debit back, for `post_drawn`: what was drawn last comes first.
+
+    The account is worked out up to its last entry (`allocate`).
+    """
+    drawn = await conn.execute(queries["drawn_by"], {"account_id": account_id, "transfer_id": transfer_id})
+    left = amount_tokens
+    by_grant: dict[int, int] = {}
+    for row in drawn:
+        part = min(row.amount, left)
+        left -= part
+        if part:
+            by_grant[row.grant_id] = -part
+    assert not left, "a debit was drawn whole"
+    return by_grant
+
+
 async def write_draws(conn: AsyncConnection, purse: Purse, draws: Sequence[Draw]) -> None:
     """Write draws and what then remains of their grants."""
     await conn.execute(

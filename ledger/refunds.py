@@ -101,17 +101,7 @@ async def _give_back(  # noqa: PLR0913, PLR0917  # one step of the two above
     reason: str | None,
 ) -> int:
     await grants.allocate(conn, purse)
-    drawn = await conn.execute(
-        grants.queries["drawn_by"], {"account_id": purse.account_id, "transfer_id": original.id}
-    )
-    left = amount_tokens
-    by_grant: dict[int, int] = {}
-    for row in drawn:
-        part = min(row.amount, left)
-        left -= part
-        if part:
-            by_grant[row.grant_id] = -part
-    assert not left, "a charge was drawn whole"
+    by_grant = await grants.give_back(conn, purse.account_id, original.id, amount_tokens)
     posting = _posting(original, original.house, kind, amount_tokens, reference, reason)
     transfer_id = await grants.post_drawn(conn, purse, posting, by_grant)
     await conn.execute(grants.queries["set_due"], {"account_id": purse.account_id, "now": posting.event_at})

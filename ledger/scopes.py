@@ -6,6 +6,7 @@
     files            read, upload and delete files
     keys             list, make, rotate and revoke keys
     checkout         top the account up, by a payment or a voucher
+    billing          open the payment provider's portal: invoices, receipts, saved cards
 
 A use needs one scope by name, or one of several kinds (`GRANTED_BY`).
 """
@@ -20,6 +21,7 @@ ANY: Final = "any"
 READ: Final = "read"
 KEYS: Final = "keys"
 CHECKOUT: Final = "checkout"
+BILLING: Final = "billing"
 SEE_KEYS: Final = "keys.see"
 SEE_JOBS: Final = "jobs.see"
 SUBMIT: Final = "jobs.submit"

@@ -138,17 +138,19 @@ transfers = Table(
     UniqueConstraint("account_id", "tool", "reference"),
     CheckConstraint(
         "kind IN ('purchase', 'grant', 'referral', 'refund', 'spend', 'capture', 'expiry', 'clawback', 'debt',"
-        " 'debt_payment', 'adjustment', 'reversal')",
+        " 'debt_payment', 'adjustment', 'reversal', 'reinstatement')",
         name="kind",
     ),
     CheckConstraint("amount <> 0", name="amount"),
     CheckConstraint(
         "kind IN ('adjustment', 'reversal', 'debt')"
-        " OR (amount > 0) = (kind IN ('purchase', 'grant', 'referral', 'refund'))",
+        " OR (amount > 0) = (kind IN ('purchase', 'grant', 'referral', 'refund', 'reinstatement'))",
         name="direction",
     ),
     CheckConstraint("(kind = 'capture') = (hold_id IS NOT NULL)", name="capture_has_hold"),
-    CheckConstraint("(kind IN ('refund', 'reversal')) = (reverses_id IS NOT NULL)", name="reverses"),
+    CheckConstraint(
+        "(kind IN ('refund', 'reversal', 'reinstatement')) = (reverses_id IS NOT NULL)", name="reverses"
+    ),
     CheckConstraint(
         "(units_milli IS NULL) = (free_after IS NULL) AND CASE kind WHEN 'spend' THEN units_milli IS NOT NULL"
         " WHEN 'capture' THEN true ELSE units_milli IS NULL END",

@@ -15,7 +15,7 @@ from ledger.tables import transfers
 
 Kind = Literal[
     "purchase", "grant", "referral", "refund", "spend", "capture", "expiry", "clawback", "debt", "debt_payment",
-    "adjustment", "reversal",
+    "adjustment", "reversal", "reinstatement",
 ]  # fmt: skip
 
 

@@ -31,6 +31,24 @@ PAYMENT_CHECKS: Final = (
                    OR p.credits_tokens <> x.credits_tokens OR p.amount_minor <> x.amount_minor)""",
     ),
     Check(
+        "what went back of a payment is what stands of its refunds and disputes",
+        """SELECT p.id AS purchase_id, p.paid_minor, p.returned_minor, coalesce(r.standing, 0) AS standing
+           FROM purchases p
+           LEFT JOIN (
+               SELECT purchase_id, sum(amount_minor) AS standing FROM payment_returns WHERE stands GROUP BY purchase_id
+           ) r ON r.purchase_id = p.id
+           WHERE p.returned_minor <> least(coalesce(r.standing, 0), coalesce(p.paid_minor, 0))""",
+    ),
+    Check(
+        "the credits clawed back of a payment are the share of the money that went back",
+        """SELECT p.id AS purchase_id, p.credits_tokens, p.paid_minor, p.returned_minor, g.clawed
+           FROM purchases p
+           JOIN accounts a ON a.user_id = p.user_id
+           JOIN grants g ON g.account_id = a.id AND g.purchase_id = p.id
+           WHERE EXISTS (SELECT 1 FROM payment_returns r WHERE r.purchase_id = p.id) AND g.clawed <> coalesce(
+               div(CAST(p.credits_tokens AS numeric) * p.returned_minor, nullif(p.paid_minor, 0)), 0)""",
+    ),
+    Check(
         "a referral is rewarded with one transfer of what was promised, to whoever brought the customer",
         """SELECT r.id AS referral_id, r.state, r.reward, t.amount, t.kind
            FROM referrals r

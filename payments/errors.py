@@ -42,6 +42,18 @@ class PaymentPending(AppError):
 
 
 @dataclass
+class PaymentFailed(AppError):
+    """The session is known and will never be paid: it expired, or the money did not come."""
+
+    code = "payment_failed"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return "This payment was not completed and nothing was granted; start a new checkout."
+
+
+@dataclass
 class AlreadyClaimed(AppError):
     """The first key of this payment was handed out; it is shown once."""
 
@@ -79,6 +91,19 @@ class PaymentMismatch(AppError):
         return (
             f"The payment's {self.what} differs from the purchase; write to support with {self.purchase_id}."
         )
+
+
+@dataclass
+class NotRefundable(AppError):
+    """The payment can't be given back so. No money was moved."""
+
+    reason: str
+    code = "not_refundable"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return f"This payment can't be refunded: {self.reason}."
 
 
 @dataclass

@@ -7,8 +7,9 @@ account may claim a key to it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import and_, func, insert, or_, select, update
 from sqlalchemy.engine import Row
@@ -22,8 +23,10 @@ from ledger.grants import Terms
 from ledger.keys import ApiKey, Credential, mint
 from ledger.users import account_of_email, account_of_user
 from payments import referrals
+from payments.customers import remember_customer
 from payments.errors import AccountExists, AlreadyClaimed, PaymentMismatch, PaymentPending
 from payments.packages import Package
+from payments.returns import Return, settle_returns, stop_if_warned
 from payments.tables import purchases
 
 
@@ -40,8 +43,10 @@ class OpenPurchase:
 
 @dataclass(frozen=True, slots=True)
 class PaidSession:
-    """What the provider says of a paid session, read from its API. Units: `amount_minor` minor units.
+    """What the provider says of a paid session and of what became of its payment, read from its API.
 
+    `amount_minor` is the price that was asked, as compared with the package; `paid_minor` what was paid for it, with
+    tax and after discounts (None: the price). `warned`: a card network calls the payment fraudulent. In minor units.
     `card_fingerprint`: the provider's name for the card, the same wherever that card pays; None where it has none.
     """
 
@@ -53,6 +58,11 @@ class PaidSession:
     livemode: bool
     expect_livemode: bool
     card_fingerprint: str | None = None
+    paid_minor: int | None = None
+    payment_id: str | None = None
+    customer_id: str | None = None
+    returns: tuple[Return, ...] = ()
+    warned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +81,9 @@ class Purchase:
     paid: bool
     claimed: bool
     opened_account: bool
+    payment_id: str | None
+    paid_minor: int | None
+    returned_minor: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +115,7 @@ async def open_purchase(
                 credits_tokens=package.credits_tokens,
                 amount_minor=package.price_minor,
                 currency=package.currency,
+                price_version=package.price_version,
             )
             .returning(purchases)
         )
@@ -128,6 +142,25 @@ async def by_session(conn: AsyncConnection, provider: str, session_id: str) -> P
     if row is None:
         raise NotFound("checkout session")
     return _purchase(row)
+
+
+async def by_id(conn: AsyncConnection, purchase_id: str) -> Purchase:
+    """Return a purchase. Raises: NotFound."""
+    row = (await conn.execute(select(purchases).where(purchases.c.id == purchase_id))).one_or_none()
+    if row is None:
+        raise NotFound("purchase")
+    return _purchase(row)
+
+
+async def of_email(conn: AsyncConnection, email: str, limit: int) -> list[Purchase]:
+    """Return the newest purchases that were paid, or begun, with an e-mail address."""
+    rows = await conn.execute(
+        select(purchases)
+        .where(purchases.c.email == email.strip().lower())
+        .order_by(purchases.c.created_at.desc())
+        .limit(limit)
+    )
+    return [_purchase(row) for row in rows]
 
 
 async def list_purchases(conn: AsyncConnection, user_id: str) -> list[Purchase]:
@@ -168,7 +201,7 @@ async def forget_payer(conn: AsyncConnection, user_id: str, address: str) -> Non
 
 
 async def fulfil(conn: AsyncConnection, paid: PaidSession) -> Purchase:
-    """Grant what was paid for, once, however often and from wherever this is called.
+    """Grant what was paid for, once, and take back what of the money went back; however often this is called.
 
     Raises: NotFound for a session that is not of ours; PaymentMismatch, with nothing granted.
     """
@@ -181,8 +214,17 @@ async def fulfil(conn: AsyncConnection, paid: PaidSession) -> Purchase:
     ).one_or_none()
     if row is None or row.session_id not in (None, paid.session_id):
         raise NotFound("purchase")
-    if row.fulfilled_at is not None:
-        return _purchase(row)
+    if row.fulfilled_at is None:
+        row = await _grant(conn, row, paid)
+    owner = await account_of_user(conn, row.user_id, row.world)
+    returned_minor = await settle_returns(conn, row, owner.account_id, paid.returns)
+    if paid.warned:
+        await stop_if_warned(conn, row, owner.account_id)
+    return replace(_purchase(row), returned_minor=returned_minor)
+
+
+async def _grant(conn: AsyncConnection, row: Row[Any], paid: PaidSession) -> Row[Any]:
+    """Grant a purchase that was not granted before; its row is locked. Raises: PaymentMismatch."""
     if paid.currency.lower() != row.currency:
         raise PaymentMismatch(row.id, "currency")
     if paid.amount_minor != row.amount_minor:
@@ -203,23 +245,27 @@ async def fulfil(conn: AsyncConnection, paid: PaidSession) -> Purchase:
         reason=row.package_code,
         terms=Terms(purchase_id=row.id),
     )
-    done = (
-        await conn.execute(
-            update(purchases)
-            .where(purchases.c.id == row.id)
-            .values(
-                session_id=paid.session_id,
-                user_id=owner.user_id,
-                opened_account=owner.opened,
-                transfer_id=transfer_id,
-                fulfilled_at=func.now(),
-                card_fingerprint=paid.card_fingerprint,
-            )
-            .returning(purchases)
+    if paid.customer_id and (owner.opened or row.topup_user_id):
+        # Whoever else pays for an e-mail address is not its owner: their cards stay theirs.
+        await remember_customer(conn, row.provider, owner.user_id, paid.customer_id)
+    done = await conn.execute(
+        update(purchases)
+        .where(purchases.c.id == row.id)
+        .values(
+            session_id=paid.session_id,
+            user_id=owner.user_id,
+            opened_account=owner.opened,
+            transfer_id=transfer_id,
+            fulfilled_at=func.now(),
+            payment_id=paid.payment_id,
+            card_fingerprint=paid.card_fingerprint,
+            paid_minor=row.amount_minor if paid.paid_minor is None else paid.paid_minor,
         )
-    ).one()
+        .returning(purchases)
+    )
+    granted: Row[Any] = done.one()
     await referrals.note_order(conn, owner.account_id, row.id)
-    return _purchase(done)
+    return granted
 
 
 async def claim(conn: AsyncConnection, provider: str, session_id: str, label: str, *, brand: str) -> Claim:
@@ -265,4 +311,7 @@ def _purchase(row: Row[tuple[object, ...]]) -> Purchase:
         paid=row.fulfilled_at is not None,
         claimed=row.claimed_at is not None,
         opened_account=bool(row.opened_account),
+        payment_id=row.payment_id,
+        paid_minor=row.paid_minor,
+        returned_minor=row.returned_minor,
     )

@@ -5,36 +5,91 @@ Source: Stripe's Checkout Sessions API and webhook signatures, API version of st
 
 from __future__ import annotations
 
-from typing import Any, Final
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Final, TypeVar
 
 import orjson
 import stripe
 
 from kit.errors import InvalidRequest, NotFound
 from kit.settings import Settings
-from payments.checkout import Checkout, ProviderSession, PurchaseBooks, SessionRequest
-from payments.errors import PaymentsUnavailable
+from payments import stripe_returns
+from payments.cards import CardBooks, CardCheckout, RefundOrder
+from payments.checkout import ProviderSession, SessionRequest
+from payments.errors import NotRefundable, PaymentsUnavailable
+from payments.returns import Return
+from payments.stripe_amounts import from_stripe, to_stripe
 from payments.webhooks import ProviderEvent
+
+T = TypeVar("T")
 
 TIMEOUT_S: Final = 10.0
 """Stripe answers in under a second; past ten a caller is better served by an error and a retry."""
 NETWORK_RETRIES: Final = 2
 """The SDK repeats with the same idempotency key, so that a repeat creates nothing twice."""
-SESSION_EVENTS: Final = frozenset({"checkout.session.completed", "checkout.session.async_payment_succeeded"})
-"""The events after which a session may be paid; others are kept and acknowledged."""
+SESSION_EVENTS: Final = frozenset(
+    f"checkout.session.{what}"
+    for what in ("completed", "async_payment_succeeded", "async_payment_failed", "expired")
+)
+PAYMENT_EVENTS: Final = frozenset(
+    {
+        "refund.created",
+        "refund.updated",
+        "refund.failed",
+        "charge.refunded",
+        "charge.dispute.created",
+        "charge.dispute.updated",
+        "charge.dispute.closed",
+        "charge.dispute.funds_withdrawn",
+        "charge.dispute.funds_reinstated",
+    }
+)
+"""About a refund, a dispute or a charge: each names the payment that it belongs to."""
+WARNING_EVENTS: Final = frozenset({"radar.early_fraud_warning.created"})
+HANDLED_EVENTS: Final = SESSION_EVENTS | PAYMENT_EVENTS | WARNING_EVENTS
+"""The events to subscribe to; others are kept and acknowledged."""
+NAME: Final = re.compile(r"[A-Za-z0-9_.:-]{1,255}")
+"""What an event's id and type look like, far beyond any that Stripe has."""
+PAGE: Final = 100
+"""Stripe's largest page."""
+EXPANDED: Final = "payment_intent.latest_charge"
+
+
+@dataclass(frozen=True, slots=True)
+class StripeOptions:
+    """How a checkout is offered; see the settings of the same names."""
+
+    receipts: bool = False
+    invoices: bool = False
+    promotion_codes: bool = False
+    tax: str = ""
 
 
 class StripeCheckout:
-    """Hosted Stripe Checkout in payment mode."""
+    """Hosted Stripe Checkout in payment mode, with customers, refunds and a portal."""
 
     name: Final = "stripe"
 
-    def __init__(self, secret_key: str, webhook_secret: str, api_base: str = "") -> None:
-        """Connect to nothing yet. An empty webhook secret is refused: an empty key verifies anything."""
-        if not secret_key or not webhook_secret:
-            raise ValueError("Stripe needs both its secret key and its webhook secret")
+    def __init__(
+        self,
+        secret_key: str,
+        webhook_secrets: Sequence[str],
+        api_base: str = "",
+        *,
+        options: StripeOptions | None = None,
+        tolerance_s: int = 300,
+    ) -> None:
+        """Connect to nothing yet. Of several webhook secrets each is valid: a new one beside the old."""
+        if not secret_key or not all(secret.strip() for secret in webhook_secrets):
+            raise ValueError("Stripe needs its secret key, and an empty webhook secret verifies anything")
         self.livemode = secret_key.startswith(("sk_live_", "rk_live_"))
-        self._webhook_secret = webhook_secret
+        self._webhook_secrets = tuple(webhook_secrets)
+        self._options = options or StripeOptions()
+        self._tolerance_s = tolerance_s
         self._http = stripe.HTTPXClient(timeout=TIMEOUT_S)
         self._client = stripe.StripeClient(
             secret_key,
@@ -47,95 +102,290 @@ class StripeCheckout:
         """Close the connections to Stripe."""
         await self._http.close_async()  # type: ignore[no-untyped-call]
 
+    # -- a checkout --------------------------------------------------------------------------------------------
+
     async def create(self, request: SessionRequest) -> ProviderSession:
         """Open a hosted session; repeated for the same purchase it returns the same session.
 
         Raises: PaymentsUnavailable.
         """
-        metadata = {"purchase_id": request.purchase_id, "package_code": request.package.code}
-        params: Any = {
+        create = self._client.v1.checkout.sessions.create_async
+        key = request.purchase_id
+        try:
+            made = await create(self._session_params(request), {"idempotency_key": key})
+        except stripe.InvalidRequestError as error:
+            if request.customer_id is None or error.param != "customer":
+                raise _unavailable(error) from error
+            # Deleted at Stripe: the payer types everything anew, and is not kept from paying.
+            stranger = self._session_params(replace(request, customer_id=None))
+            made = await _answered(create(stranger, {"idempotency_key": f"{key}:stranger"}))
+        except stripe.StripeError as error:
+            raise _unavailable(error) from error
+        return _session(made, (), warned=False)
+
+    def _session_params(self, request: SessionRequest) -> Any:
+        package, options = request.package, self._options
+        metadata = {"purchase_id": request.purchase_id, "package_code": package.code}
+        price: dict[str, Any] = {
+            "currency": package.currency,
+            "unit_amount": to_stripe(package.price_minor, package.currency),
+            "product_data": {"name": request.product_name},
+        }
+        intent: dict[str, Any] = {"metadata": metadata}
+        params: dict[str, Any] = {
             "mode": "payment",
             "client_reference_id": request.purchase_id,
-            "customer_email": request.email,
-            "line_items": [
-                {
-                    "quantity": 1,
-                    "price_data": {
-                        "currency": request.package.currency,
-                        "unit_amount": request.package.price_minor,
-                        "product_data": {"name": request.product_name},
-                    },
-                }
-            ],
+            "line_items": [{"quantity": 1, "price_data": price}],
             "metadata": metadata,
-            "payment_intent_data": {"metadata": metadata},
+            "payment_intent_data": intent,
             "success_url": request.success_url + "?session_id={CHECKOUT_SESSION_ID}",
             "cancel_url": request.cancel_url,
         }
-        try:
-            session = await self._client.v1.checkout.sessions.create_async(
-                params, {"idempotency_key": request.purchase_id}
-            )
-        except stripe.StripeError as error:
-            raise _unavailable(error) from error
-        return _session(session)
+        if request.customer_id is None:
+            params |= {"customer_email": request.email, "customer_creation": "always"}
+        else:
+            params["customer"] = request.customer_id
+        if options.receipts:
+            intent["receipt_email"] = request.email
+        if options.invoices:
+            params["invoice_creation"] = {"enabled": True}
+        if options.promotion_codes:
+            params["allow_promotion_codes"] = True
+        if options.tax:
+            price["tax_behavior"] = options.tax
+            params["automatic_tax"] = {"enabled": True}
+            if request.customer_id is not None:  # tax needs an address, which the customer may not have yet
+                params["customer_update"] = {"address": "auto"}
+        return params
 
-    async def retrieve(self, session_id: str) -> ProviderSession:
-        """Read a session as Stripe has it now. Raises: NotFound, PaymentsUnavailable."""
-        try:
-            session = await self._client.v1.checkout.sessions.retrieve_async(
-                session_id, {"expand": ["payment_intent.latest_charge"]}
+    async def retrieve(self, object_id: str) -> ProviderSession:
+        """Read a session as Stripe has it now, by its own id, its payment's or an early fraud warning's.
+
+        Raises: NotFound, PaymentsUnavailable.
+        """
+        if object_id.startswith("cs_"):
+            session = await _found(
+                self._client.v1.checkout.sessions.retrieve_async(object_id, {"expand": [EXPANDED]})
             )
+            return _session(session, await self._returns(session, at_all=False), warned=False)
+        payment_id, warned = object_id, False
+        if not object_id.startswith("pi_"):
+            warning = await _found(self._client.v1.radar.early_fraud_warnings.retrieve_async(object_id))
+            if (payment_id := _id(warning.payment_intent) or "") == "":
+                raise NotFound("payment")
+            warned = True
+        page = await _found(
+            self._client.v1.checkout.sessions.list_async(
+                {"payment_intent": payment_id, "limit": 1, "expand": [f"data.{EXPANDED}"]}
+            )
+        )
+        if not page.data:
+            raise NotFound("checkout session")
+        session = page.data[0]
+        return _session(session, await self._returns(session, at_all=True), warned=warned)
+
+    async def _returns(self, session: stripe.checkout.Session, *, at_all: bool) -> tuple[Return, ...]:
+        """Return the refunds and disputes of a session's payment: at all, or if its charge says that some stand.
+
+        A refund that failed does not show in the charge, so that news of one is no reason to believe it.
+        """
+        intent = session.payment_intent
+        charge = intent.latest_charge if isinstance(intent, stripe.PaymentIntent) else None
+        if not isinstance(charge, stripe.Charge) or not (at_all or charge.amount_refunded or charge.disputed):
+            return ()
+        of_payment: Any = {"payment_intent": charge.payment_intent, "limit": PAGE}
+        refunds = await _answered(self._client.v1.refunds.list_async(of_payment))
+        disputes = await _answered(self._client.v1.disputes.list_async(of_payment))
+        return (
+            *[stripe_returns.refund(each.to_dict()) async for each in _all(refunds)],
+            *[stripe_returns.dispute(each.to_dict()) async for each in _all(disputes)],
+        )
+
+    # -- customers and refunds ---------------------------------------------------------------------------------
+
+    async def create_customer(self, user_id: str, email: str) -> str:
+        """Make a customer; repeated for the same user it returns the same one. Raises: PaymentsUnavailable."""
+        made = self._client.v1.customers.create_async(
+            {"email": email, "metadata": {"user_id": user_id}}, {"idempotency_key": f"customer:{user_id}"}
+        )
+        return (await _answered(made)).id
+
+    async def portal(self, customer_id: str, return_url: str) -> str:
+        """Open a portal session; returns its address. Raises: PaymentsUnavailable."""
+        opened = self._client.v1.billing_portal.sessions.create_async(
+            {"customer": customer_id, "return_url": return_url}
+        )
+        return (await _answered(opened)).url
+
+    async def refund(self, order: RefundOrder) -> str:
+        """Give money back; returns the refund's id. Raises: NotRefundable, PaymentsUnavailable."""
+        params: Any = {"payment_intent": order.payment_id, "metadata": {"purchase_id": order.purchase_id}}
+        if order.amount_minor is not None:
+            params["amount"] = to_stripe(order.amount_minor, order.currency)
+        if order.reason is not None:
+            params["reason"] = order.reason
+        try:
+            made = await self._client.v1.refunds.create_async(params, {"idempotency_key": order.key})
         except stripe.InvalidRequestError as error:
-            raise NotFound("checkout session") from error
+            raise NotRefundable((error.user_message or "Stripe refuses it").rstrip(".")) from error
         except stripe.StripeError as error:
             raise _unavailable(error) from error
-        return _session(session)
+        return made.id
+
+    # -- events ------------------------------------------------------------------------------------------------
 
     def verify(self, body: bytes, signature: str) -> ProviderEvent:
-        """Return the event of a webhook whose signature and time are right. Raises: InvalidRequest."""
+        """Return the event of a webhook that one of the secrets signed within the tolerance.
+
+        A stamp from the future only says that our clock is behind; an event is applied once by its id.
+        Raises: InvalidRequest; NotFound without a secret.
+        """
+        if not self._webhook_secrets:
+            raise NotFound("path")
         try:
-            stripe.WebhookSignature.verify_header(body, signature, self._webhook_secret, tolerance=300)
-            event = orjson.loads(body)
-            subject = event["data"]["object"]
-            event_id, kind = str(event["id"]), str(event["type"])
-        except stripe.SignatureVerificationError as error:
-            raise InvalidRequest("Stripe-Signature", "the signature does not verify") from error
+            text = body.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidRequest("body", "is not UTF-8") from error
+        for secret in self._webhook_secrets:
+            try:
+                stripe.WebhookSignature.verify_header(text, signature, secret)
+            except (stripe.SignatureVerificationError, ValueError):
+                continue
+            break
+        else:
+            raise InvalidRequest("Stripe-Signature", "the signature does not verify")
+        signed_at = int(re.search(r"(?:^|,)t=(\d+)", signature)[1])  # type: ignore[index]  # it verified
+        if (age_s := int(time.time()) - signed_at) > self._tolerance_s:
+            raise InvalidRequest(
+                "Stripe-Signature", f"was made {age_s} s ago by this server's clock; is that clock right?"
+            )
+        try:
+            return _event(orjson.loads(body), body)
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidRequest("body", "not a Stripe event") from error
-        about_session = kind in SESSION_EVENTS and isinstance(subject, dict)
-        return ProviderEvent(self.name, event_id, kind, subject.get("id") if about_session else None, body)
+
+    async def events_since(self, moment: datetime) -> list[ProviderEvent]:
+        """Return what happened since then of the types that we handle, the oldest first.
+
+        Raises: PaymentsUnavailable.
+        """
+        wanted: Any = {
+            "created": {"gte": int(moment.timestamp())},
+            "types": sorted(HANDLED_EVENTS),
+            "limit": PAGE,
+        }
+        found: list[ProviderEvent] = []
+        async for event in _all(await _answered(self._client.v1.events.list_async(wanted))):
+            as_sent = event.to_dict()
+            found.append(_event(as_sent, orjson.dumps(as_sent)))
+        return found[::-1]
 
 
-def checkout_for(settings: Settings, books: PurchaseBooks) -> Checkout | None:
+def checkout_for(settings: Settings, books: CardBooks) -> CardCheckout | None:
     """Return the checkout that the settings configure, or None where no provider is."""
     secret_key = settings.stripe_secret_key.get_secret_value()
     if not secret_key:
         return None
-    webhook_secret = settings.stripe_webhook_secret.get_secret_value()
-    return Checkout(
-        books, StripeCheckout(secret_key, webhook_secret, settings.stripe_api_base), settings.base_url
+    provider = StripeCheckout(
+        secret_key,
+        settings.stripe_webhook_secrets,
+        settings.stripe_api_base,
+        options=StripeOptions(
+            receipts=settings.stripe_receipts,
+            invoices=settings.stripe_invoices,
+            promotion_codes=settings.stripe_promotion_codes,
+            tax=settings.stripe_tax,
+        ),
+        tolerance_s=settings.webhook_tolerance_s,
     )
+    return CardCheckout(books, provider, settings.base_url)
 
 
-def _session(session: stripe.checkout.Session) -> ProviderSession:
+def _event(event: Mapping[str, Any], body: bytes) -> ProviderEvent:
+    """Read an event's name, and what it is about if we handle its type. Raises: KeyError, TypeError, ValueError."""
+    event_id, kind = event["id"], event["type"]
+    if not NAME.fullmatch(event_id) or not NAME.fullmatch(kind):
+        raise ValueError("an event has an id and a type")
+    about: object = None
+    if kind in HANDLED_EVENTS:
+        subject = event["data"]["object"]
+        about = subject["payment_intent"] if kind in PAYMENT_EVENTS else subject["id"]
+    return ProviderEvent("stripe", event_id, kind, about if isinstance(about, str) else None, body)
+
+
+def _session(
+    session: stripe.checkout.Session, returns: tuple[Return, ...], *, warned: bool
+) -> ProviderSession:
+    currency = (session.currency or "").lower()
+    total = session.amount_total or 0
+    price = session.amount_subtotal or 0
+    details = session.total_details
+    discount = details.amount_discount if details and session.allow_promotion_codes else 0
+    tax = details.amount_tax if details and session.automatic_tax.enabled else 0
+    if total not in (price - discount, price - discount + tax):  # tax is within the price or comes on top
+        price = total  # something that we did not ask for: let it differ from the package
+    intent = session.payment_intent
+    unpaid_for_ever = isinstance(intent, stripe.PaymentIntent) and intent.status in (
+        "requires_payment_method",
+        "canceled",
+    )
+    paid = session.payment_status != "unpaid"
     return ProviderSession(
         id=session.id,
         url=session.url or "",
         purchase_id=session.client_reference_id or "",
-        paid=session.payment_status != "unpaid",
-        amount_minor=session.amount_total or 0,
-        currency=(session.currency or "").lower(),
+        paid=paid,
+        amount_minor=from_stripe(price, currency),
+        currency=currency,
         livemode=session.livemode,
-        card_fingerprint=_card_fingerprint(session.payment_intent),
+        failed=not paid
+        and (session.status == "expired" or (session.status == "complete" and unpaid_for_ever)),
+        paid_minor=from_stripe(total, currency),
+        payment_id=_id(intent),
+        customer_id=_id(session.customer),
+        returns=returns,
+        warned=warned,
+        card_fingerprint=_card_fingerprint(intent),
     )
+
+
+def _id(reference: str | stripe.StripeObject | None) -> str | None:
+    """Return the id behind a field that holds an id or, expanded, the object."""
+    return reference if reference is None or isinstance(reference, str) else str(reference["id"])
+
+
+async def _all(page: Any) -> AsyncIterator[Any]:
+    """Go over a list's objects, page after page. Raises: PaymentsUnavailable."""
+    try:
+        async for each in page.auto_paging_iter():
+            yield each
+    except stripe.StripeError as error:
+        raise _unavailable(error) from error
+
+
+async def _found(call: Awaitable[T]) -> T:
+    """Await a look at what may not be there. Raises: NotFound, PaymentsUnavailable."""
+    try:
+        return await call
+    except stripe.InvalidRequestError as error:
+        raise NotFound("checkout session") from error
+    except stripe.StripeError as error:
+        raise _unavailable(error) from error
+
+
+async def _answered(call: Awaitable[T]) -> T:
+    """Await a call. Raises: PaymentsUnavailable."""
+    try:
+        return await call
+    except stripe.StripeError as error:
+        raise _unavailable(error) from error
 
 
 def _card_fingerprint(intent: stripe.PaymentIntent | str | None) -> str | None:
     """Return Stripe's name for the card that paid, where the intent came with its charge and a card paid."""
     charge = intent.latest_charge if isinstance(intent, stripe.PaymentIntent) else None
     details = charge.payment_method_details if isinstance(charge, stripe.Charge) else None
-    card = details.card if details else None
+    card = details.card if details and details.type == "card" else None  # others lack the field
     return card.fingerprint if card else None
 
 

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
+    SmallInteger,
     Table,
     Text,
     UniqueConstraint,
@@ -45,9 +46,15 @@ purchases = Table(
     Column("fulfilled_at", DateTime(timezone=True)),
     Column("key_id", Text, ForeignKey("api_keys.id"), unique=True),
     Column("claimed_at", DateTime(timezone=True)),
+    Column("price_version", Integer),
+    Column("payment_id", Text),
+    Column("paid_minor", BigInteger),
+    Column("returned_minor", BigInteger, nullable=False, server_default=text("0")),
+    Column("warned_at", DateTime(timezone=True)),
     Column("card_fingerprint", Text),
     Column("world", Text, nullable=False, server_default=text("'live'")),
     UniqueConstraint("provider", "session_id"),
+    UniqueConstraint("provider", "payment_id"),
     CheckConstraint("credits_tokens > 0 AND amount_minor > 0", name="amounts"),
     CheckConstraint(
         "(fulfilled_at IS NULL) = (transfer_id IS NULL) AND (fulfilled_at IS NULL) = (user_id IS NULL)"
@@ -56,12 +63,44 @@ purchases = Table(
     ),
     CheckConstraint("(claimed_at IS NULL) = (key_id IS NULL)", name="claimed_whole"),
     CheckConstraint("claimed_at IS NULL OR opened_account", name="claim_needs_new_account"),
+    CheckConstraint("(fulfilled_at IS NULL) = (paid_minor IS NULL) AND paid_minor >= 0", name="paid"),
+    CheckConstraint("returned_minor BETWEEN 0 AND coalesce(paid_minor, 0)", name="returned"),
     CheckConstraint("world = 'live' OR world = 'test' AND topup_user_id IS NOT NULL", name="world"),
     Index(None, "card_fingerprint", postgresql_where=text("card_fingerprint IS NOT NULL")),
 )
-"""`opened_account`: this very payment created the account, so its payer may claim the first key. `card_fingerprint`:
-the provider's name for the card, the same wherever that card pays; empty where it has none. `world`: whose account it
-fills; only a key to top up says the test world's."""
+"""`opened_account`: this very payment created the account, so its payer may claim the first key. `amount_minor`: the
+package's price when it was sold; `paid_minor`: what the payer paid, with tax and after discounts; `returned_minor`:
+what of it went back. `warned_at`: a card network called the payment fraudulent, and the account was frozen.
+`card_fingerprint`: the provider's name for the card, the same wherever that card pays; empty where it has none.
+`world`: whose account it fills; only a key to top up says the test world's."""
+
+payment_returns = Table(
+    "payment_returns",
+    metadata,
+    Column("provider", Text, primary_key=True),
+    Column("return_id", Text, primary_key=True),
+    Column("purchase_id", Text, ForeignKey("purchases.id"), nullable=False, index=True),
+    Column("kind", Text, nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("phase", SmallInteger, nullable=False),
+    Column("stands", Boolean, nullable=False),
+    Column("seen_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    CheckConstraint("kind IN ('refund', 'dispute')", name="kind"),
+    CheckConstraint("amount_minor > 0", name="amount"),
+)
+"""Refunds and disputes. `stands`: the money is gone, or going; a failed refund or a won dispute does not stand."""
+
+provider_customers = Table(
+    "provider_customers",
+    metadata,
+    Column("provider", Text, primary_key=True),
+    Column("user_id", Text, ForeignKey("users.id"), primary_key=True),
+    Column("customer_id", Text, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    UniqueConstraint("provider", "customer_id"),
+)
+"""Who a user is at a provider: later purchases reuse the saved details, and the portal shows them."""
 
 provider_events = Table(
     "provider_events",
@@ -76,8 +115,12 @@ provider_events = Table(
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("retry_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("problem", Text),
-    Index(None, "retry_at", postgresql_where=text("applied_at IS NULL")),
+    Column("dead_at", DateTime(timezone=True)),
+    CheckConstraint("applied_at IS NULL OR dead_at IS NULL", name="outcome"),
+    Index(None, "retry_at", postgresql_where=text("applied_at IS NULL AND dead_at IS NULL")),
+    Index(None, "received_at"),
 )
+"""`attempts` counts tries begun; `retry_at` is when the next is due. What was received never changes, by trigger."""
 
 referral_codes = Table(
     "referral_codes",

@@ -274,7 +274,9 @@ async def _refuse_suspended(conn: AsyncConnection, email: str) -> None:
 
 
 async def _grant(conn: AsyncConnection, row: Row[Any], said: Settlement, minter: Minter) -> Paid:
-    package = Package(row.package_code, row.package_code, row.credits_tokens, row.amount_minor, CURRENCY)
+    package = Package(
+        row.package_code, row.package_code, row.credits_tokens, row.amount_minor, CURRENCY, row.price_version
+    )
     email = address_of(row.payer, row.network)
     opened = await purchases.open_purchase(
         conn, OpenPurchase(new_id("pur"), PROVIDER, email, package, None), None

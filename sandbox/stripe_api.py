@@ -20,7 +20,7 @@ from sandbox import stripe_shapes as shapes
 from sandbox.stripe_errors import ApiError, unauthenticated
 from sandbox.stripe_instance import Twin
 from sandbox.stripe_lists import check_expand, expanded, page
-from sandbox.stripe_params import Params, parse_form
+from sandbox.stripe_params import Params, names, parse_form
 from sandbox.stripe_shapes import API_VERSION, Json
 from sandbox.stripe_state import KINDS, Collection, Origin, TwinState, fingerprint
 
@@ -264,6 +264,60 @@ async def create_customer(request: Request) -> Response:
 async def retrieve_customer(request: Request, customer_id: str) -> Response:
     """Show one customer."""
     return await _show(request, "customers", customer_id, "customer")
+
+
+# Disputes, warnings, the portal
+
+
+@router.get("/disputes")
+async def list_disputes(request: Request) -> Response:
+    """List disputes, newest first."""
+
+    def operation(state: TwinState, params: Params) -> Json:
+        return page(state.newest_first("disputes"), params, request.url.path, ("charge", "payment_intent"))
+
+    return await _answer_read(request, "list of dispute", operation)
+
+
+@router.get("/disputes/{dispute_id}")
+async def retrieve_dispute(request: Request, dispute_id: str) -> Response:
+    """Show one dispute."""
+    return await _show(request, "disputes", dispute_id, "dispute")
+
+
+@router.get("/radar/early_fraud_warnings/{warning_id}")
+async def retrieve_warning(request: Request, warning_id: str) -> Response:
+    """Show one early fraud warning."""
+    return await _show(request, "warnings", warning_id, "early_fraud_warning")
+
+
+@router.post("/billing_portal/sessions")
+async def create_portal_session(request: Request) -> Response:
+    """Open a portal session; its page is the real thing's alone."""
+    twin: Twin = request.app.state.twin
+    public_url = (twin.settings.public_url or str(request.base_url)).rstrip("/")
+
+    def operation(state: TwinState, params: Params, _origin: Origin) -> Json:
+        params.only(
+            frozenset({"customer", "expand", "locale", "return_url"}), names("configuration flow_data")
+        )
+        customer = state.get("customers", params.required_text("customer"), "customer")
+        session_id = state.new_id("bps_1", 23)
+        return {
+            "id": session_id,
+            "object": "billing_portal.session",
+            "configuration": "bpc_sandbox",
+            "created": int(state.now()),
+            "customer": customer["id"],
+            "flow": None,
+            "livemode": False,
+            "locale": params.text("locale"),
+            "on_behalf_of": None,
+            "return_url": params.url("return_url"),
+            "url": f"{public_url}/p/session/{session_id}",
+        }
+
+    return await _answer_write(request, "billing_portal.session", operation)
 
 
 # Events

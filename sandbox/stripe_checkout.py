@@ -6,12 +6,24 @@ nothing half done. A session leaves `open` exactly once, which is why nothing ca
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from sandbox import stripe_shapes as shapes
 from sandbox.stripe_errors import wrong_state
 from sandbox.stripe_shapes import Charged, Json, Payer
 from sandbox.stripe_state import BY_THE_BUYER, Origin, TwinState
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a promotion code takes off, and the tax that Stripe works out. In minor units."""
+
+    discount_minor: int = 0
+    tax_minor: int = 0
+
+
+NO_EXTRAS = Extras()
 
 
 def open_session(state: TwinState, order: Json, public_url: str) -> Json:
@@ -53,9 +65,18 @@ def expire(state: TwinState, session_id: str, origin: Origin) -> Json:
     return session
 
 
-def pay(state: TwinState, session_id: str, *, email: str | None, country: str, is_delayed: bool) -> Json:
+def pay(  # noqa: PLR0913  # what a buyer fills in
+    state: TwinState,
+    session_id: str,
+    *,
+    email: str | None,
+    country: str,
+    is_delayed: bool,
+    extras: Extras = NO_EXTRAS,
+) -> Json:
     """Complete an open session, once: paid, or with the money still on its way for a delayed method."""
     session = must_be_open(state, session_id)
+    _add_extras(state, session, extras)
     payer = Payer(_payer_email(state, session, email), country)
     created = int(state.now())
     ids = Charged(
@@ -66,24 +87,40 @@ def pay(state: TwinState, session_id: str, *, email: str | None, country: str, i
         created=created,
         is_delayed=is_delayed,
     )
-    intent = shapes.payment_intent(ids, session, state.order_of(session_id)["intent_data"])
-    state.add("payment_intents", intent)
-    state.add("charges", shapes.charge(ids, intent, payer))
     session.update(
         customer=ids.customer_id,
         customer_details=shapes.customer_details(payer.email, payer.country),
-        payment_intent=ids.payment_intent_id,
-        payment_status="unpaid" if is_delayed else "paid",
         status="complete",
         url=None,
     )
     if session["automatic_tax"]["enabled"]:
         session["automatic_tax"]["status"] = "complete"
+    if session["amount_total"] == 0:  # a code took all of the price away: no payment is made
+        session["payment_status"] = "no_payment_required"
+        state.emit("checkout.session.completed", session, BY_THE_BUYER)
+        return session
+    intent = shapes.payment_intent(ids, session, state.order_of(session_id)["intent_data"])
+    state.add("payment_intents", intent)
+    state.add("charges", shapes.charge(ids, intent, payer))
+    session.update(payment_intent=ids.payment_intent_id, payment_status="unpaid" if is_delayed else "paid")
     state.emit("checkout.session.completed", session, BY_THE_BUYER)
     state.emit(
         "payment_intent.processing" if is_delayed else "payment_intent.succeeded", intent, BY_THE_BUYER
     )
     return session
+
+
+def _add_extras(state: TwinState, session: Json, extras: Extras) -> None:
+    """Change what a session costs by a discount and a tax, where it was opened with them."""
+    if extras.discount_minor and not session["allow_promotion_codes"]:
+        raise wrong_state("This session takes no promotion codes.")
+    if extras.tax_minor and not session["automatic_tax"]["enabled"]:
+        raise wrong_state("This session has no automatic tax.")
+    lines = state.order_of(session["id"])["line_items"]
+    is_on_top = lines[0]["price"]["tax_behavior"] != "inclusive"
+    discount = min(extras.discount_minor, session["amount_subtotal"])
+    session["amount_total"] = session["amount_subtotal"] - discount + (extras.tax_minor if is_on_top else 0)
+    session["total_details"].update(amount_discount=discount, amount_tax=extras.tax_minor)
 
 
 def settle(state: TwinState, session_id: str, *, succeeded: bool) -> Json:

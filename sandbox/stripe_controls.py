@@ -42,10 +42,12 @@ class FaultOrder(_Order):
 
 
 class Buyer(_Order):
-    """Who pays, where the shop did not say."""
+    """Who pays, where the shop did not say; with which discount, and the tax that comes of it, in minor units."""
 
     email: str | None = None
     country: str | None = None
+    discount: Annotated[int, Field(ge=0)] = 0
+    tax: Annotated[int, Field(ge=0)] = 0
 
 
 class Settlement(_Order):
@@ -128,6 +130,9 @@ async def act_as_buyer(
 ) -> dict[str, Any]:
     """Do what a buyer does on the hosted page, without the page."""
     twin: Twin = request.app.state.twin
-    choice = read_choice({"outcome": outcome, **(buyer or Buyer()).model_dump(exclude_none=True)})
+    who = buyer or Buyer()
+    choice = read_choice(
+        {"outcome": outcome, **who.model_dump(include={"email", "country"}, exclude_none=True)}
+    )
     async with twin.writing() as state:
-        return choose(state, session_id, **choice)
+        return choose(state, session_id, **choice, extras=stripe_checkout.Extras(who.discount, who.tax))

@@ -23,6 +23,8 @@ _REFERENCES: dict[str, dict[str, Collection]] = {
     "payment_intent": {"customer": "customers", "latest_charge": "charges"},
     "charge": {"customer": "customers", "payment_intent": "payment_intents"},
     "refund": {"charge": "charges", "payment_intent": "payment_intents"},
+    "dispute": {"charge": "charges", "payment_intent": "payment_intents"},
+    "radar.early_fraud_warning": {"charge": "charges", "payment_intent": "payment_intents"},
 }
 
 

@@ -26,13 +26,14 @@ AMOUNT_LEAST_MINOR = {"usd": 50, "eur": 50, "gbp": 30, "cad": 50, "aud": 50, "ch
 
 _CURRENCY = re.compile(r"^[a-z]{3}$")
 _KNOWN = names("""
-    allowed_payment_method_types automatic_tax billing_address_collection cancel_url client_reference_id
-    currency customer customer_creation customer_email expand expires_at integration_identifier
-    invoice_creation line_items locale metadata mode payment_intent_data submit_type success_url ui_mode
+    allow_promotion_codes allowed_payment_method_types automatic_tax billing_address_collection cancel_url
+    client_reference_id currency customer customer_creation customer_email customer_update expand
+    expires_at integration_identifier invoice_creation line_items locale metadata mode payment_intent_data
+    submit_type success_url ui_mode
 """)
 _BEYOND_THE_TWIN = names("""
-    adaptive_pricing after_expiration allow_promotion_codes branding_settings consent_collection custom_fields
-    custom_text customer_account customer_update discounts excluded_payment_method_types managed_payments
+    adaptive_pricing after_expiration branding_settings consent_collection custom_fields
+    custom_text customer_account discounts excluded_payment_method_types managed_payments
     name_collection optional_items origin_context payment_method_collection payment_method_configuration
     payment_method_data payment_method_options permissions phone_number_collection redirect_on_completion
     return_url saved_payment_method_options setup_intent_data shipping_address_collection shipping_options
@@ -63,10 +64,16 @@ def read_order(params: Params, now: float) -> Json:
     customer, email = params.text("customer"), params.email("customer_email")
     if customer is not None and email is not None:
         raise invalid("customer_email", "Send `customer` or `customer_email`, not both.")
+    update = params.child("customer_update")
+    if update is not None:
+        update.only(names("address name shipping"))
+        if customer is None:
+            raise invalid("customer_update", "`customer_update` can only be used with `customer`.")
     lines, currency = _read_lines(params)
     amount = sum(line["unit_amount"] * line["quantity"] for line in lines)
     _check_amount(amount, currency)
     return {
+        "allow_promotion_codes": params.flag("allow_promotion_codes") or None,
         "allowed_payment_method_types": params.words("allowed_payment_method_types") or None,
         "amount_total": amount,
         "automatic_tax": _switch(params, "automatic_tax", frozenset({"enabled", "liability"})),
@@ -122,6 +129,8 @@ def _read_lines(params: Params) -> tuple[list[Json], str]:
         lines.append(
             {
                 "name": product.required_text("name"),
+                "tax_behavior": price.choice("tax_behavior", ("exclusive", "inclusive", "unspecified"))
+                or "unspecified",
                 "description": product.text("description"),
                 "unit_amount": price.required_integer("unit_amount", least=0, most=AMOUNT_MOST_MINOR),
                 "quantity": row.required_integer("quantity", least=1, most=QUANTITY_MOST),

@@ -79,7 +79,15 @@ async def submit_page(request: Request, session_id: str) -> Response:
         return _page(state, session_id, message=result["message"])
 
 
-def choose(state: TwinState, session_id: str, *, outcome: str, email: str | None, country: str) -> Json:
+def choose(  # noqa: PLR0913  # what a buyer fills in
+    state: TwinState,
+    session_id: str,
+    *,
+    outcome: str,
+    email: str | None,
+    country: str,
+    extras: stripe_checkout.Extras = stripe_checkout.NO_EXTRAS,
+) -> Json:
     """Apply one of `OUTCOMES` to an open session and tell what came of it and where the buyer goes next.
 
     Raises: ApiError if the session does not exist or is not open any more.
@@ -87,7 +95,9 @@ def choose(state: TwinState, session_id: str, *, outcome: str, email: str | None
     message: str | None = None
     if outcome in {"pay", "delayed"}:
         is_delayed = outcome == "delayed"
-        session = stripe_checkout.pay(state, session_id, email=email, country=country, is_delayed=is_delayed)
+        session = stripe_checkout.pay(
+            state, session_id, email=email, country=country, is_delayed=is_delayed, extras=extras
+        )
     else:
         session = stripe_checkout.must_be_open(state, session_id)
         message = DECLINED if outcome == "decline" else "The shop gave no address to return to."

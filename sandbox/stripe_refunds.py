@@ -7,7 +7,7 @@ from sandbox.stripe_errors import invalid, missing, wrong_state
 from sandbox.stripe_order import AMOUNT_MOST_MINOR
 from sandbox.stripe_params import Params, names
 from sandbox.stripe_shapes import Json
-from sandbox.stripe_state import Origin, TwinState
+from sandbox.stripe_state import BY_THE_BUYER, Origin, TwinState
 
 _KNOWN = names("amount charge expand metadata payment_intent reason")
 _BEYOND_THE_TWIN = names(
@@ -52,6 +52,23 @@ def refund(state: TwinState, wish: Json, origin: Origin) -> Json:
     charge["refunded"] = charge["amount_refunded"] == charge["amount"]
     state.emit("refund.created", made, origin)
     state.emit("charge.refunded", charge, origin)
+    return made
+
+
+def fail(state: TwinState, refund_id: str) -> Json:
+    """Take a refund back that the payer's bank refused: the money is the shop's again.
+
+    Raises: ApiError if it failed before.
+    """
+    made = state.get("refunds", refund_id, "refund", in_path=True)
+    if made["status"] == "failed":
+        raise wrong_state(f"Refund {refund_id} failed before.")
+    made.update(status="failed", failure_reason="expired_or_canceled_card")
+    charge = state.get("charges", made["charge"], "charge")
+    charge["amount_refunded"] -= made["amount"]
+    charge["refunded"] = False
+    state.emit("refund.failed", made, BY_THE_BUYER)
+    state.emit("refund.updated", made, BY_THE_BUYER)
     return made
 
 

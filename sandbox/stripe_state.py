@@ -22,14 +22,18 @@ from sandbox.stripe_errors import key_reused, no_such, wrong_state
 from sandbox.stripe_shapes import Json
 
 # Raised when the document's layout changes; a file of another format starts afresh.
-FORMAT = 1
+FORMAT = 2
 
-Collection = Literal["sessions", "payment_intents", "charges", "refunds", "customers", "events"]
+Collection = Literal[
+    "sessions", "payment_intents", "charges", "refunds", "disputes", "warnings", "customers", "events"
+]
 COLLECTIONS: tuple[Collection, ...] = (
     "sessions",
     "payment_intents",
     "charges",
     "refunds",
+    "disputes",
+    "warnings",
     "customers",
     "events",
 )
@@ -41,6 +45,8 @@ KINDS: dict[Collection, str] = {
     "payment_intents": "payment_intent",
     "charges": "charge",
     "refunds": "refund",
+    "disputes": "dispute",
+    "warnings": "radar.early_fraud_warning",
     "customers": "customer",
     "events": "event",
 }

@@ -21,7 +21,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from sandbox import stripe_api, stripe_controls, stripe_pages
+from sandbox import stripe_api, stripe_controls, stripe_pages, stripe_payment_controls
 from sandbox.stripe_errors import ApiError, invalid, unrecognized_url
 from sandbox.stripe_instance import Twin, TwinSettings, random_token
 from sandbox.stripe_state import TwinState
@@ -70,6 +70,7 @@ def create_twin(
     app.include_router(stripe_api.router)
     app.include_router(stripe_pages.router)
     app.include_router(stripe_controls.router)
+    app.include_router(stripe_payment_controls.router)
     app.add_exception_handler(ApiError, _answer_api_error)
     app.add_exception_handler(HTTPException, _answer_unknown_route)
     app.add_exception_handler(RequestValidationError, _answer_bad_control)

@@ -18,7 +18,7 @@ from gateway.answers import FileDeleted, Files, FileShown
 from gateway.bodies import StrictRoute
 from gateway.deps import SECURED, CallerKey, Parts, PartsOf, credential_of, own_id, page_before
 from gateway.downloads import content_path, disposition, media_type, plain_name, signed_url
-from gateway.listing import Cursor, Limit, page
+from gateway.listing import FileCursor, Limit, page
 from gateway.openapi import CONTENT, READ, UPLOAD, WRITE, problems
 from gateway.ports import NewFile, StoredFile
 from gateway.responses import json_response
@@ -81,7 +81,7 @@ async def upload_file(request: Request, credential: CallerKey, parts: PartsOf) -
     openapi_extra=SECURED,
 )
 async def list_files(
-    credential: CallerKey, parts: PartsOf, limit: Limit = 20, cursor: Cursor = None
+    credential: CallerKey, parts: PartsOf, limit: Limit = 20, cursor: FileCursor = None
 ) -> Response:
     """Your uploads and your jobs' outputs, newest first."""
     files = await parts.ledger.files(credential, limit + 1, page_before("file", cursor))

@@ -43,7 +43,7 @@ _EXAMPLE: Final = (
         200: {
             "description": "A stream of events: `job` with the whole job as its data, at once and at every change;"
             " `error` with a refusal, which ends the stream. It ends when the job has ended.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EXAMPLE}},
+            "content": {"text/event-stream": {"example": _EXAMPLE}},
         },
         204: {"description": "The end was seen before, says `Last-Event-ID`: nothing more will come."},
         **problems(*READ, "not_found"),

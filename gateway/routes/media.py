@@ -27,7 +27,7 @@ from gateway.deps import (
 from gateway.downloads import signed_url
 from gateway.errors import CostExceedsLimit, TaskUnavailable
 from gateway.fingerprints import fingerprint
-from gateway.listing import Cursor, Limit, page
+from gateway.listing import JobCursor, Limit, page
 from gateway.openapi import LOCATION, PAID, READ, REPLAYED, WAITED, WRITE, X402, problems
 from gateway.ports import FINAL_STATUSES, Job, JobStatus, StoredFile
 from gateway.responses import REPLAY, in_credits, json_response
@@ -63,6 +63,8 @@ router = APIRouter(prefix="/api/v1", tags=["Media jobs"], route_class=StrictRout
             *WRITE,
             "insufficient_credits",
             "payment_required",
+            "account_frozen",
+            "key_limit_reached",
             "cost_exceeds_limit",
             "idempotency_key_reused",
             "payment_reused",
@@ -211,7 +213,7 @@ async def list_jobs(  # noqa: PLR0913  # its query parameters
     ] = None,
     status: Annotated[JobStatus | None, Query(description="Only jobs in this status.")] = None,
     limit: Limit = 20,
-    cursor: Cursor = None,
+    cursor: JobCursor = None,
 ) -> Response:
     """Your jobs, newest first."""
     if job_id is not None:

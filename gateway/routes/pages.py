@@ -51,7 +51,7 @@ router = APIRouter(include_in_schema=False)
 async def show_home(parts: PartsOf) -> Response:
     """What this server is, and the way from nothing to a picture as commands to paste."""
     catalog = await parts.price_list.last_known()
-    return _page(
+    return page(
         parts,
         "home.html",
         packages=list(catalog.packages.values()),
@@ -62,20 +62,20 @@ async def show_home(parts: PartsOf) -> Response:
 @router.get("/checkout/success")
 async def show_success(parts: PartsOf, session_id: str = "") -> Response:
     """Where the payment page sends the payer: shows the key, once, on request."""
-    return _page(parts, "checkout_success.html", session_id=session_id[:255])
+    return page(parts, "checkout_success.html", session_id=session_id[:255])
 
 
 @router.get("/checkout/canceled")
 async def show_canceled(parts: PartsOf) -> Response:
     """Where the payment page sends a payer who turned back."""
-    return _page(parts, "checkout_canceled.html")
+    return page(parts, "checkout_canceled.html")
 
 
 @router.get("/pricing")
 async def show_pricing(parts: PartsOf) -> Response:
     """What everything costs."""
     catalog = await parts.price_list.last_known()
-    return _page(
+    return page(
         parts,
         "pricing.html",
         tools=list(catalog.tools.values()),
@@ -88,7 +88,7 @@ async def show_pricing(parts: PartsOf) -> Response:
 @router.get("/credits")
 async def show_credits(request: Request, parts: PartsOf) -> Response:
     """The balance, and packages to buy for whoever is signed in."""
-    return _page(
+    return page(
         parts,
         "credits.html",
         packages=list(parts.catalog.packages.values()),
@@ -101,13 +101,13 @@ async def show_account(request: Request, parts: PartsOf) -> Response:
     """Keys and one's data; the sign-in form for whoever has no session cookie of ours."""
     if session_token(request) is None:
         return _sign_in(parts, "/account")
-    return _page(parts, "account.html")
+    return page(parts, "account.html")
 
 
 @router.get("/dashboard")
 async def show_dashboard(parts: PartsOf) -> Response:
     """Keys, jobs and usage for whoever has an API key; the page holds it and nobody else."""
-    return _page(parts, "dashboard.html")
+    return page(parts, "dashboard.html")
 
 
 @router.get("/sign-in")
@@ -120,13 +120,7 @@ async def show_sign_in(request: Request, parts: PartsOf) -> Response:
 @router.get("/docs")
 async def show_docs(parts: PartsOf) -> Response:
     """The API reference."""
-    return _page(parts, "docs.html", headers=_DOCS_HEADERS)
-
-
-@router.get("/docs/receipts")
-async def show_receipts(parts: PartsOf) -> Response:
-    """What a receipt is, and a form that verifies one in the browser."""
-    return _page(parts, "receipts.html")
+    return page(parts, "docs.html", headers=_DOCS_HEADERS)
 
 
 @router.get("/openapi.json")
@@ -137,10 +131,11 @@ async def show_openapi(request: Request) -> Response:
 
 def _sign_in(parts: Parts, after: str) -> Response:
     mails_stay = not parts.settings.smtp_url.get_secret_value()
-    return _page(parts, "sign_in.html", next=after, mails_stay=mails_stay)
+    return page(parts, "sign_in.html", next=after, mails_stay=mails_stay)
 
 
-def _page(parts: Parts, name: str, headers: dict[str, str] = _HEADERS, **facts: Any) -> Response:
+def page(parts: Parts, name: str, headers: dict[str, str] = _HEADERS, **facts: Any) -> Response:
+    """Return a page drawn from its template, which may load and run our own files alone."""
     html = _templates.get_template(name).render(
         base_url=parts.settings.base_url,
         in_sandbox=parts.in_sandbox,

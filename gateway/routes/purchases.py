@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import structlog
 from fastapi import APIRouter, Request
+from starlette.background import BackgroundTask
 from starlette.responses import Response
 
-from gateway.answers import CheckoutStarted, KeyClaimed, Packages, WebhookReceived
+from gateway.answers import CheckoutStarted, KeyClaimed, Packages, PortalOpened, WebhookReceived
 from gateway.bodies import StrictRoute, read_body
-from gateway.deps import SECURED, OptionalKey, Parts, PartsOf
+from gateway.deps import SECURED, CallerKey, OptionalKey, Parts, PartsOf
 from gateway.limits import limit_by
-from gateway.openapi import WEBHOOK, WRITE, problems
+from gateway.openapi import READ, WEBHOOK, WRITE, problems
 from gateway.responses import in_credits, json_response
 from gateway.routes.keys import with_secret
 from gateway.schemas import ClaimKey, StartCheckout
 from kit.errors import AppError, NotFound
 from kit.telemetry import webhooks_total
 from ledger.keys import NewApiKey
-from payments.checkout import Checkout
+from payments.cards import CardCheckout
 from payments.errors import PaymentsUnavailable
+from payments.webhooks import ProviderEvent
+
+log = structlog.get_logger(__name__)
 
 router = APIRouter(prefix="/api/v1", route_class=StrictRoute)
 
@@ -101,6 +106,7 @@ async def start_checkout(
         "unsupported_media_type",
         "not_found",
         "payment_pending",
+        "payment_failed",
         "already_claimed",
         "account_exists",
         "payment_mismatch",
@@ -111,7 +117,8 @@ async def start_checkout(
 async def claim_key(request: Request, body: ClaimKey, parts: PartsOf) -> Response:
     """Shows the account's first key, once per payment.
 
-    409 `payment_pending`: not paid yet, try again. 409 `already_claimed`: shown before. 409 `account_exists`:
+    409 `payment_pending`: not paid yet, try again. 409 `payment_failed`: it never will be. 409 `already_claimed`:
+    shown before. 409 `account_exists`:
     the e-mail owned an account already; the credits are there, and a key of that account spends them.
     """
     await limit_by(request, "session", body.session_id)
@@ -139,21 +146,49 @@ async def claim_key(request: Request, body: ClaimKey, parts: PartsOf) -> Respons
     openapi_extra=WEBHOOK,
 )
 async def receive_stripe_webhook(request: Request, parts: PartsOf) -> Response:
-    """For Stripe alone: a rightly signed event is stored and applied once, and acknowledged every time."""
+    """For Stripe alone: a rightly signed event is stored once, acknowledged every time, and handled afterwards."""
     # An empty webhook secret would verify anything: without one there is no such route.
     if parts.checkout is None:
         raise NotFound("path")
     body = await read_body(request)
     try:
-        duplicate = await parts.checkout.receive_webhook(body, request.headers.get("stripe-signature", ""))
+        event = await parts.checkout.receive_webhook(body, request.headers.get("stripe-signature", ""))
     except AppError as error:
         webhooks_total.labels("stripe", error.code).inc()
         raise
-    webhooks_total.labels("stripe", "duplicate" if duplicate else "received").inc()
-    return json_response({"ok": True, "received": True, "duplicate": duplicate})
+    webhooks_total.labels("stripe", "received" if event else "duplicate").inc()
+    answer = json_response({"ok": True, "received": True, "duplicate": event is None})
+    if event is not None:
+        # Stripe waits for its answer, not for the handling; should this process end first, the Runner goes on.
+        answer.background = BackgroundTask(_handle, parts.checkout, event)
+    return answer
 
 
-def _checkout(parts: Parts) -> Checkout:
+@router.post(
+    "/billing/portal",
+    tags=["Purchases"],
+    operation_id="openBillingPortal",
+    summary="Open the billing portal",
+    response_model=PortalOpened,
+    responses=problems(*READ, "payments_unavailable"),
+    openapi_extra=SECURED,
+)
+async def open_billing_portal(credential: CallerKey, parts: PartsOf) -> Response:
+    """A page of the payment provider for the account's owner: invoices, receipts, saved cards. It lives for minutes.
+
+    Wants a key without scopes, or with `billing`.
+    """
+    return json_response({"ok": True, "portalUrl": await _checkout(parts).portal(credential)})
+
+
+async def _handle(checkout: CardCheckout, event: ProviderEvent) -> None:
+    try:
+        await checkout.apply(event)
+    except AppError as error:  # the books are away: the event is kept and due
+        log.warning("event left to the runner", event_id=event.event_id, problem=str(error))
+
+
+def _checkout(parts: Parts) -> CardCheckout:
     if parts.checkout is None:
         raise PaymentsUnavailable("No payment provider is configured on this server.")
     return parts.checkout

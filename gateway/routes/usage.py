@@ -13,11 +13,13 @@ from starlette.responses import Response, StreamingResponse
 from gateway.account_answers import CostShown, StatementShown, UsageShown
 from gateway.bodies import StrictRoute
 from gateway.deps import SECURED, CallerKey, PartsOf, own_id
-from gateway.listing import Cursor
+from gateway.listing import LineCursor
 from gateway.openapi import CSV, READ, problems
+from gateway.patterns import REFERENCE
 from gateway.periods import Day, Instant
 from gateway.ports import StatementQuery
 from gateway.responses import amount, in_units, json_response
+from gateway.schemas import printable
 from gateway.statement_csv import csv_pages
 from gateway.usage import DAYS_OF_USAGE, DIMENSIONS, Dimension, Usage
 from kit.errors import InvalidRequest
@@ -29,13 +31,10 @@ LINES_SHOWN: Final = 50
 VERSION: Final = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 """A cursor of the statement is the number of a line: within the 64 bits of the books."""
 
+GROUPS: Final = "^(D)(,(D))*$".replace("D", "|".join(DIMENSIONS))
+"""How the OpenAPI document words the dimensions of usage."""
+
 router = APIRouter(prefix="/api/v1", tags=["Usage"], route_class=StrictRoute)
-
-
-def _printable(value: str) -> str:
-    if not value.isprintable():
-        raise ValueError("holds control characters")
-    return value
 
 
 def _dimensions(sent: str) -> str:
@@ -44,7 +43,9 @@ def _dimensions(sent: str) -> str:
     return sent
 
 
-Reference = Annotated[str, Query(min_length=1, max_length=255), AfterValidator(_printable)]
+Reference = Annotated[
+    str, Query(min_length=1, max_length=255, json_schema_extra=REFERENCE), AfterValidator(printable)
+]
 
 
 @router.get(
@@ -67,7 +68,11 @@ async def get_usage(
     ] = None,
     group_by: Annotated[
         str,
-        Query(alias="groupBy", description="What to tell apart: some of `day,tool,task,key`."),
+        Query(
+            alias="groupBy",
+            description="What to tell apart: some of `day,tool,task,key`.",
+            json_schema_extra={"pattern": GROUPS},
+        ),
         AfterValidator(_dimensions),
     ] = ",".join(DIMENSIONS),
 ) -> Response:
@@ -114,7 +119,7 @@ async def get_statement(  # noqa: PLR0913  # its query parameters
             description=f"How many lines; {LINES_SHOWN} by default, in CSV all that there are.",
         ),
     ] = None,
-    cursor: Cursor = None,
+    cursor: LineCursor = None,
     format: Annotated[  # noqa: A002  # the parameter's public name
         Literal["json", "csv"], Query(description="`csv`: a file for a spreadsheet.")
     ] = "json",

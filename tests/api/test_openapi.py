@@ -16,6 +16,7 @@ from gateway.documented import ANSWERS, REQUESTS
 ROUTES = {
     "GET /api/v1/health",
     "GET /api/v1/packages",
+    "POST /api/v1/billing/portal",
     "POST /api/v1/checkout/stripe",
     "POST /api/v1/checkout/x402",
     "POST /api/v1/claim/stripe",
@@ -200,6 +201,20 @@ def test_documented_answers_have_the_documented_shape(document):
         content = responses.get("202", responses.get("200"))["content"]["application/json"]
         validator(document, content["schema"]).validate(answer)
         assert content["example"] == answer
+
+
+def test_every_json_answer_and_request_has_an_example_of_its_shape(document):
+    for name, operation in operations(document):
+        if "/operator/" in name:  # not for callers
+            continue
+        for status, response in operation["responses"].items():
+            content = response.get("content", {}).get("application/json")
+            if status.startswith("2") and content:
+                assert "example" in content, f"{name} {status}: gateway/documented.py shows answers"
+                validator(document, content["schema"]).validate(content["example"])
+        content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+        if content and operation["operationId"] != "receiveStripeWebhook":  # Stripe documents its own
+            assert content.get("examples"), f"{name}: gateway/documented.py shows requests"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from gateway.app import create_app
+from gateway.manual import NAMES
 from gateway.routes.pages import DOCS_ASSETS
 from payments.stripe_checkout import checkout_for
 
@@ -21,7 +22,7 @@ PAGES = [
     "/checkout/success?session_id=cs_test_1",
     "/checkout/canceled",
     "/docs",
-    "/docs/receipts",
+    *(f"/docs/{name}" for name in NAMES),
 ]
 
 SCRIPTS = ["session.js", "sign-in.js", "account.js", "credits.js", "dashboard.js", "keys.js"]

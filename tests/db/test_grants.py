@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from kit.errors import InvalidRequest, NotFound
 from kit.ids import new_id
-from ledger import accounts, debts, grants, holds, refunds, scopes
+from ledger import accounts, debts, grants, holds, refunds, reinstatements, scopes
 from ledger.audit import LEDGER_CHECKS, run_checks
 from ledger.balances import balance
 from ledger.credits import adjust, credit, schedule
@@ -523,3 +523,81 @@ async def test_the_balance_is_the_sum_of_unexpired_grants_once_worked_out(db, cu
     assert [finding for finding in findings if not finding.ok] == []
     async with db.transaction() as conn:
         assert sum((await remaining(conn, account)).values()) == (await balance(conn, account)).total_tokens
+
+
+async def put_back(conn, account_id, amount, purchase_id, reference="won_1"):
+    return await reinstatements.reinstate(
+        conn, account_id, purchase_id=purchase_id, amount_tokens=amount, reference=reference, event_at=NOW
+    )
+
+
+async def test_what_a_clawback_took_comes_back_to_its_grant(conn, account):
+    await buy(conn, account, 100, "pay_1")
+    await charge(conn, account, 30)
+    await take_back(conn, account, 100, "pay_1")
+    assert (await debt(conn, account), await free(conn, account)) == (30, 0)
+    assert await put_back(conn, account, 100, "pay_1") == reinstatements.Reinstatement(70, 30)
+    assert (await debt(conn, account), await free(conn, account)) == (0, 70)
+    assert await remaining(conn, account) == {"pay_1": 70}
+    with pytest.raises(ExceedsOriginal):
+        await put_back(conn, account, 1, "pay_1", "won_2")
+
+
+async def test_what_was_paid_on_a_debt_comes_back_to_the_credits_that_paid_it(conn, account):
+    await buy(conn, account, 100, "pay_1")
+    await charge(conn, account, 100)
+    await take_back(conn, account, 100, "pay_1")
+    await buy(conn, account, 60, "pay_2")  # pays a part of the debt
+    assert await put_back(conn, account, 100, "pay_1") == reinstatements.Reinstatement(60, 40)
+    assert (await debt(conn, account), await free(conn, account)) == (0, 60)
+    assert await remaining(conn, account) == {"pay_1": 0, "pay_2": 60}
+
+
+async def test_what_comes_back_for_one_payment_pays_the_debt_of_another(conn, account):
+    await buy(conn, account, 100, "pay_1")
+    await buy(conn, account, 100, "pay_2")
+    await charge(conn, account, 100)  # pay_1's
+    await take_back(conn, account, 100, "pay_2", "dp_2")
+    await take_back(conn, account, 100, "pay_1", "dp_1")
+    assert await debt(conn, account) == 100
+    assert await put_back(conn, account, 100, "pay_2") == reinstatements.Reinstatement(100, 0)
+    assert (await debt(conn, account), await free(conn, account)) == (0, 0)
+
+
+async def test_the_same_reinstatement_happens_once(conn, account):
+    await buy(conn, account, 100, "pay_1")
+    await charge(conn, account, 90)
+    await take_back(conn, account, 100, "pay_1")
+    first = await put_back(conn, account, 50, "pay_1", "won_1")
+    assert await put_back(conn, account, 50, "pay_1", "won_1") == first
+    with pytest.raises(ReferenceConflict):
+        await put_back(conn, account, 49, "pay_1", "won_1")
+    with pytest.raises(NotFound):
+        await put_back(conn, account, 1, "pay_unknown", "won_2")
+    findings = await run_checks_here(conn)
+    assert findings == []
+
+
+async def test_a_charge_can_still_be_refunded_whole_after_a_reinstatement(conn, account):
+    await buy(conn, account, 100, "pay_1")
+    spent = await charge(conn, account, 100)
+    await take_back(conn, account, 100, "pay_1")
+    await buy(conn, account, 100, "pay_2")
+    await put_back(conn, account, 100, "pay_1")
+    await refunds.refund(conn, account, spent, amount_tokens=100, reference="sorry")
+    assert await remaining(conn, account) == {"pay_1": 100, "pay_2": 100}
+    assert await run_checks_here(conn) == []
+
+
+async def run_checks_here(conn):
+    """The rows of the test's own transaction that break an invariant of the books."""
+    await work_out_all(conn)
+    found = []
+    for check in LEDGER_CHECKS:
+        found += [(check.name, dict(row)) for row in (await conn.execute(text(check.sql))).mappings()]
+    return found
+
+
+async def work_out_all(conn):
+    for account_id in (await conn.scalars(text("SELECT id FROM accounts WHERE kind = 'user'"))).all():
+        await work_out(conn, account_id)

@@ -27,7 +27,7 @@ from sqlalchemy import text
 
 from kit.db import Database
 from kit.ids import new_id
-from ledger import accounts, debts, grants, holds, keys, refunds
+from ledger import accounts, debts, grants, holds, keys, refunds, reinstatements
 from ledger.audit import LEDGER_CHECKS
 from ledger.balances import balance
 from ledger.credits import adjust, credit, schedule
@@ -65,6 +65,8 @@ class Lot:
     purchase_id: str | None = None
     remaining: int = 0
     clawed: int = 0
+    takes: list[int] = field(default_factory=list)
+    """What each clawback took of it and has not given back."""
     transfer_id: int | None = None
 
     @property
@@ -96,6 +98,8 @@ class Wallet:
     moves: list[Move] = field(default_factory=list)
     holds: dict[str, tuple[int, str]] = field(default_factory=dict)
     spends: dict[tuple[str, str], tuple[Spend, Spent]] = field(default_factory=dict)
+    payments: list[Move] = field(default_factory=list)
+    """What was paid on debts, and of that what came back."""
 
     @property
     def held(self):
@@ -137,7 +141,7 @@ class Wallet:
     def collect(self, incoming):
         pay = min(self.debt, incoming, self.free)
         if pay > 0:
-            self.burn(pay)
+            self.payments.append(Move(0, "debt_payment", pay, self.burn(pay)))
             self.balance -= pay
             self.debt -= pay
             self.moved += 1
@@ -149,7 +153,12 @@ class Wallet:
         self.moved += 1
 
     def give_back(self, move, amount):
-        """To the grants it came from, what was drawn last first, skipping what earlier refunds returned."""
+        """To the grants it came from, and a debt is paid out of it."""
+        self.undraw(move, amount)
+        self.collect(amount)
+
+    def undraw(self, move, amount):
+        """What was drawn last comes back first, skipping what came back earlier."""
         skip, left = move.returned, amount
         for lot, part in sorted(move.drawn, key=lambda drawn: drawn[0].order, reverse=True):
             skipped = min(skip, part)
@@ -161,7 +170,30 @@ class Wallet:
         move.returned += amount
         self.balance += amount
         self.moved += 1
-        self.collect(amount)
+
+    def reinstate(self, lot, amount):
+        """Returns what came back to the balance, before other debts were paid out of it."""
+        owed = min(amount, lot.clawed - sum(lot.takes))
+        lot.clawed -= amount
+        forgiven = min(owed, self.debt)
+        self.debt -= forgiven
+        left = owed - forgiven
+        for payment in reversed(self.payments):
+            if part := min(left, payment.amount - payment.returned):
+                self.undraw(payment, part)
+                left -= part
+        assert not left
+        left = amount - owed
+        for place in reversed(range(len(lot.takes))):
+            if part := min(left, lot.takes[place]):
+                lot.takes[place] -= part
+                lot.remaining += part
+                self.balance += part
+                self.moved += 1
+                left -= part
+        assert not left
+        self.collect(amount - forgiven)
+        return amount - forgiven
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -421,11 +453,32 @@ class LedgerMachine(RuleBasedStateMachine):
         assert outcome == debts.Clawback(take, amount - take)
         lot.remaining -= take
         lot.clawed += amount
+        lot.takes.append(take)
         wallet.balance -= take
         wallet.debt += amount - take
         wallet.moved += bool(take)
         if repeat:
             assert self.run(debts.clawback(self.conn, wallet.account_id, **facts)) == outcome
+
+    @precondition(lambda self: any(lot.clawed for wallet in self.wallets for lot in wallet.lots))
+    @rule(pick=PICK, amount=AMOUNTS, whole=st.booleans(), repeat=st.booleans())
+    def reinstate(self, pick, amount, whole, repeat):
+        wallet, lot = self.choose(pick, lambda each: [lot for lot in each.lots if lot.clawed])
+        amount = lot.clawed if whole else amount
+        facts = {
+            "purchase_id": lot.purchase_id,
+            "amount_tokens": amount,
+            "reference": self.name("b"),
+            "event_at": datetime.now(UTC),
+        }
+        if amount > lot.clawed:
+            self.refused(ExceedsOriginal, reinstatements.reinstate(self.conn, wallet.account_id, **facts))
+            return
+        outcome = self.run(reinstatements.reinstate(self.conn, wallet.account_id, **facts))
+        returned = wallet.reinstate(lot, amount)
+        assert outcome == reinstatements.Reinstatement(returned, amount - returned)
+        if repeat:
+            assert self.run(reinstatements.reinstate(self.conn, wallet.account_id, **facts)) == outcome
 
     # -- the rest ----------------------------------------------------------------------------------------------
 

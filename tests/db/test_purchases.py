@@ -14,11 +14,10 @@ from ledger import scopes
 from ledger.balances import balance
 from ledger.keys import Credential, caller_of, hash_key
 from ledger.users import account_of_email
-from payments import purchases, webhooks
+from payments import purchases
 from payments.errors import AccountExists, AlreadyClaimed, PaymentMismatch, PaymentPending
 from payments.packages import Package
 from payments.purchases import OpenPurchase, PaidSession
-from payments.webhooks import ProviderEvent
 
 BUILDER = Package("builder_600", "Builder", 60_000, 5_000, "usd")
 
@@ -152,16 +151,3 @@ async def test_fifty_concurrent_claims_make_one_key(db):
     assert sum(isinstance(o, AlreadyClaimed) for o in outcomes) == 49
     async with db.transaction() as conn:
         assert (await conn.execute(text("SELECT count(*) FROM api_keys"))).scalar_one() == 1
-
-
-async def test_an_event_is_stored_once_and_is_due_until_it_was_applied(conn):
-    event = ProviderEvent("stripe", "evt_1", "checkout.session.completed", "cs_test_1", b'{"id": "evt_1"}')
-    assert await webhooks.store(conn, event)
-    assert await webhooks.store(conn, event), "not applied yet: the sender's retry is work, not a duplicate"
-    assert [e.body for e in await webhooks.due(conn, 10)] == [event.body]
-    await webhooks.finish(conn, "stripe", "evt_1", "the provider was away")
-    assert await webhooks.due(conn, 10) == [], "its next try is later"
-    await webhooks.finish(conn, "stripe", "evt_1", None)
-    assert not await webhooks.store(conn, event)
-    rows = (await conn.execute(text("SELECT attempts, problem FROM provider_events"))).all()
-    assert [tuple(row) for row in rows] == [(2, None)]

@@ -38,9 +38,26 @@ def test_a_query_named_twice_is_refused(tmp_path):
         "Authorization: Bearer abcdef.ghi",
         "sk_test_51Habcdefgh and whsec_abcdefgh",
         "GET /files/x?expires=1&signature=deadbeef",
+        "paid with 4242424242424242",
+        "paid with 4000 0566 5566 5556",
+        "paid with 3782-822463-10005.",
     ],
 )
 def test_secrets_do_not_reach_the_log(line):
-    for secret in ("abcdefgh", "abcdef.ghi", "51Habcdefgh", "deadbeef"):
+    for secret in ("abcdefgh", "abcdef.ghi", "51Habcdefgh", "deadbeef", "4242", "5556", "10005"):
         assert secret not in redact(line)
     assert "***" in redact(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "at 1795351200123 ms",
+        "4242424242424241",
+        "took 1.4242424242424242 s",
+        "job_4242424242424242",
+        "1234567",
+    ],
+)
+def test_other_numbers_stay_in_the_log(line):
+    assert redact(line) == line

@@ -1,0 +1,223 @@
+"""The whole OpenAPI description, played against the real app by Schemathesis with all its checks.
+
+It makes requests that the description allows and such that it forbids, follows one answer into the next request, and
+compares every answer with what is described. Seeded: the same requests in each run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import schemathesis
+from anyio.from_thread import BlockingPortal
+from fastapi import FastAPI
+from schemathesis.config import SchemathesisConfig
+from schemathesis.engine import events, from_schema
+from schemathesis.python import asgi
+
+import gateway.watching
+from deployments.handles import local_ledger
+from deployments.ledger import LedgerServer
+from gateway.app import create_app
+from kit.db import Database
+from kit.settings import Settings
+from kit.storage import ObjectStore
+from ledger import keys
+from payments.stripe_checkout import checkout_for
+from sandbox.stripe_twin import TwinSettings, create_twin
+from sandbox.testing import SECRET_KEY, WEBHOOK_SECRET, running
+
+EXAMPLES = 5
+"""Drawn for each operation, beside about a thousand requests that Schemathesis derives from the description."""
+PLAN = {
+    "seed": 1,
+    "cache": {"enabled": False},
+    "continue-on-failure": True,
+    "generation": {"max-examples": EXAMPLES, "no-shrink": True, "database": "none", "deterministic": True},
+    "max-stream-events": 1,  # a job that nobody works on has no end to wait for
+    "phases": {"stateful": {"max-steps": 6}},
+}
+UNSAYABLE = (
+    "differs between the headers and the body",
+    "is required; send X-Idempotency-Key",
+    "send either `reference` or `jobId`",
+    "`reference`; a job has its own",
+    "must not be before the first day",
+    "the period may have at most",
+    "must lie in the future",
+    "the signature does not verify",
+    "has no effect at guidance 1",
+    "input: give ",  # one of two fields, or not both
+    "is not an e-mail address",
+    "This code is wrong",
+    "must be an IPv4 or IPv6 address",
+    "has bits beyond its prefix",
+)
+"""Rules between fields, of time, of names: JSON Schema cannot state them, and these refusals are right."""
+OPERATORS = "/api/v1/operator/"
+"""A customer's key is refused there; tests of their own play them."""
+UNREACHED = {
+    "POST /api/v1/claim/stripe",  # somebody must have paid
+    "POST /api/v1/auth/email/verify",  # the code is in a mail
+    "POST /api/v1/auth/sign-out",  # only a browser may
+    "POST /api/v1/account/delete",
+    "POST /api/v1/keys/rotate",  # the prefix must be one key's
+    "POST /api/v1/vouchers/redeem",  # somebody must have made it
+    "POST /api/v1/test/refill",  # the key is a live one
+    "POST /api/v1/referral/apply",  # the code is somebody else's
+    "POST /api/v1/webhooks/stripe",  # nobody but Stripe can sign
+}
+
+
+@dataclass
+class Run:
+    """What came of a run."""
+
+    faults: list[str] = field(default_factory=list)
+    refusals: set[tuple[str, int, str]] = field(default_factory=set)
+    reached: set[str] = field(default_factory=set)
+    phases: set[str] = field(default_factory=set)
+
+    def take(self, event: events.EngineEvent) -> None:
+        """Keep what an event tells."""
+        if isinstance(event, events.NonFatalError):
+            self.faults.append(str(event.info))
+        elif isinstance(event, events.FatalError):
+            raise event.exception
+        elif isinstance(event, events.ScenarioFinished):
+            self.phases.add(event.phase.value)
+
+            self._take_scenario(event.recorder)
+
+    def _take_scenario(self, recorder: Any) -> None:
+        for case_id, interaction in recorder.interactions.items():
+            answer, label = interaction.response, recorder.cases[case_id].value.operation.label
+            if answer is None:
+                continue
+            if answer.status_code < 400:
+                self.reached.add(label)
+            elif (
+                answer.status_code != 405 and "No such path" not in answer.text
+            ):  # else it met another operation
+                self.refusals.add((label, answer.status_code, answer.json()["error"]))
+        for case_id, checks in recorder.checks.items():
+            for check in checks:
+                if check.failure_info is None:
+                    continue
+                answer = recorder.interactions[case_id].response
+                if check.name == "positive_data_acceptance" and any(
+                    rule in answer.text for rule in UNSAYABLE
+                ):
+                    continue
+                failure = check.failure_info.failure
+                self.faults.append(
+                    f"{check.name}: {failure.title}\n{failure.message}\n{check.failure_info.code_sample}\n"
+                    f"{answer.status_code} {answer.text[:500]}"
+                )
+
+
+@pytest.fixture
+def portal() -> BlockingPortal:
+    """The event loop on which Schemathesis runs the app."""
+    return asgi._get_portal()
+
+
+@pytest.fixture
+def twin() -> Iterator[str]:
+    """Stripe's twin, whose events go nowhere."""
+    told = TwinSettings(
+        secret_key=SECRET_KEY, webhook_secret=WEBHOOK_SECRET, webhook_url="http://127.0.0.1:9"
+    )
+    with running(create_twin(told)) as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No job here ends by itself."""
+    monkeypatch.setattr(gateway.watching, "LONGEST_WAIT_S", 0)
+
+
+@pytest.fixture
+def books(fresh_url: str, portal: BlockingPortal) -> Iterator[Database]:
+    database = Database(fresh_url, pool_size=1)
+    yield database
+    portal.call(database.close)
+
+
+@pytest.fixture
+def app(
+    settings: Settings, fresh_url: str, models: Any, twin: str, portal: BlockingPortal
+) -> Iterator[FastAPI]:
+    """The surface over the real books, selling through the twin."""
+    told = Settings(
+        **{
+            **settings.model_dump(),
+            "database_url": fresh_url,
+            "stripe_secret_key": SECRET_KEY,
+            "stripe_webhook_secret": WEBHOOK_SECRET,
+            "stripe_api_base": twin,
+            # Limits stand in the description and are not what is looked at here.
+            "limit_sensitive_auth": 10**6,
+            "limit_purchase": 10**6,
+        }
+    )
+    server = LedgerServer(told)
+    ledger = local_ledger(server)
+    checkout = checkout_for(told, ledger)
+    assert checkout is not None
+    yield create_app(told, ledger, models, checkout, ObjectStore("memory://"))
+    portal.call(checkout.close)
+    portal.call(server.close)
+
+
+def test_the_app_does_what_its_description_says_and_nothing_else(
+    app: FastAPI,
+    books: Database,
+    portal: BlockingPortal,
+    customers: Callable[..., Awaitable[Any]],
+    assert_sound: Callable[[Database], Awaitable[None]],
+):
+    async def open_account() -> Any:
+        async with books.transaction() as conn:
+            return await customers(conn, 10**12)
+
+    async def mint(user_id: str) -> str:
+        async with books.transaction() as conn:
+            return (await keys.mint(conn, user_id, "test", brand="amai")).secret
+
+    owner = portal.call(open_account)
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app, config=SchemathesisConfig.from_dict(PLAN))
+
+    @schema.auth(retry_on=[401])
+    class Key:
+        """A key of the account, and another one once the run has revoked it."""
+
+        def get(self, case: Any, context: Any) -> str:
+            return portal.call(mint, owner.user_id)
+
+        def set(self, case: Any, data: str, context: Any) -> None:
+            case.headers["Authorization"] = f"Bearer {data}"
+
+    run = Run()
+    for event in from_schema(schema).execute():
+        run.take(event)
+    assert run.faults == []
+    assert run.phases == {"examples", "coverage", "fuzzing", "stateful"}
+    described = app.openapi()["paths"]
+    operations = {
+        f"{method.upper()} {path}": each for path in described for method, each in described[path].items()
+    }
+    # What needs nothing from before has been done, not only refused.
+    known = {name for name in operations if "{" not in name and OPERATORS not in name}
+    assert known - run.reached <= UNREACHED
+    assert [met for met in sorted(run.refusals) if not is_described(operations, *met)] == []
+    portal.call(assert_sound, books)
+
+
+def is_described(operations: dict[str, Any], label: str, status: int, code: str) -> bool:
+    response = operations[label]["responses"].get(str(status), {})
+    return code in response.get("content", {}).get("application/json", {}).get("examples", {})

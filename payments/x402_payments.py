@@ -26,6 +26,7 @@ from ledger.keys import ApiKey, Limits
 from ledger.tables import users
 from ledger.users import account_of_email
 from payments import purchases
+from payments.currencies import USDC
 from payments.errors import PaymentReused
 from payments.packages import Package
 from payments.purchases import OpenPurchase, PaidSession
@@ -35,7 +36,6 @@ from payments.x402_facilitator import Settlement
 log = structlog.get_logger(__name__)
 
 PROVIDER: Final = "x402"
-CURRENCY: Final = "usdc"
 LEASE: Final = timedelta(seconds=60)
 """Twice what one question to the facilitator may take."""
 PAUSE_S: Final = 5
@@ -275,7 +275,7 @@ async def _refuse_suspended(conn: AsyncConnection, email: str) -> None:
 
 async def _grant(conn: AsyncConnection, row: Row[Any], said: Settlement, minter: Minter) -> Paid:
     package = Package(
-        row.package_code, row.package_code, row.credits_tokens, row.amount_minor, CURRENCY, row.price_version
+        row.package_code, row.package_code, row.credits_tokens, row.amount_minor, USDC, row.price_version
     )
     email = address_of(row.payer, row.network)
     opened = await purchases.open_purchase(
@@ -284,7 +284,7 @@ async def _grant(conn: AsyncConnection, row: Row[Any], said: Settlement, minter:
     await purchases.fulfil(
         conn,
         PaidSession(
-            PROVIDER, row.id, opened.id, row.amount_minor, CURRENCY, livemode=False, expect_livemode=False
+            PROVIDER, row.id, opened.id, row.amount_minor, USDC, livemode=False, expect_livemode=False
         ),
     )
     owner = await account_of_email(conn, email)

@@ -57,10 +57,13 @@ UNSAYABLE = (
     "has bits beyond its prefix",
 )
 """Rules between fields, of time, of names: JSON Schema cannot state them, and these refusals are right."""
+WITHOUT_WALLETS = "Payments from wallets are not configured"
+"""A signature cannot be drawn: `test_x402` plays the routes that wallets pay for."""
 OPERATORS = "/api/v1/operator/"
 """A customer's key is refused there; tests of their own play them."""
 UNREACHED = {
     "POST /api/v1/claim/stripe",  # somebody must have paid
+    "POST /api/v1/checkout/x402",  # a wallet must sign
     "POST /api/v1/auth/email/verify",  # the code is in a mail
     "POST /api/v1/auth/sign-out",  # only a browser may
     "POST /api/v1/account/delete",
@@ -108,6 +111,8 @@ class Run:
                 if check.failure_info is None:
                     continue
                 answer = recorder.interactions[case_id].response
+                if WITHOUT_WALLETS in answer.text:
+                    continue
                 if check.name == "positive_data_acceptance" and any(
                     rule in answer.text for rule in UNSAYABLE
                 ):

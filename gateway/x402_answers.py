@@ -8,13 +8,16 @@ from typing import Annotated
 from pydantic import Field
 
 from gateway.answers import Answer, JobAccepted, JobShown, KeyCreated, Tokens
+from gateway.patterns import LINE
 from gateway.schemas import Label, Request
 
 
 class BuyWithX402(Request):
     """Buy a package from a wallet."""
 
-    package_code: Annotated[str, Field(max_length=64, description="A `code` of `GET /api/v1/packages`.")]
+    package_code: Annotated[
+        str, Field(max_length=64, description="A `code` of `GET /api/v1/packages`.", json_schema_extra=LINE)
+    ]
     key_label: Label = "Primary key"
 
 

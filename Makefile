@@ -6,10 +6,11 @@ STAMP := .venv/.installed
 SPEECH := .venv-speech
 SPEECH_STAMP := $(SPEECH)/.installed
 FAST := unit db api
+SLOW := models serve browser chaos
 # pip's progress where somebody watches, its errors alone where not.
 QUIET := $(shell test -t 1 || echo --quiet)
 
-.PHONY: up demo test check format bench install speech clean
+.PHONY: up demo test lint check format bench install speech clean
 
 up: install          ## start the whole platform; Ctrl-C ends it
 	@exec $(BIN)/farebox up
@@ -17,14 +18,17 @@ up: install          ## start the whole platform; Ctrl-C ends it
 demo: install        ## the same in a temporary place, and one customer played through it
 	@exec $(BIN)/farebox demo
 
-test: install        ## every test
-	$(BIN)/python -m pytest
+test: install        ## every test: the fast tiers side by side, then those that need the machine for themselves
+	$(BIN)/python -m pytest -n 2 $(addprefix tests/,$(FAST))
+	$(BIN)/python -m pytest $(addprefix tests/,$(SLOW))
 
-check: install       ## the fast loop: format, lint, types, imports, fast tests
+lint: install        ## format, lint, types, imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check: lint          ## the fast loop: the same and the fast tests
 	$(BIN)/python -m pytest -n 2 $(addprefix tests/,$(FAST))
 
 format: install      ## rewrite files the way `check` wants them

@@ -1,11 +1,13 @@
-"""One customer, from the price list to a downloaded picture, through the public HTTP API alone."""
+"""A customer, from the price list to a downloaded picture, and an agent with a wallet, through the public HTTP API."""
 
 from __future__ import annotations
 
 import json
 import time
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urljoin
 
 import httpx
 from rich.console import Console
@@ -14,6 +16,11 @@ from rich.markup import escape
 EMAIL: Final = "dev@company.com"
 PACKAGE: Final = "builder_600"
 TOPUP: Final = "starter_100"
+FOX: Final = {
+    "task": "image.generate",
+    "input": {"prompt": "cinematic fox astronaut", "aspectRatio": "1:1"},
+    "creditsToConsume": 1,
+}
 POLL_S: Final = 0.5
 WEBHOOK_TIMEOUT_S: Final = 30.0
 """The sandbox sends it at once; a busy machine may answer the first try too late."""
@@ -50,11 +57,7 @@ def play(console: Console, base_url: str, keep: Path) -> None:
             "POST",
             "/api/v1/media/jobs",
             headers={"X-Idempotency-Key": "job-001"},
-            json={
-                "task": "image.generate",
-                "input": {"prompt": "cinematic fox astronaut", "aspectRatio": "1:1"},
-                "creditsToConsume": 1,
-            },
+            json=FOX,
         )
         done = customer.wait("7. Poll until it is done", f"/api/v1/media/jobs/{job['jobId']}")
         customer.download("8. Download", done["output"][0]["url"], keep)
@@ -67,7 +70,22 @@ def play(console: Console, base_url: str, keep: Path) -> None:
         )
         customer.pay("11. Send the coins in the sandbox", topup["checkoutUrl"])
         customer.wait_for_credits("12. Its webhook brings the credits", left["tokens"] + topup["tokens"])
-        customer.call("13. The books balance", "GET", "/api/v1/ledger/trial-balance")
+    with httpx.Client(base_url=base_url, timeout=30, trust_env=False) as http:
+        agent = _Customer(console, http)
+        wallet = f"{urljoin(started['checkoutUrl'], '/')}x402/_twin/sign"
+        payment = agent.sign(
+            "13. An agent without an account is told the price", "/api/v1/media/jobs", FOX, wallet
+        )
+        job = agent.call(
+            "14. It pays from its wallet, in play money, with the same request",
+            "POST",
+            "/api/v1/media/jobs",
+            headers={"PAYMENT-SIGNATURE": payment},
+            json=FOX,
+        )
+        http.headers["Authorization"] = f"Bearer {job['payment']['apiKey']}"
+        agent.wait("15. The answer's key reads the job", f"/api/v1/media/jobs/{job['jobId']}")
+        agent.call("16. The books balance", "GET", "/api/v1/ledger/trial-balance")
 
 
 class _Customer:
@@ -92,6 +110,16 @@ class _Customer:
         )
         self._say(title, f"POST {checkout_url}", {"outcome": "pay"}, response)
         _good(title, response)
+
+    def sign(self, title: str, path: str, body: dict[str, Any], wallet: str) -> str:
+        """Meet a 402 and return the payment that the sandbox's wallet signs for it."""
+        response = self._http.post(path, json=body)
+        self._say(title, f"POST {path}", body, response)
+        if response.status_code != HTTPStatus.PAYMENT_REQUIRED:
+            raise DemoError(f"{title}: {response.status_code} {response.text}")
+        offer = {"paymentRequired": response.headers["payment-required"]}
+        signed = _good(title, httpx.post(wallet, json=offer, trust_env=False, timeout=30))
+        return str(signed["paymentSignature"])
 
     def wait(self, title: str, path: str) -> dict[str, Any]:
         """Poll a job until it ended well."""

@@ -16,6 +16,7 @@ from kit.storage import ObjectStore
 from kit.telemetry import configure_logging
 from payments.crypto import crypto_for
 from payments.stripe_checkout import checkout_for
+from payments.x402 import x402_for
 
 
 class Ingress:
@@ -39,5 +40,6 @@ class Ingress:
             checkout_for(self._settings, ledger),
             ObjectStore(self._settings.objects_url),
             crypto=crypto_for(self._settings, ledger),
+            x402=x402_for(self._settings, ledger),
             names_requests=False,  # Serve names each answer after the header that the surface reads
         )

@@ -41,6 +41,8 @@ DEPLOY_TIMEOUT_S: Final = 120.0
 MODELS_TIMEOUT_S: Final = 120.0
 """Tiny weights load within 15 s; a production model may take longer, and the platform does not wait for it."""
 SANDBOX_TIMEOUT_S: Final = 20.0
+PLAY_ADDRESS: Final = "0x000000000000000000000000000000000000dEaD"
+"""Where the sandbox's wallets pay: an address that nobody has the key of."""
 WATCH_S: Final = 0.5
 """How soon a part that died is noticed."""
 COINBASE_KEY_ID: Final = "organizations/sandbox/apiKeys/farebox"
@@ -270,6 +272,16 @@ class Sandbox:
         """Where the twins of the providers answer, Stripe's at the root."""
         return f"http://127.0.0.1:{self._port}"
 
+    @property
+    def _wallets(self) -> dict[str, object]:
+        """What makes wallets pay its facilitator in play money."""
+        network = Settings.model_fields["x402_network"].default
+        return {
+            "x402_facilitator": f"{self.url}/x402",
+            "x402_pay_to": PLAY_ADDRESS,
+            "x402_network": network,
+        }
+
     def alive(self) -> bool:
         """Tell whether it runs."""
         return self._process is not None and self._process.poll() is None
@@ -289,6 +301,7 @@ class Sandbox:
                 "coinbase_api_base": f"{self.url}/coinbase/api/v1",
                 "sandbox": True,
             }
+            | ({} if self._settings.x402_facilitator else self._wallets)
         )
         settings = Settings.model_validate(settings.model_dump())
         self.stop()

@@ -26,6 +26,7 @@ from deployments.ledger_reads import LedgerReads
 from deployments.ledger_referrals import LedgerReferrals
 from deployments.ledger_tools import LedgerTools
 from deployments.ledger_webhooks import LedgerWebhooks
+from deployments.ledger_x402 import LedgerX402
 from deployments.sweeps import Sweeps
 from gateway import files, jobs, leases
 from gateway.ports import Job, JobQuery, JobReceipt, NewFile, StoredFile, SubmitJob
@@ -60,6 +61,7 @@ class LedgerServer(
     LedgerDesk,
     LedgerReferrals,
     LedgerBilling,
+    LedgerX402,
 ):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
 

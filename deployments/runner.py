@@ -40,6 +40,7 @@ from payments.cards import CardBooks, CardCheckout
 from payments.checkout import Checkout
 from payments.crypto import crypto_for
 from payments.stripe_checkout import checkout_for
+from payments.x402 import X402Checkout, x402_for
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -112,6 +113,7 @@ class Runner:
         objects: ObjectStore,
         checkouts: Sequence[Checkout],
         places: Mapping[str, int],
+        x402: X402Checkout | None = None,
         fetcher: Fetcher | None = None,
     ) -> None:
         self.name = new_id("run")
@@ -120,6 +122,7 @@ class Runner:
         self._models = models
         self._objects = objects
         self._checkouts = {checkout.provider.name: checkout for checkout in checkouts}
+        self._x402 = x402
         self._postman = Postman(ledger, mailer_for(settings))
         self._courier = Courier(ledger, _poster_for(settings))
         self._places = dict(places)
@@ -137,6 +140,8 @@ class Runner:
             if any(isinstance(checkout, CardCheckout) for checkout in self._checkouts.values()):
                 group.create_task(self._every(CATCH_UP_S, self._ask_for_events))
             group.create_task(self._courier.run())
+            # Apart from the sweep: a facilitator that hangs keeps nothing else waiting.
+            group.create_task(self._every(SWEEP_S, self._settle_wallets))
             await self._dispatch(group)
 
     # -- taking work -------------------------------------------------------------------------------------------
@@ -309,6 +314,10 @@ class Runner:
         if self._checkouts:
             await self._catch_up()
 
+    async def _settle_wallets(self) -> None:
+        if self._x402 is not None:
+            await self._x402.settle_due(EVENTS_A_SWEEP)
+
     async def _catch_up(self) -> None:
         """Bring payments into the books that no event has brought: those that did not take, those that never came."""
         for event in await self._ledger("due_events", EVENTS_A_SWEEP):
@@ -356,6 +365,7 @@ class RunnerServer:
             ObjectStore(settings.objects_url),
             every_checkout(settings, remote_ledger(ledger)),
             places,
+            x402_for(settings, remote_ledger(ledger)),
         )
         self._task = asyncio.create_task(self._runner.run())
 

@@ -44,6 +44,7 @@ from gateway.routes import (
     usage,
     vouchers,
     webhooks,
+    x402_purchases,
 )
 from gateway.session_cookie import SessionCookie
 from gateway.task_schemas import INPUTS
@@ -51,6 +52,7 @@ from kit.settings import Settings
 from kit.storage import ObjectStore, UrlSigner
 from payments.cards import CardCheckout
 from payments.crypto import CryptoCheckouts
+from payments.x402 import X402Checkout
 
 HEALTH_KEPT_S: Final = 1.0
 """A load balancer asks every second or two; a flood of callers must not reach the books."""
@@ -68,8 +70,9 @@ NO_TELEMETRY: Final = {
 """FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
 
 ROUTERS: Final = (
-    tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, refills,
-    pricing, vouchers, referral, sign_in, account, alerts, webhooks, pages, manual, operator_users, operator_desk,
+    tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, x402_purchases,
+    refills, pricing, vouchers, referral, sign_in, account, alerts, webhooks, pages, manual, operator_users,
+    operator_desk,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 
@@ -82,6 +85,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
     objects: ObjectStore,
     *,
     crypto: CryptoCheckouts | None = None,
+    x402: X402Checkout | None = None,
     names_requests: bool = True,
 ) -> FastAPI:
     """Build the surface over its parts.
@@ -119,6 +123,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
         ledger=ledger,
         checkout=checkout,
         crypto=crypto,
+        x402=x402,
         objects=objects,
         catalog=catalog,
         signer=UrlSigner(settings.secret.get_secret_value().encode()),

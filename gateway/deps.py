@@ -32,6 +32,7 @@ from ledger.audit import TrialBalance
 from ledger.keys import Credential, hash_key
 from payments.cards import CardCheckout
 from payments.crypto import CryptoCheckouts
+from payments.x402 import X402Checkout
 
 KEY_BODY: Final = r"[0-9A-Za-z]{16,128}"
 """What follows the brand part of a key: ours have 43 characters; the books need not hear of anything else."""
@@ -50,6 +51,8 @@ class Parts:
     ledger: Ledger
     checkout: CardCheckout | None
     crypto: CryptoCheckouts | None
+    x402: X402Checkout | None
+    """Sells single calls to wallets; None: strangers hear 401."""
     objects: ObjectStore
     catalog: Catalog
     """The file as it was read. What is sold now, with the prices that hold now, is `await parts.price_list()`."""
@@ -97,6 +100,14 @@ def credential_of(request: Request) -> Credential:
     parts = parts_of(request)
     world = cast("World", _matched(key, parts.key_pattern)[1])
     return Credential(hash_key(key), ip_of(request, parts.proxies), world)
+
+
+def paying_credential_of(request: Request) -> Credential | None:
+    """Return the caller's credential; None for a stranger who may pay instead. Raises: as `credential_of`."""
+    parts = parts_of(request)
+    if parts.x402 and not has_key(request) and parts.session_cookie.name not in request.cookies:
+        return None
+    return credential_of(request)
 
 
 def operator_credential_of(request: Request) -> bytes:
@@ -173,6 +184,11 @@ async def optional_key(request: Request) -> Credential | None:
     """Give a public route its caller's credential, or None. Raises: as `caller_key`."""
     presented = has_key(request) or parts_of(request).session_cookie.name in request.cookies
     return credential_of(request) if presented else None
+
+
+async def paying_key(request: Request) -> Credential | None:
+    """Give a route its caller's credential, or None for a stranger who may pay. Raises: as `caller_key`."""
+    return paying_credential_of(request)
 
 
 async def session_caller(request: Request) -> Credential:
@@ -263,6 +279,7 @@ def _unquoted(value: str) -> str:
 PartsOf = Annotated[Parts, Depends(parts)]
 CallerKey = Annotated[Credential, Depends(caller_key)]
 CallerSession = Annotated[Credential, Depends(session_caller)]
+PayingKey = Annotated[Credential | None, Depends(paying_key)]
 OperatorKey = Annotated[Signed, Depends(operator_key)]
 OptionalKey = Annotated[Credential | None, Depends(optional_key)]
 RetryKey = Annotated[str | None, Depends(retry_key)]

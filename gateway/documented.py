@@ -55,8 +55,44 @@ _FOX: Final = {
     "creditsToConsume": 1,
 }
 
+_PAYMENT: Final = {
+    "payer": "0x857b06519e91e3a54538791bdbb0e22373e36b66",
+    "network": "eip155:84532",
+    "transaction": "0x1234567890abcdef1234567890abcdef1234567890abcdef1234567890abcdef",
+    "amount": "50000000",
+    "credits": 600.0,
+    "tokens": 60_000,
+}
+OFFER: Final = {
+    "x402Version": 2,
+    "error": "This call costs money: send a key, or pay with x402 what `details.accepts` says.",
+    "resource": {
+        "url": "https://api.example.com/api/v1/media/jobs",
+        "description": "image.generate",
+        "mimeType": "application/json",
+    },
+    "accepts": [
+        {
+            "scheme": "exact",
+            "network": "eip155:84532",
+            "amount": "100000",
+            "asset": "0x036CbD53842c5426634e7929541eC2318f3dCF7e",
+            "payTo": "0x209693Bc6afc0C5328bA36FaF03C514EF312287C",
+            "maxTimeoutSeconds": 300,
+            "extra": {
+                "name": "USDC",
+                "version": "2",
+                "paymentFlow": "upfront",
+                "quote": "1795608300.dGhl...",
+            },
+        }
+    ],
+}
+"""What a 402 asks a stranger for."""
+
 REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "startStripeCheckout": {"A package": {"email": "dev@company.com", "packageCode": "builder_600"}},
+    "buyWithX402": {"A package": {"packageCode": "builder_600", "keyLabel": "Primary key"}},
     "claimStripeKey": {"The first key": {"sessionId": "cs_test_...", "keyLabel": "Primary key"}},
     "startCryptoCheckout": {"A package": {"email": "dev@company.com", "packageCode": "builder_600"}},
     "claimCryptoKey": {"The first key": {"sessionId": "68f7a946db0529ea9b6d3a12", "keyLabel": "Primary key"}},
@@ -152,6 +188,13 @@ _CLAIMED: Final = {
 }
 
 ANSWERS: Final[Mapping[str, Any]] = {
+    "buyWithX402": {
+        "ok": True,
+        **_KEY,
+        "label": "Primary key",
+        "packageCode": "builder_600",
+        "payment": _PAYMENT,
+    },
     "startStripeCheckout": _STARTED
     | {"checkoutUrl": "https://checkout.stripe.com/c/pay/cs_test_...", "sessionId": "cs_test_..."},
     "startCryptoCheckout": _STARTED

@@ -67,6 +67,7 @@ BUCKETS: Final[Mapping[BucketName, Bucket]] = {
 ROUTES: Final[Mapping[str, BucketName]] = {
     "startStripeCheckout": "purchase",
     "startCryptoCheckout": "purchase",
+    "buyWithX402": "purchase",
     "openBillingPortal": "purchase",
     "claimStripeKey": "sensitive_auth",
     "claimCryptoKey": "sensitive_auth",
@@ -178,7 +179,7 @@ tallies: Final[ContextVar[Tally | None]] = ContextVar("tallies", default=None)
 """The tally of the request that this task serves; None on an unlimited route."""
 
 
-async def limit_by(request: Request, kind: Literal["email", "session"], value: str) -> None:
+async def limit_by(request: Request, kind: Literal["email", "session", "wallet"], value: str) -> None:
     """Count this request against what it names too, in its route's bucket: an e-mail, a checkout session.
 
     To be called first by every limited route that works without a key: nobody else may be known to count. A key
@@ -292,7 +293,7 @@ def fields(quota: Quota) -> list[tuple[bytes, bytes]]:
     ]
 
 
-def stranger(kind: Literal["address", "credential", "email", "session"], value: str) -> str:
+def stranger(kind: Literal["address", "credential", "email", "session", "wallet"], value: str) -> str:
     """Return the identity of someone without a valid key; hashed, so that the counters hold no personal data."""
     return f"{kind}:{hashlib.sha256(value.encode()).hexdigest()[:32]}"
 

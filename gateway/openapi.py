@@ -16,7 +16,7 @@ from pydantic.json_schema import models_json_schema
 
 from gateway.answers import Problem
 from gateway.catalog import Catalog
-from gateway.documented import ANSWERS, REQUESTS
+from gateway.documented import ANSWERS, OFFER, REQUESTS
 from gateway.documented_rest import REST
 from gateway.errors import (
     AccountInUse,
@@ -53,8 +53,14 @@ from payments.errors import (
     PaymentIncomplete,
     PaymentMismatch,
     PaymentPending,
+    PaymentRequired,
+    PaymentReused,
     PaymentsUnavailable,
+    SettlementPending,
+    SettlementUnclear,
 )
+from payments.x402 import ASK
+from payments.x402_wire import SIGNATURE_HEADER, encode
 
 READ: Final = ("auth_required", "forbidden", "unavailable")
 """What any route with a key may refuse with."""
@@ -88,6 +94,10 @@ _SAMPLES: Final[dict[str, AppError]] = {
         PaymentFailed(),
         AlreadyClaimed(),
         AccountExists(),
+        PaymentRequired(ASK, encode(OFFER)),
+        PaymentReused("payment"),
+        SettlementPending("x402_01k8z0c6m5n7q2r4t6v8x0y2z4"),
+        SettlementUnclear("x402_01k8z0c6m5n7q2r4t6v8x0y2z4"),
         PaymentMismatch("pur_01k8z0c6m5n7q2r4t6v8x0y2z4", "amount"),
         PayloadTooLarge(1 << 20),
         UnsupportedMediaType("application/json"),
@@ -100,7 +110,8 @@ _SAMPLES: Final[dict[str, AppError]] = {
 _MEANINGS: Final = {
     400: "The request cannot be understood; `details` names the fields.",
     401: "No valid API key or session.",
-    402: "Not enough credits; nothing was held or charged. The same idempotency key works after a top-up.",
+    402: "Not enough credits, or no account: nothing was held or charged. The same idempotency key works after a"
+    " top-up; `payment_required` offers to pay for this very call (also in the header `PAYMENT-REQUIRED`).",
     403: "Not allowed.",
     404: "Nothing by that name belongs to you.",
     409: "In conflict with what is; `error` says how.",
@@ -111,6 +122,12 @@ _MEANINGS: Final = {
     503: "A part is away for now; nothing was charged. Try again after `Retry-After` seconds.",
 }
 _RETRY_AFTER: Final = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+_OFFERED: Final = {
+    "PAYMENT-REQUIRED": {
+        "description": "With `payment_required`: the x402 offer, as base64 of JSON; the same stands in `details`.",
+        "schema": {"type": "string"},
+    }
+}
 _LIMIT_FIELDS: Final = {
     "RateLimit-Policy": {
         "description": "The limit: `q` requests in `w` seconds, counted together under the name.",
@@ -134,6 +151,24 @@ REPLAYED: Final[dict[str, Any]] = {
 LOCATION: Final[dict[str, Any]] = {
     "Location": {"description": "The job's own address.", "schema": {"type": "string", "format": "uri"}}
 }
+PAID: Final[dict[str, Any]] = {
+    "PAYMENT-RESPONSE": {
+        "description": "Of a call that was paid by x402: the settlement, as base64 of JSON.",
+        "schema": {"type": "string"},
+    }
+}
+X402: Final[dict[str, Any]] = {
+    "parameters": [
+        {
+            "name": SIGNATURE_HEADER,
+            "in": "header",
+            "required": False,
+            "description": "An x402 payment (version 2) that answers the offer of a 402, in place of a key.",
+            "schema": {"type": "string", "contentEncoding": "base64"},
+        }
+    ]
+}
+"""For `openapi_extra` of a route that a stranger may pay for."""
 WAITED: Final[dict[str, Any]] = {
     "Preference-Applied": {"description": "How long was waited at most.", "schema": {"type": "string"}}
 }
@@ -242,6 +277,10 @@ with both is the key's.
 **Money**: 1 credit is 100 tokens; tokens are whole numbers. A job's cost is held when it is submitted and
 charged when it succeeds; a failed or canceled job costs nothing. A tool's price stands in `GET /api/v1/pricing`.
 
+**Without an account**: where this server takes x402, a submit without a key is answered 402 with its own price in
+USDC; the same request with a signed payment runs. Its answer carries a key for a day, which reads the job; the credits
+of a failed job stay the wallet's, and that key, or the next payment's, spends them.
+
 **Retries**: send `X-Idempotency-Key` with a write and repeat it at will: the first answer comes again.
 
 **Webhooks**: name a `webhookUrl` with a job, or add an endpoint for the account. Each event is posted as
@@ -275,6 +314,8 @@ def problems(*refusals: str | AppError) -> dict[int | str, dict[str, Any]]:
         response["content"]["application/json"]["examples"][sample.code] = {"value": problem_body(sample)}
         if sample.retry_after_s is not None:
             response["headers"] = _RETRY_AFTER
+        if isinstance(sample, PaymentRequired):
+            response["headers"] = _OFFERED
     described["default"] = {"model": Problem, "description": "Any other refusal has the same shape."}
     return described
 

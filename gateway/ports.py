@@ -30,6 +30,8 @@ from payments.customers import Customer
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase, UnpaidSession
 from payments.referrals import Application, Standing
 from payments.webhooks import ProviderEvent
+from payments.x402_facilitator import Settlement
+from payments.x402_payments import Bill, Outcome, Settling
 
 JobStatus = Literal["queued", "running", "succeeded", "failed", "canceled", "expired"]
 FINAL_STATUSES: frozenset[JobStatus] = frozenset({"succeeded", "failed", "canceled", "expired"})
@@ -415,6 +417,21 @@ class Ledger(Desk, Webhooks, Protocol):
 
     async def newest_event(self, provider: str) -> datetime | None:
         """Return when a provider's last event came in."""
+
+    async def resume_x402(self, bill: Bill) -> Outcome | None:
+        """Return how a wallet's payment with this nonce stands; None: it was never sent. Raises: PaymentReused."""
+
+    async def begin_x402(self, bill: Bill) -> Outcome:
+        """Write a verified payment down, once for its nonce and its idempotency key.
+
+        Raises: PaymentReused; Forbidden for a suspended wallet.
+        """
+
+    async def conclude_x402(self, payment_id: str, attempt: int, said: Settlement) -> Outcome:
+        """Store what the facilitator said; a success grants the credits and makes the key, once."""
+
+    async def due_x402(self, limit: int) -> list[Settling]:
+        """Take payments whose outcome is not known, to be asked about again."""
 
     async def trial_balance(self) -> TrialBalance:
         """Return the sums of entries by world and account kind, zero for each world, and the last sealed block."""

@@ -68,7 +68,7 @@ def problem_body(error: AppError) -> dict[str, Any]:
 
 def problem_response(error: AppError) -> Response:
     """Return the answer that an error means to its caller."""
-    headers = {}
+    headers = dict(error.headers)
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
     if isinstance(error, AuthRequired):

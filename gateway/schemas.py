@@ -305,10 +305,8 @@ class SubmitJob(Request):
         Field(description="Among your own jobs; between accounts, models take turns."),
     ] = "normal"
     deadline_seconds: Annotated[
-        int | None,
+        Annotated[int, Field(ge=1, le=86_400), BeforeValidator(decimal_as_whole)] | None,
         Field(
-            ge=1,
-            le=86_400,
             description="A job that has not ended after so many seconds is ended, at no cost.",
         ),
     ] = None

@@ -206,7 +206,9 @@ class MusicGenerate(TaskInput):
 
     prompt: Annotated[
         str,
-        Field(min_length=1, max_length=1000, description="Style, instruments, mood."),
+        Field(
+            min_length=1, max_length=1000, description="Style, instruments, mood.", json_schema_extra=PROMPT
+        ),
         AfterValidator(_not_blank),
     ]
     lyrics: Annotated[
@@ -228,7 +230,7 @@ class SfxGenerate(TaskInput):
 
     prompt: Annotated[
         str,
-        Field(min_length=1, max_length=1000, description="What is heard."),
+        Field(min_length=1, max_length=1000, description="What is heard.", json_schema_extra=PROMPT),
         AfterValidator(_not_blank),
     ]
     negative_prompt: Annotated[str | None, Field(max_length=1000, description="What is not heard.")] = None

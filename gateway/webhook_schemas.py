@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from gateway.answers import Amount, Answer, JobFault, Ok
+from gateway.numbers import decimal_as_whole
 from gateway.schemas import MAX_OVERLAP_S, Credits, Request, WebhookUrl, each_once
 from gateway.webhook_ports import DeliveryStatus, Event, JobEvent
 
@@ -54,6 +55,7 @@ class RotateEndpoint(Request):
             le=MAX_OVERLAP_S,
             description="How long the old secret signs beside the new one; 0: not at all, as after a leak.",
         ),
+        BeforeValidator(decimal_as_whole),
     ]
 
 

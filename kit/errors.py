@@ -49,6 +49,11 @@ class AppError(Exception):
         """Seconds for the `Retry-After` header, or None."""
         return None
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that a protocol wants on the answer."""
+        return {}
+
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
 

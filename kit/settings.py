@@ -118,6 +118,17 @@ class Settings(BaseSettings):
     sandbox: bool | None = None
     """The payment sandbox: on when unset and no provider is configured. Never beside live keys."""
 
+    x402_facilitator: str = Field(default="", pattern=r"^(https?://\S+)?$")
+    """Who verifies and settles x402 payments, such as `https://x402.org/facilitator` (test money). Empty: off."""
+    x402_facilitator_token: SecretStr = SecretStr("")
+    """Sent to the facilitator as a bearer token, where it wants one."""
+    x402_pay_to: str = Field(default="", pattern=r"^(0x[0-9a-fA-F]{40})?$")
+    """The address that x402 payments go to; needed with a facilitator."""
+    x402_network: Literal["eip155:8453", "eip155:84532"] = "eip155:84532"
+    """On which chain USDC is taken: Base (8453, real money) or Base Sepolia (84532, test money)."""
+    x402_tokens_per_usdc: int = Field(default=1000, ge=1)
+    """What one USDC buys, call by call: as the smallest package of the catalogue, 10 credits a dollar."""
+
     smtp_url: SecretStr = SecretStr("")
     """How mails leave: `smtps://user:password@host` (TLS at once) or `smtp://` (STARTTLS; asked for with a password).
     Empty: into the local outbox."""
@@ -287,6 +298,29 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _x402_is_whole(self) -> Settings:
+        if self.x402_facilitator and not self.x402_pay_to:
+            raise ValueError(
+                "FAREBOX_X402_FACILITATOR needs FAREBOX_X402_PAY_TO beside it: payments need an address"
+            )
+        if self.x402_facilitator and self.live_payments and not self.x402_live:
+            raise ValueError(
+                "live Stripe keys and test USDC are configured together, and anyone can have test USDC: set"
+                " FAREBOX_X402_NETWORK=eip155:8453 or unset FAREBOX_X402_FACILITATOR"
+            )
+        if self.x402_facilitator and self.x402_live and self.sandbox:
+            raise ValueError(
+                "real USDC (FAREBOX_X402_NETWORK=eip155:8453) and the payment sandbox are configured together: set"
+                " FAREBOX_SANDBOX=0"
+            )
+        return self
+
+    @property
+    def x402_live(self) -> bool:
+        """Whether x402 payments move real money."""
+        return self.x402_network == "eip155:8453"
+
     @property
     def live_payments(self) -> bool:
         """Whether a configured provider moves real money."""
@@ -310,8 +344,12 @@ class Settings(BaseSettings):
     def wants_sandbox(self) -> bool:
         """Whether the launcher should start the payment sandbox."""
         if self.sandbox is None:
+            real_usdc = self.x402_facilitator and self.x402_live
             return not (
-                self.stripe_secret_key.get_secret_value() or self.coinbase_api_key_id or self.btcpay_url
+                self.stripe_secret_key.get_secret_value()
+                or self.coinbase_api_key_id
+                or self.btcpay_url
+                or real_usdc
             )
         return self.sandbox
 

@@ -27,6 +27,15 @@ PAYMENT_CHECKS: Final = (
            WHERE fulfilled_at IS NOT NULL AND received_minor < amount_minor""",
     ),
     Check(
+        "a settled x402 payment is one purchase of what it bought, and every such purchase was settled",
+        """SELECT x.id AS payment_id, p.id AS purchase_id
+           FROM x402_payments x
+           FULL JOIN (SELECT * FROM purchases WHERE provider = 'x402') p ON p.id = x.purchase_id
+           WHERE (x.state = 'settled' OR p.id IS NOT NULL)
+               AND (x.id IS NULL OR p.fulfilled_at IS NULL OR p.session_id IS DISTINCT FROM x.id
+                   OR p.credits_tokens <> x.credits_tokens OR p.amount_minor <> x.amount_minor)""",
+    ),
+    Check(
         "what went back of a payment is what stands of its refunds and disputes",
         """SELECT p.id AS purchase_id, p.paid_minor, p.returned_minor, coalesce(r.standing, 0) AS standing
            FROM purchases p

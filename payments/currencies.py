@@ -16,6 +16,8 @@ ZERO_DECIMAL: Final = frozenset(
 THREE_DECIMAL: Final = frozenset(
     "bhd iqd jod kwd lyd omr tnd".split()  # noqa: SIM905  # a table
 )
+USDC: Final = "usdc"
+"""A dollar on a chain, in millionths: no card pays in it, wallets do."""
 CARD_STEP_MINOR: Final = 10
 """Cards are charged in hundredths also where the currency has thousandths."""
 
@@ -25,6 +27,8 @@ def exponent(currency: str) -> int:
     code = currency.lower()
     if code in ZERO_DECIMAL:
         return 0
+    if code == USDC:
+        return 6
     return 3 if code in THREE_DECIMAL else 2
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from dataclasses import dataclass
+from typing import Any
 
 from kit.errors import AppError
 from payments.currencies import amount_text
@@ -187,3 +190,75 @@ class ReferralRing(AppError):
     @property
     def message(self) -> str:
         return "The owner of this code was referred by you, or by someone whom you referred."
+
+
+@dataclass
+class PaymentRequired(AppError):
+    """This call costs money, and nobody's account was named: what to sign is in `details` and in the header.
+
+    `required`: the x402 object, as its header carries it. Nothing was settled.
+    """
+
+    reason: str
+    required: str
+    code = "payment_required"
+    status = 402
+
+    @property
+    def message(self) -> str:
+        return self.reason
+
+    @property
+    def details(self) -> Any:
+        return json.loads(base64.b64decode(self.required))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"payment-required": self.required}
+
+
+@dataclass
+class PaymentReused(AppError):
+    """A signed payment, or its idempotency key, belongs to another request. Nothing was settled."""
+
+    what: str
+    code = "payment_reused"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return f"This {self.what} was used for another request; send that one again, or pay anew."
+
+
+@dataclass
+class SettlementPending(AppError):
+    """The payment is being settled, and its outcome is not known yet. Nothing was granted so far."""
+
+    payment_id: str
+    code = "settlement_pending"
+    status = 409
+    retryable = True
+
+    @property
+    def message(self) -> str:
+        return (
+            f"Payment {self.payment_id} is being settled; send the same request with the same payment again,"
+            " and do not sign another."
+        )
+
+    @property
+    def retry_after_s(self) -> int:
+        return 5
+
+
+@dataclass
+class SettlementUnclear(AppError):
+    """The facilitator does not say whether the money moved: a person must look at the chain. Nothing was granted."""
+
+    payment_id: str
+    code = "settlement_unclear"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return f"It is not clear whether payment {self.payment_id} arrived; write to support with this id."

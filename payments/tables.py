@@ -23,6 +23,7 @@ from sqlalchemy import (
     func,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
 from kit.db import metadata
 
@@ -223,3 +224,58 @@ voucher_redemptions = Table(
     CheckConstraint("free_after >= 0", name="free"),
 )
 """`free_after`: what was free to spend then, kept so that a repeat is answered alike."""
+
+x402_payments = Table(
+    "x402_payments",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("network", Text, nullable=False),
+    Column("asset", Text, nullable=False),
+    Column("payer", Text, nullable=False),
+    Column("nonce", Text, nullable=False),
+    Column("quote_hash", LargeBinary, nullable=False),
+    Column("resource", Text, nullable=False),
+    Column("fingerprint", Text, nullable=False),
+    Column("retry_key", Text),
+    Column("package_code", Text, nullable=False),
+    Column("price_version", Integer, nullable=False),
+    Column("credits_tokens", BigInteger, nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),
+    Column("key_label", Text, nullable=False),
+    Column("key_days", Integer),
+    Column("payload", JSONB, nullable=False),
+    Column("state", Text, nullable=False, server_default=text("'settling'")),
+    Column("attempts", Integer, nullable=False, server_default=text("1")),
+    Column("due_at", DateTime(timezone=True), nullable=False),
+    Column("problem", Text),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("settled_at", DateTime(timezone=True)),
+    Column("transaction_hash", Text),
+    Column("purchase_id", Text, ForeignKey("purchases.id"), unique=True),
+    Column("key_id", Text, ForeignKey("api_keys.id"), unique=True),
+    UniqueConstraint("payer", "nonce", "asset", "network"),
+    CheckConstraint(
+        "payer ~ '^0x[0-9a-f]{40}$' AND nonce ~ '^0x[0-9a-f]{64}$' AND octet_length(quote_hash) = 32",
+        name="spelling",
+    ),
+    CheckConstraint("credits_tokens > 0 AND amount_minor > 0 AND key_days > 0", name="amounts"),
+    CheckConstraint("state IN ('settling', 'settled', 'refused', 'unclear') AND attempts > 0", name="state"),
+    CheckConstraint(
+        "(state = 'settled') = (settled_at IS NOT NULL) AND (state = 'settled') = (transaction_hash IS NOT NULL)"
+        " AND (state = 'settled') = (purchase_id IS NOT NULL) AND (state = 'settled') = (key_id IS NOT NULL)",
+        name="settled_whole",
+    ),
+    Index(None, "due_at", postgresql_where=text("state = 'settling'")),
+    Index(
+        "x402_payments_retry_key_idx",
+        "payer",
+        "network",
+        "resource",
+        "retry_key",
+        unique=True,
+        postgresql_where=text("state <> 'refused'"),
+    ),
+)
+"""A wallet's signed payments. `due_at`: until then one caller settles it; past it, anyone may ask the facilitator
+again. `retry_key`: the caller's idempotency key. `payload`: what the facilitator is sent. `key_days`: how long its key
+lives; empty: for ever. Units: `amount_minor` millionths of a USDC."""

@@ -2,6 +2,8 @@
 
 Stripe's is at the root; Coinbase's is under `/coinbase`, if its secrets are given, and keeps its state beside Stripe's.
 
+Under `/x402` it also serves a twin of an x402 facilitator, which forgets everything at the end.
+
 Once the port is bound, one JSON line on standard output says where: `{"ready": true, "url": ...}`. SIGTERM
 and SIGINT end it with status 0; what it had not delivered yet is delivered by the next start.
 """
@@ -28,6 +30,7 @@ from fastapi import FastAPI
 from sandbox.crypto_twin import CryptoSettings, create_crypto_twin
 from sandbox.stripe_instance import TwinSettings, random_token
 from sandbox.stripe_twin import create_twin
+from sandbox.x402_facilitator import Chain, create_facilitator
 
 # The two secrets may come from here instead of the command line, which every user of the machine can read.
 SECRET_KEY_VARIABLE = "FAREBOX_SANDBOX_SECRET_KEY"  # noqa: S105 - a name, not a secret
@@ -61,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             instance=options.nonce or random_token(24),
         )
         app = create_twin(settings)
+        app.mount("/x402", create_facilitator(Chain()))
         if key := os.environ.get(COINBASE_KEY_VARIABLE, ""):
             _add_coinbase(app, key, options)
     except ValueError as error:

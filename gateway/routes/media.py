@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
@@ -11,21 +12,37 @@ from starlette.responses import Response
 from gateway import ports
 from gateway.answers import JobAccepted, Jobs, JobShown
 from gateway.bodies import StrictRoute
-from gateway.deps import SECURED, CallerKey, Parts, PartsOf, RetryKey, agreed_key, own_id, page_before
+from gateway.catalog import Quote, Task
+from gateway.deps import (
+    SECURED,
+    CallerKey,
+    Parts,
+    PartsOf,
+    PayingKey,
+    RetryKey,
+    agreed_key,
+    own_id,
+    page_before,
+)
 from gateway.downloads import signed_url
 from gateway.errors import CostExceedsLimit, TaskUnavailable
 from gateway.fingerprints import fingerprint
 from gateway.listing import JobCursor, Limit, page
-from gateway.openapi import LOCATION, READ, REPLAYED, WAITED, WRITE, problems
+from gateway.openapi import LOCATION, PAID, READ, REPLAYED, WAITED, WRITE, X402, problems
 from gateway.ports import FINAL_STATUSES, Job, JobStatus, StoredFile
-from gateway.responses import in_credits, json_response
+from gateway.responses import REPLAY, in_credits, json_response
 from gateway.routes.webhooks import own_url
 from gateway.schemas import SubmitJob
 from gateway.task_schemas import media_of, task_input
 from gateway.watching import ended_within, wait_preferred
 from gateway.worlds import application_in
-from kit.errors import AppError
+from gateway.x402 import JOB_KEY_DAYS, credential_of_payment, paid_call, payment_headers, payment_shown
+from gateway.x402_answers import PaidJobAccepted, PaidJobShown
+from kit.errors import AppError, NotFound
 from kit.ids import new_id
+from ledger.keys import Credential
+from payments.x402_payments import Paid
+from payments.x402_wire import Call
 
 router = APIRouter(prefix="/api/v1", tags=["Media jobs"], route_class=StrictRoute)
 
@@ -35,29 +52,34 @@ router = APIRouter(prefix="/api/v1", tags=["Media jobs"], route_class=StrictRout
     operation_id="submitJob",
     summary="Submit a media job",
     status_code=202,
-    response_model=JobAccepted,
+    response_model=JobAccepted | PaidJobAccepted,
     responses={
         200: {
-            "model": JobShown,
+            "model": JobShown | PaidJobShown,
             "description": "Only with `Prefer: wait=n`: the job, which ended within n seconds.",
-            "headers": LOCATION | REPLAYED | WAITED,
+            "headers": LOCATION | REPLAYED | WAITED | PAID,
         },
-        202: {"headers": LOCATION | REPLAYED},
+        202: {"headers": LOCATION | REPLAYED | PAID},
         **problems(
             *WRITE,
             "insufficient_credits",
+            "payment_required",
             "account_frozen",
             "key_limit_reached",
             "cost_exceeds_limit",
             "idempotency_key_reused",
+            "payment_reused",
+            "settlement_pending",
+            "settlement_unclear",
+            "payments_unavailable",
             "not_found",
         ),
     },
-    openapi_extra=SECURED,
+    openapi_extra=SECURED | X402,
 )
 async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
     body: SubmitJob,
-    credential: CallerKey,
+    credential: PayingKey,
     header_key: RetryKey,
     parts: PartsOf,
     request: Request,
@@ -72,23 +94,26 @@ async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
     """Quotes the job, holds its cost and queues it, all or nothing. You pay when it succeeds, and only then.
 
     With an idempotency key a retry returns the first answer and holds nothing again. A test key's job runs on the tiny
-    model: a real file of the right kind, and a meaningless picture.
+    model: a real file of the right kind, and a meaningless picture. Without a key, where this server takes x402, the
+    call is paid for first: 402 tells its price.
     """
     del prefer  # declared for the OpenAPI document; the header may come twice
     catalog = await parts.price_list()
     task = catalog.task(body.task)
     job_input = task_input(task.name, body.input)
-    for kind, value in media_of(job_input).values():
-        if kind == "FileId":
-            await parts.ledger.file(credential, own_id("file", value))
-    application = await application_in(parts, credential.world, task.application)
-    state = (await parts.model_states()).get(application)
-    if state is not None and state.failed:
-        raise TaskUnavailable(task.name, state.reason or "its model could not be started.")
+    application = await _application(parts, credential, task, job_input)
     quote = catalog.quote(task.name, job_input)
     limit_tokens = body.limit_tokens
     if limit_tokens is not None and quote.cost_tokens > limit_tokens:
         raise CostExceedsLimit(quote.cost_tokens, limit_tokens)
+    retry_key = agreed_key([key for key in (header_key, body.idempotency_key) if key is not None])
+    meaning = fingerprint({"task": task.name, "input": job_input, "limit": limit_tokens} | body.terms)
+    paid = None
+    if credential is None:
+        paid = await _paid(request, parts, task.name, quote, meaning, retry_key)
+        # As it was paid for: once for its payment, at that price, with the wallet's own key.
+        credential, retry_key = credential_of_payment(request, parts, paid), paid.payment_id
+        quote = replace(quote, cost_tokens=paid.credits_tokens, price_version=paid.price_version)
     receipt = await parts.ledger.submit_job(
         ports.SubmitJob(
             credential=credential,
@@ -100,12 +125,8 @@ async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
             units_milli=quote.units_milli,
             cost_tokens=quote.cost_tokens,
             price_version=quote.price_version,
-            idempotency_key=agreed_key(
-                [key for key in (header_key, body.idempotency_key) if key is not None]
-            ),
-            fingerprint=fingerprint(
-                {"task": task.name, "input": job_input, "limit": limit_tokens} | body.terms
-            ),
+            idempotency_key=retry_key,
+            fingerprint=meaning,
             priority=body.rank,
             deadline=body.deadline,
             world=credential.world,
@@ -114,30 +135,68 @@ async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
         )
     )
     urls = _urls(parts, receipt.job_id)
-    headers = {"location": urls["get"]} | ({"idempotent-replayed": "true"} if receipt.replayed else {})
+    headers = {"location": urls["get"]} | (REPLAY if receipt.replayed else {})
+    also: dict[str, Any] = {}
+    if paid is not None:
+        headers |= payment_headers(paid)
+        key = {"apiKey": paid.secret, "apiKeyExpiresAt": paid.key.expires_at}
+        also = {"payment": payment_shown(paid) | key}
     wait_s = wait_preferred(request.headers.getlist("prefer"))
     if wait_s is not None:
         with suppress(AppError):  # the job is accepted, whatever keeps its caller from looking at it
             job = await ended_within(parts.ledger, credential, receipt.job_id, wait_s)
             if job.status in FINAL_STATUSES:
                 headers["preference-applied"] = f"wait={wait_s}"
-                return json_response({"ok": True, **shown(parts, job)}, 200, headers)
-    return json_response(
-        {
-            "ok": True,
-            "jobId": receipt.job_id,
-            "id": receipt.job_id,
-            "task": receipt.task,
-            "status": "queued",
-            "cost": _cost(receipt.cost_tokens, receipt.cost_tokens, None),
-            "balanceAfter": in_credits(receipt.balance_after_tokens),
-            "balanceAfterTokens": receipt.balance_after_tokens,
-            "createdAt": receipt.created_at,
-            "urls": urls,
-        },
-        202,
-        headers,
+                return json_response({"ok": True, **shown(parts, job), **also}, 200, headers)
+    return json_response({"ok": True, **_accepted(receipt, urls), **also}, 202, headers)
+
+
+async def _application(
+    parts: Parts, credential: Credential | None, task: Task, job_input: dict[str, Any]
+) -> str:
+    """Return who does the work, if it can be done now. Raises: NotFound for a file, TaskUnavailable."""
+    for kind, value in media_of(job_input).values():
+        if kind == "FileId":
+            if credential is None:  # who pays for the call itself has no files here
+                raise NotFound("file")
+            await parts.ledger.file(credential, own_id("file", value))
+    world = credential.world if credential else "live"
+    application = await application_in(parts, world, task.application)
+    state = (await parts.model_states()).get(application)
+    if state is not None and state.failed:
+        raise TaskUnavailable(task.name, state.reason or "its model could not be started.")
+    return application
+
+
+async def _paid(  # noqa: PLR0913, PLR0917  # the call that is sold
+    request: Request, parts: Parts, task: str, quote: Quote, meaning: str, retry_key: str | None
+) -> Paid:
+    """Return the payment of this job, by nobody we know. Raises: PaymentRequired and more (`gateway.x402`)."""
+    assert parts.x402 is not None, "a stranger came this far"
+    call = Call(
+        resource=f"POST {request.url.path}",
+        description=task,
+        fingerprint=meaning,
+        package_code=task,
+        price_version=quote.price_version,
+        credits_tokens=quote.cost_tokens,
+        amount_minor=parts.x402.price_minor(quote.cost_tokens),
     )
+    return await paid_call(request, parts, call, retry_key, key_label=task, key_days=JOB_KEY_DAYS)
+
+
+def _accepted(receipt: ports.JobReceipt, urls: dict[str, str]) -> dict[str, Any]:
+    return {
+        "jobId": receipt.job_id,
+        "id": receipt.job_id,
+        "task": receipt.task,
+        "status": "queued",
+        "cost": _cost(receipt.cost_tokens, receipt.cost_tokens, None),
+        "balanceAfter": in_credits(receipt.balance_after_tokens),
+        "balanceAfterTokens": receipt.balance_after_tokens,
+        "createdAt": receipt.created_at,
+        "urls": urls,
+    }
 
 
 @router.get(

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from gateway.bodies import StrictRoute
 from gateway.deps import SECURED, CallerKey, Parts, PartsOf, own_id, page_before
-from gateway.listing import Cursor, Limit, page
+from gateway.listing import Limit, MessageCursor, page
 from gateway.openapi import READ, WRITE, problems
 from gateway.responses import json_response
 from gateway.webhook_ports import Delivery, Endpoint, NewSecret
@@ -116,7 +116,7 @@ async def list_deliveries(
     *,
     job_id: Annotated[str | None, Query(alias="jobId", description="Only those of this job.")] = None,
     limit: Limit = 20,
-    cursor: Cursor = None,
+    cursor: MessageCursor = None,
 ) -> Response:
     """What was told or is still to be, newest first; those that ended are kept for 30 days."""
     job = None if job_id is None else own_id("job", job_id)

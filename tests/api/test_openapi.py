@@ -18,6 +18,7 @@ ROUTES = {
     "GET /api/v1/packages",
     "POST /api/v1/billing/portal",
     "POST /api/v1/checkout/stripe",
+    "POST /api/v1/checkout/x402",
     "POST /api/v1/claim/stripe",
     "POST /api/v1/checkout/crypto",
     "POST /api/v1/claim/crypto",
@@ -93,6 +94,7 @@ ROUTES = {
 PUBLIC = {
     "getHealth",
     "listPackages",
+    "buyWithX402",
     "claimStripeKey",
     "claimCryptoKey",
     "startSignIn",

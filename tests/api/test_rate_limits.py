@@ -116,7 +116,8 @@ async def test_routes_of_their_own_bucket_count_every_caller(app, client, owner,
     route = next(r for r in app.routes if getattr(r, "operation_id", None) == name)
     (method,) = route.methods
     request = next(iter(REQUESTS.get(name, {}).values()), None)
-    public = {} in (route.openapi_extra or {"security": [{}]})["security"]
+    # A wallet is known once it has signed: `test_x402` counts it.
+    public = {} in (route.openapi_extra or {}).get("security", [{}]) and name != "buyWithX402"
     for caller in [owner.client, client] if public else [owner.client]:
         answer = await caller.request(method, route.path, json=request)
         assert field(answer, "ratelimit-policy") == (ROUTES[name], {"q": 2, "w": 60}), answer.text

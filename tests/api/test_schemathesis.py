@@ -60,6 +60,7 @@ UNSAYABLE = (
     "the signature does not verify",
     "X-Hook0-Signature: ",
     "has no effect at guidance 1",
+    "must be an https URL",
     "input: give ",  # one of two fields, or not both
     "is not an e-mail address",
     "This code is wrong",
@@ -67,11 +68,14 @@ UNSAYABLE = (
     "has bits beyond its prefix",
 )
 """Rules between fields, of time, of names: JSON Schema cannot state them, and these refusals are right."""
+WITHOUT_WALLETS = "Payments from wallets are not configured"
+"""A signature cannot be drawn: `test_x402` plays the routes that wallets pay for."""
 OPERATORS = "/api/v1/operator/"
 """A customer's key is refused there; tests of their own play them."""
 UNREACHED = {
     "POST /api/v1/claim/stripe",  # somebody must have paid
     "POST /api/v1/claim/crypto",
+    "POST /api/v1/checkout/x402",  # a wallet must sign
     "POST /api/v1/auth/email/verify",  # the code is in a mail
     "POST /api/v1/auth/sign-out",  # only a browser may
     "POST /api/v1/account/delete",
@@ -120,6 +124,8 @@ class Run:
                 if check.failure_info is None:
                     continue
                 answer = recorder.interactions[case_id].response
+                if WITHOUT_WALLETS in answer.text:
+                    continue
                 if check.name == "positive_data_acceptance" and any(
                     rule in answer.text for rule in UNSAYABLE
                 ):

@@ -22,6 +22,7 @@ from payments.stripe_checkout import HANDLED_EVENTS
         (5_000, "jpy", "5000"),
         (7, "isk", "7"),
         (5_120, "kwd", "5.120"),
+        (100_000, "usdc", "0.100000"),
         (10**12 + 1, "bhd", "1000000000.001"),
     ],
 )

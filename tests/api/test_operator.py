@@ -208,8 +208,16 @@ async def test_a_suspended_user_gets_403_on_every_route_that_wants_a_key(app, op
             security = operation.get("security", [])
             if not security or {} in security or "Operator" in operation["tags"]:
                 continue
-            place = path.format(job_id=f"job_{UNKNOWN}", file_id=f"file_{UNKNOWN}", reference="r")
+            place = path.format(
+                reference="r",
+                job_id=f"job_{UNKNOWN}",
+                file_id=f"file_{UNKNOWN}",
+                endpoint_id=f"hook_{UNKNOWN}",
+                delivery_id=f"msg_{UNKNOWN}",
+            )
             name = operation["operationId"]
+            if name == "openBillingPortal":  # this server has no provider; `test_payment_life` has one
+                continue
             body = {"json": next(iter(REQUESTS[name].values()))} if name in REQUESTS else {}
             if name == "uploadFile":
                 body = {"files": {"file": ("fox.png", b"\x89PNG\r\n\x1a\n", "image/png")}}

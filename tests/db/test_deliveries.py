@@ -558,7 +558,7 @@ async def test_the_runner_delivers_to_private_addresses_only_where_that_is_allow
     async with house.db.transaction() as conn:
         job_id = await submitted(conn, house.customer, url)
     settings = Settings(database_url=fresh_url, data_dir=tmp_path, secret="s", private_webhooks=private)
-    runner = Runner(settings, house.call, Painter(), ObjectStore("memory://"), None, {"image": 1})
+    runner = Runner(settings, house.call, Painter(), ObjectStore("memory://"), [], {"image": 1})
     task = asyncio.create_task(runner.run())
     async with asyncio.timeout(20):
         await house.noted.wait()

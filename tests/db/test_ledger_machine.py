@@ -566,7 +566,7 @@ def test_any_interleaving_of_operations_agrees_with_the_model(shared_url, custom
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=50,
+            max_examples=20,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -91,7 +91,7 @@ class House:
         async def call(method, *args):
             return await getattr(self.server, method)(*args)
 
-        runner = Runner(self.settings, call, model, self.objects, None, {"it": 2}, net or Net(PNG))
+        runner = Runner(self.settings, call, model, self.objects, [], {"it": 2}, fetcher=net or Net(PNG))
         task = asyncio.create_task(runner.run())
         try:
             yield

@@ -105,7 +105,7 @@ async def customer(db, fresh_url, tmp_path, customers, models, assert_sound):  #
 
     places = {entry.application: 1 for entry in registry.ENTRIES}
     fetcher = Near(resolve=resolve, may_connect=lambda _: True, tls=ours)
-    runner = asyncio.create_task(Runner(settings, call, models, objects, None, places, fetcher).run())
+    runner = asyncio.create_task(Runner(settings, call, models, objects, [], places, fetcher=fetcher).run())
     async with db.transaction() as conn:
         owner = await customers(conn, 10_000)
     app = create_app(settings, local_ledger(server), models, None, objects)

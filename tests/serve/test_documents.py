@@ -130,6 +130,29 @@ def test_the_first_document_generates_and_a_retry_costs_nothing(platform, fund, 
     assert play(FIRST["balance"], key).body["tokens"] == 900
 
 
+@pytest.mark.parametrize("task", ["image.edit", "video.generate"])
+def test_the_first_documents_inputs_are_accepted_and_one_out_of_reach_costs_nothing(
+    platform, fund, play, http, task
+):
+    key = fund(platform, 1_000)
+    sent = play(FIRST[task], key)
+    assert (sent.status, sent.body["status"]) == (202, "queued"), sent
+    found = ended(http, key, sent.body["jobId"])
+    assert (found["status"], found["error"]["code"]) == ("failed", "input_unreachable")
+    assert (found["error"]["message"].split(":")[0], found["cost"]["chargedTokens"]) == ("sourceImageUrl", 0)
+    assert play(FIRST["balance"], key).body["tokens"] == 1_000
+
+
+def test_the_first_document_sells_in_coins_as_by_card(play):
+    bought = play(FIRST["checkout"].replace("/stripe", "/crypto").replace("dev@", "coins@"))
+    assert bought.status == 200, bought
+    assert pay(bought.body["checkoutUrl"]).is_success
+    claim = FIRST["claim"].replace("/stripe", "/crypto").replace("cs_test_...", bought.body["sessionId"])
+    claimed = play(claim)
+    assert claimed.status in (200, 201), claimed
+    assert play(FIRST["balance"], claimed.body["apiKey"]).body["tokens"] == 60_000
+
+
 def test_the_second_document_checks_and_spends(platform, fund, play):
     key = fund(platform, 10_000)
     checked = play(SECOND["check"], key)

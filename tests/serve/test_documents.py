@@ -139,7 +139,10 @@ def test_the_first_documents_inputs_are_accepted_and_one_out_of_reach_costs_noth
     assert (sent.status, sent.body["status"]) == (202, "queued"), sent
     found = ended(http, key, sent.body["jobId"])
     assert (found["status"], found["error"]["code"]) == ("failed", "input_unreachable")
-    assert (found["error"]["message"].split(":")[0], found["cost"]["chargedTokens"]) == ("sourceImageUrl", 0)
+    assert (found["error"]["message"].split(":")[0], found["cost"]["chargedTokens"]) == (
+        "input.sourceImageUrl",
+        0,
+    )
     assert play(FIRST["balance"], key).body["tokens"] == 1_000
 
 

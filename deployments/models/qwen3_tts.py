@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ class SpeechOrder:
         )
 
 
-class _Voice:
+class _Voice(ABC):
     """The loaded model. One job at a time: a job's progress and cancellation are hooked into the model itself."""
 
     kind: ClassVar[str]
@@ -154,9 +155,9 @@ class _Voice:
         begun_s = -(-len(samples) // RATE)
         return Output([media], meter.read(), self._weights.model, begun_s * 1000)
 
+    @abstractmethod
     def _speaker(self, request: GenerateRequest, order: SpeechOrder) -> Callable[..., Any]:
         """Return the package's call for a job, its settings of sampling still open. Raises: ModelRefused."""
-        raise NotImplementedError
 
     def _sample(
         self,

@@ -23,6 +23,7 @@ from deployments.ledger_keys import LedgerKeys
 from deployments.ledger_people import LedgerPeople
 from deployments.ledger_quotas import counted
 from deployments.ledger_reads import LedgerReads
+from deployments.ledger_reconcile import LedgerReconcile
 from deployments.ledger_referrals import LedgerReferrals
 from deployments.ledger_tools import LedgerTools
 from deployments.ledger_webhooks import LedgerWebhooks
@@ -62,6 +63,7 @@ class LedgerServer(
     LedgerReferrals,
     LedgerBilling,
     LedgerX402,
+    LedgerReconcile,
 ):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
 

@@ -95,10 +95,18 @@ def compare(
         if one.granted and one.purchase_id not in heard_of:
             found.append(
                 Difference(
-                    "not_paid", provider, one.purchase_id, one.session_id, "no such payment", _granted(one), None
+                    "not_paid",
+                    provider,
+                    one.purchase_id,
+                    one.session_id,
+                    "no such payment",
+                    _granted(one),
+                    None,
                 )
             )
-    return sorted(set(found), key=lambda each: (each.purchase_id or "", each.session_id or "", each.kind, each.theirs))
+    return sorted(
+        set(found), key=lambda each: (each.purchase_id or "", each.session_id or "", each.kind, each.theirs)
+    )
 
 
 _Row = tuple[Kind, str, str, str | None]
@@ -136,7 +144,12 @@ def _terms(session: ProviderSession, one: Booked, *, livemode: bool) -> Iterator
     if session.currency.lower() != one.currency:
         yield "currency", session.currency.upper(), one.currency.upper(), None
     elif session.amount_minor != one.amount_minor:
-        yield "price", _money(session.amount_minor, session.currency), _money(one.amount_minor, one.currency), None
+        yield (
+            "price",
+            _money(session.amount_minor, session.currency),
+            _money(one.amount_minor, one.currency),
+            None,
+        )
     if session.livemode != livemode or (session.livemode and one.world == "test"):
         yield "mode", "real money" if session.livemode else "test money", f"the {one.world} world", None
 
@@ -148,7 +161,7 @@ def _arrived(session: ProviderSession, one: Booked) -> Iterator[_Row]:
             "arrived",
             f"{_money(session.received_minor, session.currency)} arrived",
             f"{_money(one.received_minor, one.currency)} arrived",
-            NOTE if session.paid or session.received_minor < one.amount_minor else None,
+            NOTE,
         )
 
 

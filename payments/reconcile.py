@@ -30,8 +30,9 @@ Kind = Literal[
     "dispute",
     "unsettled",
 ]
-"""What differs. `not_granted`: paid there, nothing here. `not_paid`: granted here, not paid there. `unknown`: paid there
-for a purchase that the books lack. `paid_twice`: through a second session. `unsettled`: nobody knows (wallets)."""
+"""What differs. `not_granted`: paid there, nothing here. `not_paid`: granted here, not paid there. `unknown`: paid
+there for a purchase that the books lack. `paid_twice`: through a second session. `unsettled`: of a wallet, and nobody
+knows what became of it."""
 
 GRANT: Final = "grant its credits"
 TAKE: Final = "take back its share of the credits"

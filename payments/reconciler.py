@@ -44,7 +44,7 @@ class Recorded(Protocol):
 
 
 class ReconciliationBooks(Protocol):
-    """The transactions of a reconciliation; see `gateway.reconciliation_ports` for their guarantees."""
+    """The transactions of a reconciliation: each function of `payments.reconciliations` as one."""
 
     async def booked_since(self, provider: str, span: Span, after: str, limit: int) -> list[Booked]: ...
 

@@ -186,7 +186,8 @@ async def begin_if_due(
 
 def _answered() -> ColumnElement[bool]:
     """Match reconciliations in which every provider could be asked."""
-    return reconciliations.c.report["silent"].astext == "{}"
+    silent: ColumnElement[str] = reconciliations.c.report["silent"].astext
+    return silent == "{}"
 
 
 async def finish(conn: AsyncConnection, reconciliation_id: str, result: Result) -> None:

@@ -195,7 +195,7 @@ async def list_invoices(request: Request, store_id: str) -> Response:
     since, until = float(query.get("startDate", "0")), float(query.get("endDate", "inf"))
     skip, take = int(query.get("skip", "0")), int(query.get("take", str(TAKE_DEFAULT)))
 
-    def operation(state: CryptoState, _body: Json) -> Json:
+    def operation(state: CryptoState, _body: Json) -> list[Json]:
         rows = [
             shape(payment)
             for payment in reversed(state.document["payments"].values())

@@ -1,4 +1,4 @@
-"""Two records of the same payments: equal ones show nothing, whatever differs shows, and only what is paid is granted."""
+"""Two records of the same payments: what is equal shows nothing, what differs shows, only what is paid is granted."""
 
 from __future__ import annotations
 

@@ -56,3 +56,10 @@ class PackageBought(KeyCreated):
 
     package_code: str
     payment: PaymentShown
+
+
+class AccountToppedUp(Answer):
+    """A package into the account of the key that it was bought with: no further key comes with it."""
+
+    package_code: str
+    payment: PaymentShown

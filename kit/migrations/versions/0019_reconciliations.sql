@@ -28,3 +28,17 @@ END
 $$;
 CREATE TRIGGER ended_for_good BEFORE UPDATE ON reconciliations
     FOR EACH ROW WHEN (OLD.ended_at IS NOT NULL) EXECUTE FUNCTION refuse_new_report();
+
+-- Who has an account pays into it from a wallet, and gets no second key.
+ALTER TABLE x402_payments ADD COLUMN topup_user_id TEXT;
+ALTER TABLE x402_payments
+    ADD CONSTRAINT x402_payments_topup_user_id_fkey FOREIGN KEY(topup_user_id) REFERENCES users (id),
+    DROP CONSTRAINT x402_payments_settled_whole_check,
+    ADD CONSTRAINT x402_payments_settled_whole_check
+        CHECK ((state = 'settled') = (settled_at IS NOT NULL) AND (state = 'settled') = (transaction_hash IS NOT NULL)
+            AND (state = 'settled') = (purchase_id IS NOT NULL)
+            AND (state = 'settled' AND topup_user_id IS NULL) = (key_id IS NOT NULL));
+DROP TRIGGER terms_are_fixed ON x402_payments;
+CREATE TRIGGER terms_are_fixed BEFORE UPDATE OF network, asset, payer, nonce, quote_hash, resource, fingerprint, retry_key,
+    package_code, price_version, credits_tokens, amount_minor, key_days, topup_user_id, payload ON x402_payments
+    FOR EACH ROW EXECUTE FUNCTION refuse_new_terms();

@@ -67,10 +67,12 @@ HAND_BACK_S: Final = 4.0
 EXTENSIONS: Final = {
     "image/png": "png",
     "image/webp": "webp",
+    "image/jpeg": "jpg",
     "video/mp4": "mp4",
     "audio/mpeg": "mp3",
     "audio/wav": "wav",
     "audio/flac": "flac",
+    "audio/ogg": "ogg",
     "application/json": "json",
     "application/x-subrip": "srt",
     "text/vtt": "vtt",

@@ -21,6 +21,7 @@ from deployments.books import books, in_books
 from deployments.cli_people import show_outbox, users_app
 from deployments.command_line import by_hand, user_id_of
 from deployments.launcher import Launcher, LaunchError
+from deployments.provenance import provenance_for
 from deployments.purchases import purchases_app
 from deployments.receipts import receipt_app
 from deployments.serve_api import dashboard_hint
@@ -143,7 +144,9 @@ def up() -> None:
     end_on_signals()
     steps = Steps()
     try:
-        with Launcher(load_settings(), steps) as platform:
+        settings = load_settings()
+        provenance_for(settings)  # refused now, and not in the first job
+        with Launcher(settings, steps) as platform:
             steps.end()
             say_ready(platform)
             platform.watch()

@@ -141,8 +141,8 @@ async def transcribe_audio(
 def minutes_at_most(data: bytes) -> int:
     """Return how many minutes a recording of this size can have, within what the task takes."""
     bytes_per_s = LEAST_BYTES_PER_S
-    if media_type(data[:32]) == "audio/wav" and len(data) > 32:
-        bytes_per_s = max(bytes_per_s, int.from_bytes(data[28:32], "little"))  # the format's own byte rate
+    if media_type(data[:32]) == "audio/wav":
+        bytes_per_s = max(bytes_per_s, int.from_bytes(data[28:32], "little"))  # the byte rate
     return min(MOST_MINUTES, max(1, -(-len(data) // (60 * bytes_per_s))))
 
 

@@ -256,7 +256,13 @@ class LedgerServer(
     async def claim(self, provider: str, session_id: str, label: str) -> Claim:
         """Redeem a claim and mint its key, or neither."""
         return await self._run(
-            "claim", purchases.claim, provider, session_id, label, brand=self._settings.key_brand
+            "claim",
+            purchases.claim,
+            provider,
+            session_id,
+            label,
+            brand=self._settings.key_brand,
+            days=self._settings.claim_days,
         )
 
     async def store_event(self, event: ProviderEvent) -> bool:

@@ -389,7 +389,7 @@ class Ledger(Desk, Webhooks, Protocol):
     async def claim(self, provider: str, session_id: str, label: str) -> Claim:
         """Mint the first key of a payment, once.
 
-        Raises: NotFound, PaymentPending, PaymentIncomplete, AlreadyClaimed, AccountExists.
+        Raises: NotFound, PaymentPending, PaymentIncomplete, AlreadyClaimed, AccountExists, ClaimExpired.
         """
 
     async def referral(self, credential: Credential) -> Standing:

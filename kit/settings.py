@@ -115,6 +115,8 @@ class Settings(BaseSettings):
     """Stripe Tax works the tax out: on top of the price, or within it. Empty: no tax."""
     webhook_tolerance_s: int = Field(default=300, ge=10)
     """How old a webhook's signature may be: Stripe's own five minutes."""
+    claim_days: int = Field(default=30, ge=1)
+    """How long a payment's link hands out its first key. Later its owner signs in by e-mail; the credits stay."""
     reconcile_every_s: int = Field(default=24 * 3600, ge=0)
     """How often the providers' records are compared with the books. 0: only by `farebox reconcile`."""
     reconcile_days: int = Field(default=3, ge=1, le=365)

@@ -158,7 +158,7 @@ async def test_fifty_concurrent_claims_make_one_key(db):
 
     async def attempt():
         try:
-            return await db.run(purchases.claim, "stripe", paid.session_id, "Primary", brand="amai")
+            return await db.run(purchases.claim, "stripe", paid.session_id, "Primary", brand="amai", days=30)
         except AppError as refusal:
             return refusal
 

@@ -345,7 +345,7 @@ async def test_a_transcript_comes_as_text_and_subtitles(ai, worker, format: str,
 
 async def test_a_transcript_is_charged_by_its_minutes_and_the_recording_deleted(ai, worker, owner):
     heard = await ai.audio.transcriptions.create(
-        model="whisper-large-v3-turbo", file=("s.wav", sound(3)), language="en"
+        model="whisper-large-v3-turbo", file=("s.wav", sound(2)), language="en"
     )
     assert heard.text == "Good evening."
     assert heard.usage.model_extra["cost"]["tokens"] == 10
@@ -354,7 +354,7 @@ async def test_a_transcript_is_charged_by_its_minutes_and_the_recording_deleted(
     assert await files_of(owner) == []
     verbose = await ai.audio.transcriptions.create(
         model="audio.transcribe",
-        file=("s.wav", sound(3)),
+        file=("s.wav", sound(2)),
         response_format="verbose_json",
         timestamp_granularities=["segment"],
         extra_body={"max_minutes": 2},

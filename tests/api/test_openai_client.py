@@ -7,6 +7,8 @@ import base64
 import hashlib
 import io
 import json
+import re
+import sys
 import wave
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
@@ -16,6 +18,7 @@ import httpx2
 import openai
 import pytest
 import pytest_asyncio
+import uvicorn
 
 import gateway.answered
 from gateway.leases import ClaimedJob, Failure, Settlement
@@ -378,3 +381,34 @@ async def test_what_cannot_be_heard_is_refused_by_its_name(ai, worker, owner):
         assert refused.value.param == param
     assert await files_of(owner) == []
     assert worker.jobs == []
+
+
+# -- the manual ----------------------------------------------------------------------------------------------------
+
+
+async def test_the_program_in_the_manual_works_as_printed(app, client, owner, worker):
+    text = (await client.get("/docs/openai.md")).text
+    (program,) = re.findall(r"^```py\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, lifespan="off"))
+    serving = asyncio.create_task(server.serve())
+    try:
+        async with asyncio.timeout(20):
+            while not server.started:
+                await asyncio.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        told = {"API_BASE": f"http://127.0.0.1:{port}", "API_KEY": owner.key, "NO_PROXY": "*"}
+        done = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            program,
+            env=told,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await asyncio.wait_for(done.communicate(), 60)
+    finally:
+        server.should_exit = True
+        await serving
+    assert done.returncode == 0, err.decode()
+    assert out.decode().startswith("http://farebox.test/api/v1/files/file_")
+    assert await owner.tokens() == 900

@@ -68,12 +68,12 @@ UNSAYABLE = (
     "has bits beyond its prefix",
     "no such shape is on offer",
     "unknown voice; there are",
-    "model_not_found",
-    "job_running",
 )
 """Rules between fields, of time, of names: JSON Schema cannot state them, and these refusals are right."""
 WITHOUT_WALLETS = "Payments from wallets are not configured"
 """A signature cannot be drawn: `test_x402` plays the routes that wallets pay for."""
+UNFINISHED = 504
+"""Nobody works here, and an answer under `/v1` that waited long enough says so."""
 OPERATORS = "/api/v1/operator/"
 """A customer's key is refused there; tests of their own play them."""
 UNREACHED = {
@@ -135,6 +135,8 @@ class Run:
                     continue
                 answer = recorder.interactions[case_id].response
                 if WITHOUT_WALLETS in answer.text:
+                    continue
+                if check.name == "not_a_server_error" and answer.status_code == UNFINISHED:
                     continue
                 if check.name == "positive_data_acceptance" and any(
                     rule in answer.text for rule in UNSAYABLE

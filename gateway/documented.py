@@ -164,6 +164,7 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
                 "steps": 30,
                 "guidance": 4.5,
                 "outputFormat": "webp",
+                "outputQuality": 80,
             },
         },
     },

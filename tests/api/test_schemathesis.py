@@ -66,6 +66,7 @@ UNSAYABLE = (
     "This code is wrong",
     "must be an IPv4 or IPv6 address",
     "has bits beyond its prefix",
+    "letters and digits",  # a referral code: those of packages are drawn from answers
     "no such shape is on offer",
     "unknown voice; there are",
 )

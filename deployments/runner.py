@@ -25,6 +25,7 @@ from deployments.handles import Call, ModelAway, ModelHandles, ledger_call, remo
 from deployments.inputs import Inputs
 from deployments.models.contract import GenerateRequest, Output, Progress
 from deployments.postman import Postman
+from gateway.catalog import load_catalog
 from gateway.leases import ClaimedJob, Failure, Heartbeat, LeaseLost, Settlement
 from gateway.mail import mailer_for
 from gateway.ports import StoredFile
@@ -139,6 +140,7 @@ class Runner:
             group.create_task(self._every(MAIL_S, self._postman.deliver))
             if any(isinstance(checkout, CardCheckout) for checkout in self._checkouts.values()):
                 group.create_task(self._every(CATCH_UP_S, self._ask_for_events))
+                group.create_task(self._every(SWEEP_S, self._top_up))
             group.create_task(self._courier.run())
             # Apart from the sweep: a facilitator that hangs keeps nothing else waiting.
             group.create_task(self._every(SWEEP_S, self._settle_wallets))
@@ -337,6 +339,12 @@ class Runner:
         for checkout in self._checkouts.values():
             if isinstance(checkout, CardCheckout) and (missed := await checkout.catch_up()):
                 log.warning("webhooks were missed", events=missed)
+
+    async def _top_up(self) -> None:
+        on_sale = load_catalog().packages
+        for checkout in self._checkouts.values():
+            if isinstance(checkout, CardCheckout):
+                await checkout.top_up(on_sale)
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:

@@ -49,6 +49,7 @@ from ledger.errors import AccountFrozen, AmbiguousPrefix, HoldResolved, Insuffic
 from payments.errors import (
     AccountExists,
     AlreadyClaimed,
+    CardNeeded,
     PaymentFailed,
     PaymentIncomplete,
     PaymentMismatch,
@@ -94,6 +95,7 @@ _SAMPLES: Final[dict[str, AppError]] = {
         PaymentFailed(),
         AlreadyClaimed(),
         AccountExists(),
+        CardNeeded(),
         PaymentRequired(ASK, encode(OFFER)),
         PaymentReused("payment"),
         SettlementPending("x402_01k8z0c6m5n7q2r4t6v8x0y2z4"),

@@ -11,7 +11,6 @@ from typing import Final, Protocol
 import structlog
 
 from kit.errors import AppError
-
 from ledger import scopes
 from ledger.keys import Credential
 from payments.auto_topups import AutoTopup, TopupWish
@@ -76,16 +75,6 @@ class CardProvider(Provider, Protocol):
         """Charge a saved card, once. Raises: PaymentsUnavailable, when nobody knows whether money moved."""
 
 
-class CardBooks(PurchaseBooks, TopupBooks, Protocol):
-    """The transactions beyond a purchase's own; see `gateway.ports.Ledger` for their guarantees."""
-
-    async def billing_customer(self, provider: str, credential: Credential, need: str) -> Customer: ...
-
-    async def remember_customer(self, provider: str, user_id: str, customer_id: str) -> None: ...
-
-    async def newest_event(self, provider: str) -> datetime | None: ...
-
-
 class TopupBooks(Protocol):
     """The transactions of automatic top-ups."""
 
@@ -106,6 +95,16 @@ class TopupBooks(Protocol):
 
     async def refuse_topup(self, purchase_id: str, refused: ChargeRefused) -> bool:
         """End a charge that moved no money; returns whether this call ended it."""
+
+
+class CardBooks(PurchaseBooks, TopupBooks, Protocol):
+    """The transactions beyond a purchase's own; see `gateway.ports.Ledger` for their guarantees."""
+
+    async def billing_customer(self, provider: str, credential: Credential, need: str) -> Customer: ...
+
+    async def remember_customer(self, provider: str, user_id: str, customer_id: str) -> None: ...
+
+    async def newest_event(self, provider: str) -> datetime | None: ...
 
 
 class CardCheckout(Checkout):

@@ -36,9 +36,7 @@ async def saved_card(client: stripe.StripeClient, customer_id: str) -> str | Non
     chosen = customer.invoice_settings.default_payment_method if customer.invoice_settings else None
     if chosen is not None:
         return chosen if isinstance(chosen, str) else chosen.id
-    cards = await client.v1.payment_methods.list_async(
-        {"customer": customer_id, "type": "card", "limit": 1}
-    )
+    cards = await client.v1.payment_methods.list_async({"customer": customer_id, "type": "card", "limit": 1})
     return cards.data[0].id if cards.data else None
 
 

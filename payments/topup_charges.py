@@ -64,13 +64,9 @@ class ChargeRefused:
     problem: str
 
 
-async def accounts_due(
-    conn: AsyncConnection, provider: str, after: int, limit: int
-) -> tuple[list[int], int]:
+async def accounts_due(conn: AsyncConnection, provider: str, after: int, limit: int) -> tuple[list[int], int]:
     """Return the accounts to top up among the next `limit` with a wish, and where to go on."""
-    row = (
-        await conn.execute(queries["due"], {"provider": provider, "after": after, "limit": limit})
-    ).one()
+    row = (await conn.execute(queries["due"], {"provider": provider, "after": after, "limit": limit})).one()
     return list(row.due), row.up_to or 0
 
 

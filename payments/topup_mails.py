@@ -17,7 +17,7 @@ _WHAT: Final[dict[Reason, str]] = {
 }
 _NEXT: Final[dict[Reason, str]] = {
     "card_declined": "Save another card and switch automatic top-up on again",
-    "authentication_required": "Buy the package there, where your bank can ask you, then switch automatic top-up on again",
+    "authentication_required": "Buy the package there, where your bank can ask you, then switch this on again",
     "no_card": "Save a card and switch automatic top-up on again",
     "package_changed": "Look at the packages and switch automatic top-up on again",
 }

@@ -143,6 +143,7 @@ def _headers(request_id: str) -> dict[str, str]:
 
 async def show(request: Request, collection: Collection, object_id: str, param: str) -> Response:
     """Answer a GET with one object of a collection."""
+
     def operation(state: TwinState, params: Params) -> Json:
         params.only(_EXPAND)
         return state.get(collection, object_id, param, in_path=True)

@@ -1,7 +1,7 @@
 """Saved cards: how one is saved, made the default, taken away - and charged while its owner is elsewhere.
 
-The cards are Stripe's own test cards, known by their names (`pm_card_...`) and their last four digits, which decide what
-their bank says. As with Stripe, a decline is recorded before it is answered: the payment stays, unpaid.
+The cards are Stripe's own test cards, known by their names (`pm_card_...`) and their last four digits, which decide
+what their bank says. As with Stripe, a decline is recorded before it is answered: the payment stays, unpaid.
 
 Source: https://docs.stripe.com/testing and https://docs.stripe.com/payments/save-and-reuse
 """

@@ -46,6 +46,7 @@ class Shop:
     twin: Any
     page: httpx.AsyncClient
     db: Database
+    url: str
 
     async def save(self, card: str = "pm_card_visa") -> None:
         url = (await self.client.post(f"{AUTO}/card")).json()["cardUrl"]
@@ -63,11 +64,9 @@ class Shop:
     async def tokens(self) -> int:
         return int((await self.client.get("/api/v1/credits/balance")).json()["tokens"])
 
-    async def spend(self, tokens: int) -> None:
-        units = tokens // 5  # of chat turns
-        body = {"tool": "chat", "units": units, "reference": f"r{await self.tokens()}"}
-        answer = await self.client.post("/tools/spend", json=body)
-        assert answer.status_code == 200, answer.text
+    async def hold(self, tokens: int) -> None:
+        update = f"UPDATE accounts SET held = held + {tokens} WHERE user_id IS NOT NULL AND world = 'live'"
+        await self.sql(update)  # what a job holds is not free
 
     def charges(self) -> list[dict[str, Any]]:
         return [c for c in self.twin.document["charges"].values() if c["status"] == "succeeded"]
@@ -85,7 +84,7 @@ class Shop:
 
 
 @pytest_asyncio.fixture
-async def shop(
+async def shop(  # noqa: PLR0917  # fixtures
     settings: Settings,
     server: LedgerServer,
     models: Any,
@@ -116,7 +115,7 @@ async def shop(
                 verify=False
             ) as page,  # no certificates: loading them takes longer than the calls
         ):
-            yield Shop(client, made.email, made.secret, checkout, app.state.twin._state, page, db)
+            yield Shop(client, made.email, made.secret, checkout, app.state.twin._state, page, db, url)
         await checkout.close()
 
 
@@ -146,7 +145,7 @@ async def test_a_balance_below_the_threshold_is_topped_up_once_with_the_saved_ca
 
 async def test_nothing_is_switched_on_without_a_saved_card(shop):
     answer = await shop.client.put(AUTO, json=WISH)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "card_needed")
+    assert (answer.status_code, answer.json()["error"]) == (409, "card_needed")
     assert (await shop.client.get(AUTO)).json() == {"ok": True, "autoTopup": None}
 
 
@@ -178,7 +177,7 @@ async def test_the_months_ceiling_holds_and_is_told_once(shop):
     await shop.wish(monthMostMinor=1_999)
     for _ in range(2):
         await shop.checkout.top_up(ON_SALE)
-        await shop.spend(await shop.tokens() - 100)
+        await shop.hold(await shop.tokens() - 100)
     await asyncio.gather(*(shop.checkout.top_up(ON_SALE) for _ in range(4)))
     await shop.checkout.top_up(ON_SALE)
     assert (len(shop.charges()), await shop.tokens()) == (1, 100)
@@ -197,7 +196,8 @@ async def test_the_database_itself_keeps_the_ceiling_and_one_charge_at_a_time(sh
     )
     charge = (
         "INSERT INTO auto_topup_charges (id, account_id, customer_id, amount_minor, currency, month)"
-        " SELECT id || '{0}', account_id, customer_id, {1}, currency, month FROM auto_topup_charges WHERE state = 'paid'"
+        " SELECT id || '{0}', account_id, customer_id, {1}, currency, month FROM auto_topup_charges"
+        " WHERE state = 'paid'"
     )
     for suffix in "abc":
         await shop.sql(again.format(suffix))
@@ -213,7 +213,7 @@ async def test_a_runner_that_dies_between_charge_and_record_charges_once(shop, m
     await shop.wish()
 
     async def dies(*_: object) -> None:
-        raise Unavailable
+        raise Unavailable("the ledger", 1)
 
     with monkeypatch.context() as patch:
         patch.setattr(shop.checkout, "_book", dies)
@@ -336,8 +336,7 @@ async def test_a_refund_of_a_top_up_takes_its_credits_back(shop, assert_sound):
     await shop.checkout.top_up(ON_SALE)
     await shop.client.delete(AUTO)
     (charge,) = shop.charges()
-    url = str(shop.checkout.provider._client._options.base_addresses["api"])  # type: ignore[attr-defined]
-    refunded = await shop.page.post(f"{url}/_twin/payments/{charge['payment_intent']}/refund", json={})
+    refunded = await shop.page.post(f"{shop.url}/_twin/payments/{charge['payment_intent']}/refund", json={})
     assert refunded.status_code == 200
     await deliver(shop, "refund.created")
     assert await shop.tokens() == 1_000

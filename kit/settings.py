@@ -123,7 +123,7 @@ class Settings(BaseSettings):
     x402_facilitator_token: SecretStr = SecretStr("")
     """Sent to the facilitator as a bearer token, where it wants one."""
     x402_cdp_key_id: str = ""
-    """Of a Coinbase Developer Platform key, for `https://api.cdp.coinbase.com/platform/v2/x402`; no bearer token then."""
+    """Of a Coinbase Developer Platform key, for `https://api.cdp.coinbase.com/platform/v2/x402`."""
     x402_cdp_key_secret: SecretStr = SecretStr("")
     """Base64 (Ed25519) or PEM (P-256)."""
     x402_pay_to: str = Field(default="", pattern=r"^(0x[0-9a-fA-F]{40})?$")

@@ -47,7 +47,7 @@ async def _tell(conn: AsyncConnection, before: Row[Any], after: Purchase, base_u
 def receipt_mail(purchase: Purchase, base_url: str) -> tuple[str, str]:
     """Say what was bought, and how to come to it."""
     paid_minor = purchase.amount_minor if purchase.paid_minor is None else purchase.paid_minor
-    credits = f"{purchase.credits_tokens // 100} credits"
+    bought = f"{purchase.credits_tokens // 100} credits"
     if purchase.opened_account:
         by = "" if purchase.provider == "stripe" else "by=crypto&"
         how = (
@@ -56,8 +56,8 @@ def receipt_mail(purchase: Purchase, base_url: str) -> tuple[str, str]:
         )
     else:
         how = "The credits are on the account of this e-mail address, and its keys spend them. Sign in"
-    return f"Receipt: {credits}", (
-        f"Thank you. {credits} were bought ({purchase.package_code}).\n\n"
+    return f"Receipt: {bought}", (
+        f"Thank you. {bought} were bought ({purchase.package_code}).\n\n"
         f"{_facts(purchase, paid_minor, 'Paid')}\n\n"
         f"{how}:\n{base_url}/account\n\nThis receipt is kept there too, in the export of your data.\n"
     )

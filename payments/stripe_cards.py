@@ -11,13 +11,14 @@ from typing import Any, Final
 import stripe
 
 from payments.stripe_amounts import to_stripe
-from payments.topup_charges import ChargeRefused, DueCharge
+from payments.topup_charges import ChargeRefused, DueCharge, Refusal
 
 KIND: Final = "auto_topup"
 """In a payment's metadata: it belongs to no checkout session, and is its own."""
 CLOCKS_APART: Final = timedelta(hours=1)
 """Between Stripe's clock and ours, far beyond any that keep time at all."""
 PAGE: Final = 100
+ASKS: Final = "authentication_required"
 GONE: Final = frozenset({"customer", "payment_method"})
 """What Stripe does not know any more when it names these parameters."""
 
@@ -85,7 +86,7 @@ async def charge_saved(
     except stripe.CardError as error:
         return _refused(error.code, error.user_message)
     except stripe.InvalidRequestError as error:
-        reason = "no_card" if error.param in GONE else "card_declined"
+        reason: Refusal = "no_card" if error.param in GONE else "card_declined"
         return ChargeRefused(reason, error.user_message or "the provider refuses the charge")
 
 
@@ -106,12 +107,13 @@ async def _made_before(
         if intent.metadata and intent.metadata.to_dict().get("purchase_id") == charge.purchase_id:
             if intent.status in ("requires_payment_method", "requires_action", "canceled"):
                 problem = intent.last_payment_error
-                code = "authentication_required" if intent.status == "requires_action" else None
-                return _refused(code or (problem.code if problem else None), problem and problem.message)
+                asks = intent.status == "requires_action" or (problem and problem.code == ASKS)
+                message = (problem and problem.message) or "the card was not charged"
+                return ChargeRefused(ASKS if asks else "card_declined", message)
             return intent
     return None
 
 
 def _refused(code: str | None, message: str | None) -> ChargeRefused:
-    reason: Any = "authentication_required" if code == "authentication_required" else "card_declined"
+    reason: Refusal = ASKS if code == ASKS else "card_declined"
     return ChargeRefused(reason, message or code or "the card was declined")

@@ -27,6 +27,7 @@ from deployments.ledger_reads import LedgerReads
 from deployments.ledger_reconcile import LedgerReconcile
 from deployments.ledger_referrals import LedgerReferrals
 from deployments.ledger_tools import LedgerTools
+from deployments.ledger_topups import LedgerTopups
 from deployments.ledger_webhooks import LedgerWebhooks
 from deployments.ledger_x402 import LedgerX402
 from deployments.sweeps import Sweeps
@@ -44,7 +45,7 @@ from ledger.audit import TrialBalance
 from ledger.balances import Balance, balances_by_key
 from ledger.keys import Caller, Credential
 from ledger.spends import Allowance, Check, Spend, Spent, check_many, spend_many
-from payments import purchases, referrals, webhooks
+from payments import purchases, receipt_mails, referrals, webhooks
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase, UnpaidSession
 from payments.webhooks import ProviderEvent
 
@@ -65,6 +66,7 @@ class LedgerServer(
     LedgerBilling,
     LedgerX402,
     LedgerReconcile,
+    LedgerTopups,
     LedgerJobSets,
 ):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
@@ -242,8 +244,8 @@ class LedgerServer(
         return await self._run("purchase", purchases.by_session, provider, session_id)
 
     async def fulfil(self, paid: PaidSession) -> Purchase:
-        """Grant what was paid for, once."""
-        return await self._run("fulfil", purchases.fulfil, paid)
+        """Grant what was paid for, once, and mail a receipt."""
+        return await self._run("fulfil", receipt_mails.fulfil_and_tell, paid, self._settings.base_url)
 
     async def note_unpaid(self, seen: UnpaidSession) -> Purchase:
         """Keep what arrived of a payment that is not whole."""

@@ -26,6 +26,7 @@ from deployments.inputs import Inputs
 from deployments.models.contract import GenerateRequest, Output, Progress
 from deployments.postman import Postman
 from deployments.provenance import provenance_for
+from gateway.catalog import load_catalog
 from gateway.leases import ClaimedJob, Failure, Heartbeat, LeaseLost, Settlement
 from gateway.mail import mailer_for
 from gateway.ports import StoredFile
@@ -151,6 +152,7 @@ class Runner:
                 group.create_task(self._every(RECONCILE_LOOK_S, self._reconcile))
             if any(isinstance(checkout, CardCheckout) for checkout in self._checkouts.values()):
                 group.create_task(self._every(CATCH_UP_S, self._ask_for_events))
+                group.create_task(self._every(SWEEP_S, self._top_up))
             group.create_task(self._courier.run())
             # Apart from the sweep: a facilitator that hangs keeps nothing else waiting.
             group.create_task(self._every(SWEEP_S, self._settle_wallets))
@@ -358,6 +360,12 @@ class Runner:
         every = timedelta(seconds=self._settings.reconcile_every_s)
         back = timedelta(days=self._settings.reconcile_days)
         await self._reconciler.run_if_due(every, back, repairs=self._settings.reconcile_repairs)
+
+    async def _top_up(self) -> None:
+        on_sale = load_catalog().packages
+        for checkout in self._checkouts.values():
+            if isinstance(checkout, CardCheckout):
+                await checkout.top_up(on_sale)
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:

@@ -121,6 +121,13 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
         "Below 50 credits": {"lowBalance": {"credits": 50, "webhookUrl": "https://example.com/hooks"}},
         "No alert": {"lowBalance": None},
     },
+    "setAutoTopup": {
+        "Below 50 credits, twice a month at most": {
+            "threshold": 50,
+            "packageCode": "builder_600",
+            "monthMostMinor": 10000,
+        }
+    },
     "addWebhookEndpoint": {
         "Every event": {"url": "https://example.com/hooks"},
         "What went wrong": {"url": "https://example.com/failures", "events": ["job.failed", "job.expired"]},

@@ -52,6 +52,7 @@ from ledger.errors import AccountFrozen, AmbiguousPrefix, HoldResolved, Insuffic
 from payments.errors import (
     AccountExists,
     AlreadyClaimed,
+    CardNeeded,
     ClaimExpired,
     PaymentFailed,
     PaymentIncomplete,
@@ -99,6 +100,7 @@ _SAMPLES: Final[dict[str, AppError]] = {
         AlreadyClaimed(),
         ClaimExpired(30),
         AccountExists(),
+        CardNeeded(),
         PaymentRequired(ASK, encode(OFFER)),
         PaymentReused("payment"),
         SettlementPending("x402_01k8z0c6m5n7q2r4t6v8x0y2z4"),

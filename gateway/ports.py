@@ -26,6 +26,7 @@ from ledger.refills import Refilled
 from ledger.sessions import Session
 from ledger.spends import Allowance, Check, Spend, Spent
 from ledger.statements import Cost, Statement
+from payments.cards import TopupBooks
 from payments.customers import Customer
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase, UnpaidSession
 from payments.referrals import Application, Standing
@@ -226,7 +227,7 @@ class DeleteAccount:
     forfeit: bool
 
 
-class Ledger(Desk, Webhooks, Protocol):
+class Ledger(Desk, Webhooks, TopupBooks, Protocol):
     """The books. Every method raises `kit.errors.Unavailable` while Postgres is away.
 
     Then nothing was written, but for one case: the connection was lost while it committed, and nobody knows. The same

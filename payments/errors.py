@@ -131,6 +131,18 @@ class PaymentMismatch(AppError):
 
 
 @dataclass
+class CardNeeded(AppError):
+    """Automatic top-up needs a saved card, and the provider has none of this account. Nothing was switched on."""
+
+    code = "card_needed"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return "Save a card first: POST /api/v1/account/auto-topup/card opens the page for it."
+
+
+@dataclass
 class NotRefundable(AppError):
     """The payment can't be given back so. No money was moved."""
 

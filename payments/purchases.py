@@ -26,6 +26,7 @@ from ledger.grants import Terms
 from ledger.keys import ApiKey, Credential, mint
 from ledger.users import account_of_email, account_of_user
 from payments import referrals
+from payments.auto_topups import note_paid
 from payments.customers import remember_customer
 from payments.errors import (
     AccountExists,
@@ -295,6 +296,7 @@ async def _grant(conn: AsyncConnection, row: Row[Any], paid: PaidSession) -> Row
     )
     granted: Row[Any] = done.one()
     await referrals.note_order(conn, owner.account_id, row.id)
+    await note_paid(conn, row.id)
     return granted
 
 

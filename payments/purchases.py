@@ -341,7 +341,7 @@ async def take_due(conn: AsyncConnection, limit: int) -> list[Purchase]:
     return [_purchase(row) for row in rows]
 
 
-async def claim(
+async def claim(  # noqa: PLR0913  # what is claimed, and the two settings that decide it
     conn: AsyncConnection, provider: str, session_id: str, label: str, *, brand: str, days: int
 ) -> Claim:
     """Mint the first key of a payment, once and within `days` of it; of two at the same time one gets it.

@@ -217,7 +217,7 @@ async def list_payment_intents(request: Request) -> Response:
     def operation(state: TwinState, params: Params) -> Json:
         return page(state.newest_first("payment_intents"), params, request.url.path, ("customer",))
 
-    return await _answer_read(request, "list of payment_intent", operation)
+    return await answer_read(request, "list of payment_intent", operation)
 
 
 @router.get("/payment_intents/{intent_id}")

@@ -233,6 +233,8 @@ class StripeCheckout:
         sessions: Any = {"created": begun, "limit": PAGE, "expand": [f"data.{EXPANDED}"]}
         seen: set[str] = set()
         async for session in _all(await _answered(self._client.v1.checkout.sessions.list_async(sessions))):
+            if session.mode != "payment":
+                continue  # it saves a card
             payment_id = _id(session.payment_intent) or ""
             seen.add(payment_id)
             yield _session(session, tuple(returns.get(payment_id, ())), warned=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -24,6 +25,8 @@ from kit.db import Database
 from kit.errors import Unavailable
 from kit.settings import Settings
 from payments.cards import CardCheckout
+from payments.reconciler import Reconciler
+from payments.reconciliations import Span
 from payments.stripe_checkout import checkout_for
 from payments.topup_charges import DECLINES_MOST
 from sandbox.stripe_twin import TwinSettings, create_twin
@@ -117,6 +120,15 @@ async def shop(  # noqa: PLR0917  # fixtures
         ):
             yield Shop(client, made.email, made.secret, checkout, app.state.twin._state, page, db, url)
         await checkout.close()
+
+
+async def differences(shop: Shop, server: LedgerServer, *, repairs: bool) -> list[str]:
+    """Compare Stripe with the books over the last day."""
+    now = datetime.now(UTC)
+    span = Span(now - timedelta(days=1), now + timedelta(minutes=1))
+    result = await Reconciler(server, [shop.checkout], wallets=False).run(span, repairs=repairs)
+    assert not result.silent
+    return [each.kind for each in result.differences]
 
 
 async def deliver(shop: Shop, kind: str) -> None:
@@ -341,3 +353,11 @@ async def test_a_refund_of_a_top_up_takes_its_credits_back(shop, assert_sound):
     await deliver(shop, "refund.created")
     assert await shop.tokens() == 1_000
     await assert_sound(shop.db)
+
+
+async def test_a_saved_card_and_its_charge_are_equal_to_the_books(shop, server):
+    await shop.save()
+    await shop.wish()
+    await shop.checkout.top_up(ON_SALE)
+    assert await shop.tokens() == 11_000
+    assert await differences(shop, server, repairs=False) == []

@@ -3,8 +3,11 @@
 -- name: renew_leases
 UPDATE jobs j
 SET lease_until = now() + CAST(:lease AS interval),
-    progress_percent = greatest(j.progress_percent, b.percent)
-FROM unnest(CAST(:ids AS text[]), CAST(:fences AS bigint[]), CAST(:percents AS smallint[])) AS b (id, fence, percent)
+    progress_percent = greatest(j.progress_percent, b.percent),
+    stages = coalesce(CAST(b.stages AS jsonb), j.stages)
+FROM unnest(
+    CAST(:ids AS text[]), CAST(:fences AS bigint[]), CAST(:percents AS smallint[]), CAST(:stages AS text[])
+) AS b (id, fence, percent, stages)
 WHERE j.id = b.id AND j.fence = b.fence AND j.status = 'running'
 RETURNING j.id, j.cancel_requested_at IS NOT NULL AS cancel_requested
 

@@ -81,10 +81,12 @@ def survey(path: Path, most_ms: int, stopped: IsStopped) -> Film | None:
         )
 
 
-def join(film: Film, source: Path, sound: Path, path: Path, tags: Mapping[str, str], stopped: IsStopped) -> None:  # noqa: PLR0913, PLR0917
+def join(  # noqa: PLR0913, PLR0917  # two tracks, where they go, and how
+    film: Film, source: Path, sound: Path, path: Path, tags: Mapping[str, str], stopped: IsStopped
+) -> tuple[int, int]:
     """Write the film's pictures with another sound as MP4 whose index comes first, so that players begin at once.
 
-    Playable pictures are copied bit by bit; others become H.264.
+    Playable pictures are copied bit by bit; others become H.264. Returns the width and height of the written ones.
     """
     import av
 
@@ -108,6 +110,9 @@ def join(film: Film, source: Path, sound: Path, path: Path, tags: Mapping[str, s
             if stopped():
                 raise Stopped
             container.mux(packet)
+        if film.is_playable:
+            return film.width, film.height
+        return shown.codec_context.width, shown.codec_context.height
 
 
 def _pictures(container: av.container.InputContainer) -> Any:

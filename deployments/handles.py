@@ -231,6 +231,13 @@ class ModelGone(AppError):
         return f"The {self.application} model went away in the middle of the work."
 
 
+class ModelCalls(Protocol):
+    """The model applications, as the runner calls them."""
+
+    def generate(self, application: str, request: GenerateRequest) -> AsyncGenerator[Progress | Output, None]:
+        """Yield progress, then the output. Raises: ModelAway before work began, any AppError after."""
+
+
 class ModelHandles:
     """The model applications of this Serve instance, each its own application."""
 

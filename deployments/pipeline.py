@@ -96,6 +96,10 @@ class Pipeline:
         await _all([one(place) for place in places if (name, place) not in self._kept])
         return [self._kept[name, place] for place in places]
 
+    def finished(self, name: str) -> list[StagePart]:
+        """Return the finished parts of a stage, in order."""
+        return [part for (stage, _), part in sorted(self._kept.items()) if stage == name]
+
     async def file(self, part: StagePart) -> Path:
         """Return a file with a part's bytes."""
         path = self._directory / f"{part.stage}-{part.part}"

@@ -86,7 +86,7 @@ class StageRefused(AppError):
 class Dubbing:
     """Dubs films. `patience_s` is how long a part of a stage may take."""
 
-    def __init__(  # noqa: PLR0913, PLR0917  # its collaborators, each used
+    def __init__(  # its collaborators, each used
         self, ledger: Call, models: ModelCalls, inputs: Inputs, objects: ObjectStore, patience_s: float
     ) -> None:
         self._ledger = ledger
@@ -167,8 +167,12 @@ class _Dub:
         placed = [Placement(**each) for each in fitted.facts["placements"]]
         voice = await self._pipeline.file(fitted)
         [mixed] = await self._pipeline.stage("mix", [self._mix(film, lines, placed, voice, length_ms)])
-        facts = self._facts([heard.facts, *(part.facts for part in (*said, *spoken))], lines, placed, length_ms)
-        [muxed] = await self._pipeline.stage("mux", [self._mux(film, await self._pipeline.file(mixed), facts)])
+        facts = self._facts(
+            [heard.facts, *(part.facts for part in (*said, *spoken))], lines, placed, length_ms
+        )
+        [muxed] = await self._pipeline.stage(
+            "mux", [self._mux(film, await self._pipeline.file(mixed), facts)]
+        )
         data = (await self._pipeline.file(muxed)).read_bytes()
         media = [
             Media("video/mp4", data, {**facts, **muxed.facts}),
@@ -219,7 +223,9 @@ class _Dub:
                 pieces = soundtrack.pieces(source, SPEECH_RATE, film.zero_s, stopped)
                 length = soundtrack.write_speech(path, pieces, most)
             except (av.FFmpegError, ValueError) as error:
-                raise InputRefused(field, "has a damaged sound track, or one of a kind that is not read") from error
+                raise InputRefused(
+                    field, "has a damaged sound track, or one of a kind that is not read"
+                ) from error
             if length is None:
                 raise InputRefused(field, "has a sound track longer than maxMinutes")
             if not length:
@@ -231,7 +237,9 @@ class _Dub:
     async def _transcribe(self, tell: Tell) -> Made:
         code = {} if self._source is None else {"language": HEARD[self._source]}
         media = {"audio": InputFile("audio/wav", await asyncio.to_thread((await self._sound()).read_bytes))}
-        output = await self._ask("transcribe", "audio.transcribe", code, self._job.units_milli + MILLI, media, tell)
+        output = await self._ask(
+            "transcribe", "audio.transcribe", code, self._job.units_milli + MILLI, media, tell
+        )
         [whole] = [each for each in output.media if each.content_type == "application/json"]
         segments = json.loads(whole.data)["segments"]
         return _made(json.dumps(segments).encode(), output)
@@ -250,7 +258,9 @@ class _Dub:
         async def make(tell: Tell) -> Made:
             text = texts[place][:MAX_SPEECH_CHARS]
             if not text:
-                return Made(b"", {}, Metrics(0, 0.0, 0))  # nothing of this line has a word in the other language
+                return Made(
+                    b"", {}, Metrics(0, 0.0, 0)
+                )  # nothing of this line has a word in the other language
             order = {"text": text, "language": self._target, "seed": self._seed, "outputFormat": "wav"}
             recording = await self._sound()
             voice = await asyncio.to_thread(soundtrack.excerpt, recording, reference(lines, place))
@@ -262,7 +272,9 @@ class _Dub:
 
         return make
 
-    def _fit(self, lines: Sequence[Line], slots: Sequence[int], speeches: Sequence[Path], length_ms: int) -> Make:
+    def _fit(
+        self, lines: Sequence[Line], slots: Sequence[int], speeches: Sequence[Path], length_ms: int
+    ) -> Make:
         """Bring each line's speech to its time, one after the other on one track."""
         path = self._directory / "voice.wav"
 
@@ -275,7 +287,9 @@ class _Dub:
                     raise soundtrack.Stopped
                 placements.append(_place(track, line, slot_ms, speech.read_bytes()))
             track.close()
-            return Made(path.read_bytes(), {"placements": [asdict(each) for each in placements]}, meter.read())
+            return Made(
+                path.read_bytes(), {"placements": [asdict(each) for each in placements]}, meter.read()
+            )
 
         return lambda _: self._dubbing.work(work)
 
@@ -337,7 +351,11 @@ class _Dub:
         return await self._pipeline.file(self._pipeline.finished("split")[1])
 
     def _facts(
-        self, made: Sequence[dict[str, Any]], lines: Sequence[Line], placed: Sequence[Placement], length_ms: int
+        self,
+        made: Sequence[dict[str, Any]],
+        lines: Sequence[Line],
+        placed: Sequence[Placement],
+        length_ms: int,
     ) -> dict[str, Any]:
         """Return what is public of the dub as a whole."""
         models = dict.fromkeys(each["model"] for each in made if "model" in each)

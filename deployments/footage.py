@@ -26,7 +26,7 @@ THREADS: Final = 2
 """Fixed: the same film gives the same file on every machine."""
 
 
-class NoFilm(ValueError):  # noqa: N818  # says what it is not
+class NoFilm(ValueError):  # says what it is not
     """The file is not a film; the text says why, for the caller."""
 
 
@@ -157,7 +157,12 @@ def _upright(frame: Any) -> Any:
     """Return a filter that turns pictures as their file says, and makes their sides even as the codec needs them."""
     import av
 
-    turns = {90: ["transpose=cclock"], -90: ["transpose=clock"], 180: ["hflip", "vflip"], -180: ["hflip", "vflip"]}
+    turns = {
+        90: ["transpose=cclock"],
+        -90: ["transpose=clock"],
+        180: ["hflip", "vflip"],
+        -180: ["hflip", "vflip"],
+    }
     graph = av.filter.Graph()
     last = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base

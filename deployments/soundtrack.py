@@ -40,7 +40,7 @@ IsStopped = Callable[[], bool]
 _SAMPLE_BYTES: Final = 2
 
 
-class Stopped(Exception):  # noqa: N818  # like StopIteration: not a failure
+class Stopped(Exception):  # like StopIteration: not a failure
     """Somebody asked the work to end."""
 
 
@@ -194,7 +194,7 @@ class SpeechWriter:
             self._at += length
 
 
-def mix(  # noqa: PLR0913  # two sounds, where they go, and how
+def mix(  # noqa: PLR0913, PLR0917  # two sounds, where they go, and how
     background: Iterator[np.ndarray[Any, Any]] | None,
     voice: Iterator[np.ndarray[Any, Any]],
     spoken: Sequence[Span],

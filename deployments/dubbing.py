@@ -52,7 +52,7 @@ STAGES: Final = {
 }  # fmt: skip
 """The stages in order, each with its percent of the usual work: the models take nearly all of it."""
 AT_ONCE: Final = 2
-"""Lines of a film that are translated or spoken at once: the model never waits for us, and other jobs get their turn."""
+"""Lines of a film translated or spoken at once: the model never waits for us, and other jobs get their turn."""
 SOUND_BEYOND_MS: Final = 500
 """Sound that outlasts the pictures by less is the last block of its codec; by more, the film lasts as long as it."""
 

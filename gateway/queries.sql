@@ -4,7 +4,10 @@
 UPDATE jobs j
 SET lease_until = now() + CAST(:lease AS interval),
     progress_percent = greatest(j.progress_percent, b.percent),
-    stages = coalesce(CAST(b.stages AS jsonb), j.stages)
+    -- A beat that was overtaken by a finished part says nothing new.
+    stages = CASE
+        WHEN b.percent >= j.progress_percent THEN coalesce(CAST(b.stages AS jsonb), j.stages) ELSE j.stages
+    END
 FROM unnest(
     CAST(:ids AS text[]), CAST(:fences AS bigint[]), CAST(:percents AS smallint[]), CAST(:stages AS text[])
 ) AS b (id, fence, percent, stages)

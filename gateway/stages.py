@@ -28,6 +28,8 @@ def as_json(stages: Sequence[Stage]) -> list[dict[str, Any]]:
 
 def as_seen(kept: Sequence[dict[str, Any]] | None, status: str) -> list[Stage]:
     """Return kept stages in the light of their job's status: nothing runs in one that waits or has ended."""
+    if status == "succeeded":
+        return [Stage(each["name"], "done", 1.0) for each in kept or ()]
     return [Stage(each["name"], _state(each["state"], status), each["fraction"]) for each in kept or ()]
 
 
@@ -37,8 +39,6 @@ def at_work(stages: Sequence[Stage]) -> str | None:
 
 
 def _state(kept: StageState, status: str) -> StageState:
-    if status == "succeeded":
-        return "done"
     if kept != "running" or status == "running":
         return kept
     return "waiting" if status == "queued" else "stopped"

@@ -62,7 +62,7 @@ def pieces(path: Path, rate: int, zero_s: float, stopped: IsStopped) -> Iterator
     import av
     import numpy as np
 
-    with av.open(str(path)) as container:
+    with av.open(str(path), "r") as container:
         track = container.streams.audio[0]
         layout = None if track.codec_context.channels <= 2 else "stereo"  # noqa: PLR2004
         resampler = av.AudioResampler("fltp", layout, rate)
@@ -121,7 +121,7 @@ def read_speech(data: bytes) -> np.ndarray[Any, Any]:
     import av
     import numpy as np
 
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         resampler = av.AudioResampler("fltp", "mono", SPEECH_RATE)
         frames = chain(container.decode(container.streams.audio[0]), [None])
         parts = [made.to_ndarray()[0] for frame in frames for made in resampler.resample(frame)]

@@ -82,7 +82,7 @@ def _goes_on(last: Line, start_ms: int, end_ms: int) -> bool:
 
 def slots_ms(lines: Sequence[Line], length_ms: int) -> list[int]:
     """Return how long each line may take: until the next one begins, the last until the film ends."""
-    ends = [*(line.start_ms for line in lines[1:]), length_ms]
+    ends = [*(line.start_ms for line in lines), length_ms][1:]
     return [end - line.start_ms for line, end in zip(lines, ends, strict=True)]
 
 

@@ -184,7 +184,7 @@ class _Dub:
 
     async def _fetch(self, _: Tell) -> Made:
         """Fetch the film: it is kept, so that the rest never depends on where it came from."""
-        [(_, (kind, _))] = media_of(self._job.input).items()
+        kind = media_of(self._job.input)["video"][0]
         field = f"input.video{kind}"
         file = await self._dubbing.read(self._job)
         path = self._directory / "fetched"

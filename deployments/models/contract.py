@@ -150,6 +150,13 @@ class ModelFamily(Protocol):
     def build_tiny(directory: Path, seed: int) -> None: ...
 
 
+class SmallFamily(ModelFamily, Protocol):
+    """A family that has small weights too: `build_small` makes an empty directory of what lies unpacked in another."""
+
+    @staticmethod
+    def build_small(unpacked: Path, directory: Path) -> None: ...
+
+
 @dataclass
 class ModelRefused(AppError):
     """The model cannot do what the input asks: the job fails at once and no attempt is repeated."""

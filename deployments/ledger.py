@@ -26,6 +26,7 @@ from deployments.ledger_quotas import counted
 from deployments.ledger_reads import LedgerReads
 from deployments.ledger_reconcile import LedgerReconcile
 from deployments.ledger_referrals import LedgerReferrals
+from deployments.ledger_stages import LedgerStages
 from deployments.ledger_tools import LedgerTools
 from deployments.ledger_topups import LedgerTopups
 from deployments.ledger_webhooks import LedgerWebhooks
@@ -65,6 +66,7 @@ class LedgerServer(
     LedgerReferrals,
     LedgerBilling,
     LedgerX402,
+    LedgerStages,
     LedgerReconcile,
     LedgerTopups,
     LedgerJobSets,

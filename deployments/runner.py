@@ -11,19 +11,29 @@ import asyncio
 import hashlib
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, Protocol, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
 import structlog
 from ray.serve.handle import DeploymentHandle
 
+from deployments import dubbing
 from deployments.courier import Courier
-from deployments.handles import Call, LedgerClient, ModelAway, ModelHandles, ledger_call, remote_ledger
+from deployments.handles import (
+    Call,
+    LedgerClient,
+    ModelAway,
+    ModelCalls,
+    ModelHandles,
+    ledger_call,
+    remote_ledger,
+)
 from deployments.inputs import Inputs
-from deployments.models.contract import GenerateRequest, Output, Progress
+from deployments.models.contract import GenerateRequest, Output
+from deployments.pipeline import clear_left_over
 from deployments.postman import Postman
 from deployments.provenance import provenance_for
 from gateway.catalog import load_catalog
@@ -31,6 +41,7 @@ from gateway.leases import ClaimedJob, Failure, Heartbeat, LeaseLost, Settlement
 from gateway.mail import mailer_for
 from gateway.ports import StoredFile
 from gateway.quantities import MILLI
+from gateway.stages import Stage
 from kit.errors import AppError, Unavailable
 from kit.fetch import Fetcher, is_public
 from kit.ids import new_id
@@ -85,22 +96,20 @@ EXTENSIONS: Final = {
 }
 
 
-class ModelCalls(Protocol):
-    """The model applications, as the runner calls them."""
-
-    def generate(self, application: str, request: GenerateRequest) -> AsyncGenerator[Progress | Output, None]:
-        """Yield progress, then the output. Raises: ModelAway before work began, any AppError after."""
-
-
 @dataclass
 class _Run:
     """A job under way in this process."""
 
     job: ClaimedJob
     progress_percent: int = 0
+    stages: tuple[Stage, ...] | None = None
     generation: asyncio.Task[Output] | None = None
     stop: Literal["", "canceled", "lost"] = ""
     began: float = field(default_factory=time.perf_counter)
+
+    def note(self, percent: int, stages: tuple[Stage, ...]) -> None:
+        """Take down how far the job is."""
+        self.progress_percent, self.stages = min(99, percent), stages
 
     def stop_now(self, why: Literal["canceled", "lost"]) -> None:
         """End the model's work at its next step."""
@@ -138,6 +147,9 @@ class Runner:
         self._places = dict(places)
         self._provenance = provenance_for(settings)
         self._inputs = Inputs(ledger, objects, fetcher or Fetcher(), settings.max_upload_bytes)
+        self._dubbing = dubbing.Dubbing(
+            self._until_answered, models, self._inputs, objects, settings.job_run_ttl_s
+        )
         self._runs: dict[str, _Run] = {}
         self._away_until: dict[str, float] = {}
         self._freed = asyncio.Event()
@@ -147,6 +159,7 @@ class Runner:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._every(min(BEAT_S, self._settings.lease_s / 3), self._beat))
             group.create_task(self._every(SWEEP_S, self._sweep))
+            group.create_task(self._every(SWEEP_S, self._clear_left_over))
             group.create_task(self._every(MAIL_S, self._postman.deliver))
             if self._settings.reconcile_every_s and self._reconciler.providers:
                 group.create_task(self._every(RECONCILE_LOOK_S, self._reconcile))
@@ -236,14 +249,18 @@ class Runner:
         settlement = Settlement(job.id, job.fence, stored, charged_tokens, self._metrics(run, output))
         return str(await self._until_answered("settle_job", settlement))
 
-    def _patience_s(self, job: ClaimedJob) -> float:
-        """How long a run may take: no longer than the caller waits for it."""
+    def _patience_s(self, job: ClaimedJob) -> float | None:
+        """How long a run may take: no longer than the caller waits for it. A pipeline bounds each of its parts."""
+        patience_s = None if job.task == dubbing.TASK else float(self._settings.job_run_ttl_s)
         if job.deadline is None:
-            return self._settings.job_run_ttl_s
-        return min(self._settings.job_run_ttl_s, (job.deadline - datetime.now(UTC)).total_seconds())
+            return patience_s
+        left_s = (job.deadline - datetime.now(UTC)).total_seconds()
+        return left_s if patience_s is None else min(patience_s, left_s)
 
     async def _generate(self, run: _Run) -> Output:
         job = run.job
+        if job.task == dubbing.TASK:
+            return await self._dubbing.dub(job, run.note)
         media = await self._inputs.read(job)
         request = GenerateRequest(job.id, job.task, job.input, job.units_milli, media)
         # Closed at once, however it is left: an abandoned stream would let the model compute on.
@@ -316,7 +333,9 @@ class Runner:
         runs = dict(self._runs)
         if not runs:
             return
-        beats = [Heartbeat(run.job.id, run.job.fence, run.progress_percent) for run in runs.values()]
+        beats = [
+            Heartbeat(run.job.id, run.job.fence, run.progress_percent, run.stages) for run in runs.values()
+        ]
         stop: dict[str, bool] = await self._ledger("renew_leases", beats)
         for job_id, run in runs.items():
             if job_id not in stop:
@@ -330,6 +349,9 @@ class Runner:
             log.info("swept", **ended)
         if self._checkouts:
             await self._catch_up()
+
+    async def _clear_left_over(self) -> None:
+        await clear_left_over(self._ledger, self._objects)
 
     async def _settle_wallets(self) -> None:
         if self._x402 is not None:

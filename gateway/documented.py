@@ -161,6 +161,14 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
             "webhookUrl": "https://example.com/hooks",
             "webhookEvents": ["job.succeeded", "job.failed"],
         },
+        "A film in another language": {
+            "task": "video.dub",
+            "input": {
+                "videoUrl": "https://cdn.example.com/input/talk.mp4",
+                "targetLanguage": "French",
+                "maxMinutes": 3,
+            },
+        },
         "Every setting": {
             "task": "image.generate",
             "input": {
@@ -378,6 +386,8 @@ ANSWERS: Final[Mapping[str, Any]] = {
             "chargedTokens": 100,
         },
         "progress": 1.0,
+        "stage": None,
+        "stages": [],
         "queuePosition": None,
         "cancelRequested": False,
         "output": [

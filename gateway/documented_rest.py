@@ -141,6 +141,8 @@ REST: Final[Mapping[str, Any]] = {
         "status": "canceled",
         "cost": {**_JOB["cost"], "charged": 0.0, "chargedTokens": 0},
         "progress": 0.0,
+        "stage": None,
+        "stages": [],
         "cancelRequested": True,
         "output": [],
         "metrics": {},

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 from gateway.operator_ports import Desk
 from gateway.quotas import Quota, Take
+from gateway.stages import Stage
 from gateway.tool_holds import Held, PlaceHold, SpendHeld
 from gateway.usage import EVERY_DIMENSION, Dimension, Usage
 from gateway.webhook_ports import JobEvent, Webhooks
@@ -113,6 +114,8 @@ class Job:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    stages: list[Stage] = field(default_factory=list)
+    """In their order; none where one model does all the work."""
 
 
 @dataclass(frozen=True, slots=True)

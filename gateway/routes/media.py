@@ -33,6 +33,7 @@ from gateway.ports import FINAL_STATUSES, Job, JobStatus, StoredFile
 from gateway.responses import REPLAY, in_credits, json_response
 from gateway.routes.webhooks import own_url
 from gateway.schemas import SubmitJob
+from gateway.stages import as_json, at_work
 from gateway.task_schemas import media_of, task_input
 from gateway.watching import ended_within, wait_preferred
 from gateway.worlds import working_application
@@ -260,6 +261,8 @@ def shown(parts: Parts, job: Job) -> dict[str, Any]:
         "input": job.input,
         "cost": _cost(job.quoted_tokens, held_tokens, job.charged_tokens),
         "progress": job.progress_percent / 100,
+        "stage": at_work(job.stages),
+        "stages": as_json(job.stages),
         "queuePosition": job.queue_position,
         "cancelRequested": job.cancel_requested,
         "output": [_output(parts, file) for file in job.output],

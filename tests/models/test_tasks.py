@@ -221,7 +221,7 @@ class StandInVoice:
 
 async def test_a_film_is_dubbed_by_the_tiny_transcription_and_translation(customer, models):
     models.servers["voice"] = ModelServer("voice", "tiny", "", family=StandInVoice())
-    _, [film] = await result(customer, "video.generate", prompt="a talk", durationSeconds=2)
+    _, [film] = await result(customer, "video.generate", prompt="a talk", durationSeconds=2, seed=1)
     upload = {"file": ("talk.mp4", film, "video/mp4")}
     file_id = (await customer.post("/api/v1/files", files=upload)).json()["id"]
     job, files = await result(

@@ -23,8 +23,10 @@ from ray.serve.handle import DeploymentHandle
 from deployments.courier import Courier
 from deployments.handles import Call, ModelAway, ModelHandles, ledger_call, remote_ledger
 from deployments.inputs import Inputs
+from deployments.leftovers import Leftovers
 from deployments.models.contract import GenerateRequest, Output, Progress
 from deployments.postman import Postman
+from deployments.previews import preview
 from deployments.provenance import provenance_for
 from gateway.leases import ClaimedJob, Failure, Heartbeat, LeaseLost, Settlement
 from gateway.mail import mailer_for
@@ -130,6 +132,7 @@ class Runner:
         self._courier = Courier(ledger, _poster_for(settings))
         self._places = dict(places)
         self._provenance = provenance_for(settings)
+        self._leftovers = Leftovers(ledger, objects)
         self._inputs = Inputs(ledger, objects, fetcher or Fetcher(), settings.max_upload_bytes)
         self._runs: dict[str, _Run] = {}
         self._away_until: dict[str, float] = {}
@@ -141,6 +144,7 @@ class Runner:
             group.create_task(self._every(min(BEAT_S, self._settings.lease_s / 3), self._beat))
             group.create_task(self._every(SWEEP_S, self._sweep))
             group.create_task(self._every(MAIL_S, self._postman.deliver))
+            group.create_task(self._every(SWEEP_S, self._leftovers.clear))
             if any(isinstance(checkout, CardCheckout) for checkout in self._checkouts.values()):
                 group.create_task(self._every(CATCH_UP_S, self._ask_for_events))
             group.create_task(self._courier.run())
@@ -252,6 +256,10 @@ class Runner:
         extension = EXTENSIONS.get(media.content_type, "bin")
         key = f"outputs/{job.id}/{job.fence}-{place}.{extension}"
         await self._objects.put(key, data, media.content_type)
+        preview_key = None
+        if (small := await asyncio.to_thread(preview, media)) is not None:
+            preview_key = f"previews/{job.id}/{job.fence}-{place}.webp"
+            await self._objects.put(preview_key, small, "image/webp")
         return StoredFile(
             id=new_id("file"),
             name=f"{job.id}-{place}.{extension}",
@@ -262,6 +270,7 @@ class Runner:
             created_at=datetime.now(UTC),
             job_id=job.id,
             facts=media.facts,
+            preview_key=preview_key,
         )
 
     async def _fail(self, run: _Run, code: str, message: str, *, retryable: bool) -> str:

@@ -266,12 +266,17 @@ class OutputFile(BaseModel):
 
     id: str
     url: Annotated[
-        str, Field(description="Downloads without a key until `expiresAt`; read the job again for a new one.")
+        str | None,
+        Field(description="Downloads without a key until `expiresAt`; read the job again for a new one."),
     ]
     content_type: str
     size_bytes: int
     sha256: str
-    expires_at: datetime
+    expires_at: Annotated[datetime | None, Field(description="When `url` stops to work.")]
+    kept_until: Annotated[datetime | None, Field(description="When it is deleted; null: when you do.")] = None
+    deleted_at: datetime | None = None
+    thumbnail_url: Annotated[str | None, Field(description="A picture, small.")] = None
+    poster_url: Annotated[str | None, Field(description="A film's first frame.")] = None
     width: int | None = None
     height: int | None = None
 
@@ -333,6 +338,9 @@ class FileFields(Answer):
     created_at: datetime
     url: str
     expires_at: datetime
+    kept_until: Annotated[datetime | None, Field(description="When it is deleted; null: when you do.")] = None
+    thumbnail_url: str | None = None
+    poster_url: str | None = None
 
 
 class FileShown(FileFields, Ok):

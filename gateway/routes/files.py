@@ -17,12 +17,20 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from gateway.answers import FileDeleted, Files, FileShown
 from gateway.bodies import StrictRoute
 from gateway.deps import SECURED, CallerKey, Parts, PartsOf, credential_of, own_id, page_before
-from gateway.downloads import content_path, disposition, media_type, plain_name, signed_url
+from gateway.downloads import (
+    content_path,
+    disposition,
+    media_type,
+    plain_name,
+    preview_path,
+    preview_url,
+    signed_url,
+)
 from gateway.listing import FileCursor, Limit, page
 from gateway.openapi import CONTENT, READ, UPLOAD, WRITE, problems
 from gateway.ports import NewFile, StoredFile
 from gateway.responses import json_response
-from kit.errors import AppError, InvalidRequest, Unavailable, UnsupportedMediaType
+from kit.errors import AppError, InvalidRequest, NotFound, Unavailable, UnsupportedMediaType
 from kit.ids import new_id
 from ledger import scopes
 
@@ -114,10 +122,46 @@ async def delete_file(file_id: str, credential: CallerKey, parts: PartsOf) -> Re
     """The file is gone, and download URLs given out before stop working."""
     file = await parts.ledger.delete_file(credential, own_id("file", file_id))
     try:
-        await parts.objects.delete(file.storage_key)
+        for key in filter(None, (file.storage_key, file.preview_key)):
+            await parts.objects.delete(key)
     except Unavailable:
-        log.exception("bytes of a deleted file stay behind", storage_key=file.storage_key)
+        log.exception("bytes of a deleted file go later", storage_key=file.storage_key)
     return json_response({"ok": True, "id": file.id, "deleted": True})
+
+
+@router.get(
+    "/files/{file_id}/preview",
+    operation_id="previewFile",
+    summary="Download a picture's thumbnail or a film's poster",
+    response_class=Response,
+    responses=CONTENT | problems(*READ, "not_found"),
+    openapi_extra={"security": [*SECURED["security"], {}]},
+)
+async def preview_file(request: Request, file_id: str, parts: PartsOf) -> Response:
+    """A small WebP, for whoever has the file's key or a signed URL. Kept in a bucket, it comes by redirect."""
+    own_id("file", file_id)
+    if "signature" in request.query_params:
+        parts.signer.verify(preview_path(file_id), request.query_params, int(time.time()))
+        file = await parts.ledger.signed_file(file_id)
+    else:
+        file = await parts.ledger.file(credential_of(request), file_id)
+    if file.preview_key is None:
+        raise NotFound("preview")
+    bucket_url = await parts.objects.presigned_url(file.preview_key, parts.settings.url_ttl_s)
+    if bucket_url is not None:
+        return RedirectResponse(
+            bucket_url, 307, {"cache-control": "no-store", "referrer-policy": "no-referrer"}
+        )
+    return Response(
+        await parts.objects.get(file.preview_key),
+        media_type="image/webp",
+        headers={
+            "content-disposition": "inline",
+            "content-security-policy": UNTRUSTED,
+            "cache-control": "private, no-store",
+            "referrer-policy": "no-referrer",
+        },
+    )
 
 
 @router.get(
@@ -169,6 +213,8 @@ def shown(parts: Parts, file: StoredFile) -> dict[str, Any]:
         "createdAt": file.created_at,
         "url": url,
         "expiresAt": expires_at,
+        "keptUntil": file.kept_until,
+        **preview_url(parts, file),
     }
 
 

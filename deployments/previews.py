@@ -46,5 +46,5 @@ def preview(media: Media) -> bytes | None:
 def _first_frame(data: bytes) -> Any:
     import av
 
-    with av.open(io.BytesIO(data)) as film:
+    with av.open(io.BytesIO(data), "r") as film:
         return next(film.decode(video=0)).to_image()

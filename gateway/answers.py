@@ -343,24 +343,6 @@ class FileFields(Answer):
     poster_url: str | None = None
 
 
-class FileShown(FileFields, Ok):
-    """A file of yours, with a download URL that needs no key."""
-
-
-class Files(Ok):
-    """A page of files, newest first."""
-
-    data: list[FileFields]
-    next_cursor: str | None
-
-
-class FileDeleted(Ok):
-    """The file is gone."""
-
-    id: str
-    deleted: Literal[True]
-
-
 class PortalOpened(Ok):
     """A page of the payment provider is open."""
 

@@ -14,7 +14,6 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
-from gateway.answers import FileDeleted, Files, FileShown
 from gateway.bodies import StrictRoute
 from gateway.deps import SECURED, CallerKey, Parts, PartsOf, credential_of, own_id, page_before
 from gateway.downloads import (
@@ -26,6 +25,7 @@ from gateway.downloads import (
     preview_url,
     signed_url,
 )
+from gateway.file_answers import FileDeleted, Files, FileShown
 from gateway.listing import FileCursor, Limit, page
 from gateway.openapi import CONTENT, READ, UPLOAD, WRITE, problems
 from gateway.ports import NewFile, StoredFile

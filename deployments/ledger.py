@@ -20,12 +20,16 @@ from deployments.books import announce_books, forget_books
 from deployments.ledger_billing import LedgerBilling
 from deployments.ledger_desk import LedgerDesk
 from deployments.ledger_files import LedgerFiles
+from deployments.ledger_job_sets import LedgerJobSets
 from deployments.ledger_keys import LedgerKeys
 from deployments.ledger_people import LedgerPeople
 from deployments.ledger_quotas import counted
 from deployments.ledger_reads import LedgerReads
+from deployments.ledger_reconcile import LedgerReconcile
 from deployments.ledger_referrals import LedgerReferrals
+from deployments.ledger_stages import LedgerStages
 from deployments.ledger_tools import LedgerTools
+from deployments.ledger_topups import LedgerTopups
 from deployments.ledger_webhooks import LedgerWebhooks
 from deployments.ledger_x402 import LedgerX402
 from deployments.sweeps import Sweeps
@@ -43,7 +47,7 @@ from ledger.audit import TrialBalance
 from ledger.balances import Balance, balances_by_key
 from ledger.keys import Caller, Credential
 from ledger.spends import Allowance, Check, Spend, Spent, check_many, spend_many
-from payments import purchases, referrals, webhooks
+from payments import purchases, receipt_mails, referrals, webhooks
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase, UnpaidSession
 from payments.webhooks import ProviderEvent
 
@@ -64,6 +68,10 @@ class LedgerServer(
     LedgerBilling,
     LedgerX402,
     LedgerFiles,
+    LedgerStages,
+    LedgerReconcile,
+    LedgerTopups,
+    LedgerJobSets,
 ):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
 
@@ -241,8 +249,8 @@ class LedgerServer(
         return await self._run("purchase", purchases.by_session, provider, session_id)
 
     async def fulfil(self, paid: PaidSession) -> Purchase:
-        """Grant what was paid for, once."""
-        return await self._run("fulfil", purchases.fulfil, paid)
+        """Grant what was paid for, once, and mail a receipt."""
+        return await self._run("fulfil", receipt_mails.fulfil_and_tell, paid, self._settings.base_url)
 
     async def note_unpaid(self, seen: UnpaidSession) -> Purchase:
         """Keep what arrived of a payment that is not whole."""
@@ -255,7 +263,13 @@ class LedgerServer(
     async def claim(self, provider: str, session_id: str, label: str) -> Claim:
         """Redeem a claim and mint its key, or neither."""
         return await self._run(
-            "claim", purchases.claim, provider, session_id, label, brand=self._settings.key_brand
+            "claim",
+            purchases.claim,
+            provider,
+            session_id,
+            label,
+            brand=self._settings.key_brand,
+            days=self._settings.claim_days,
         )
 
     async def store_event(self, event: ProviderEvent) -> bool:

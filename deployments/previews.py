@@ -47,4 +47,5 @@ def _first_frame(data: bytes) -> Any:
     import av
 
     with av.open(io.BytesIO(data), "r") as film:
-        return next(film.decode(video=0)).to_image()
+        frame: Any = next(film.decode(video=0))
+        return frame.to_image()

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from gateway.stages import StageState
 from ledger.accounts import World
 
 Credits = Annotated[
@@ -288,6 +289,14 @@ class JobFault(Answer):
     message: str
 
 
+class JobStage(Answer):
+    """A stage of a job that several models work on. `stopped`: the job ended in it."""
+
+    name: Annotated[str, Field(examples=["translate"])]
+    state: StageState
+    fraction: Annotated[float, Field(ge=0, le=1)]
+
+
 class JobFields(Answer):
     """A job in a list."""
 
@@ -298,6 +307,8 @@ class JobFields(Answer):
     input: dict[str, Any]
     cost: Cost
     progress: Annotated[float, Field(ge=0, le=1)]
+    stage: Annotated[str | None, Field(description="The stage at work.", examples=["translate"])]
+    stages: Annotated[list[JobStage], Field(description="In order; empty where one model does all the work.")]
     queue_position: Annotated[int | None, Field(description="1 is next; null once it runs.")]
     cancel_requested: bool
     output: list[OutputFile]

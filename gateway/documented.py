@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from gateway.openai_documented import OPENAI_ANSWERS, OPENAI_REQUESTS
+
 _JOB_ID: Final = "job_01k8z0c6m5n7q2r4t6v8x0y2z4"
 _JOB_URL: Final = f"https://api.example.com/api/v1/media/jobs/{_JOB_ID}"
 _FILE_ID: Final = "file_01k8z0d1b3c5d7f9g1h3j5k7m9"
@@ -91,6 +93,7 @@ OFFER: Final = {
 """What a 402 asks a stranger for."""
 
 REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    **OPENAI_REQUESTS,
     "startStripeCheckout": {"A package": {"email": "dev@company.com", "packageCode": "builder_600"}},
     "buyWithX402": {"A package": {"packageCode": "builder_600", "keyLabel": "Primary key"}},
     "claimStripeKey": {"The first key": {"sessionId": "cs_test_...", "keyLabel": "Primary key"}},
@@ -117,6 +120,13 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "setAlerts": {
         "Below 50 credits": {"lowBalance": {"credits": 50, "webhookUrl": "https://example.com/hooks"}},
         "No alert": {"lowBalance": None},
+    },
+    "setAutoTopup": {
+        "Below 50 credits, twice a month at most": {
+            "threshold": 50,
+            "packageCode": "builder_600",
+            "monthMostMinor": 10000,
+        }
     },
     "addWebhookEndpoint": {
         "Every event": {"url": "https://example.com/hooks"},
@@ -150,6 +160,14 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
             **_FOX,
             "webhookUrl": "https://example.com/hooks",
             "webhookEvents": ["job.succeeded", "job.failed"],
+        },
+        "A film in another language": {
+            "task": "video.dub",
+            "input": {
+                "videoUrl": "https://cdn.example.com/input/talk.mp4",
+                "targetLanguage": "French",
+                "maxMinutes": 3,
+            },
         },
         "Every setting": {
             "task": "image.generate",
@@ -189,6 +207,7 @@ _CLAIMED: Final = {
 }
 
 ANSWERS: Final[Mapping[str, Any]] = {
+    **OPENAI_ANSWERS,
     "buyWithX402": {
         "ok": True,
         **_KEY,
@@ -367,6 +386,8 @@ ANSWERS: Final[Mapping[str, Any]] = {
             "chargedTokens": 100,
         },
         "progress": 1.0,
+        "stage": None,
+        "stages": [],
         "queuePosition": None,
         "cancelRequested": False,
         "output": [

@@ -18,6 +18,7 @@ from gateway.deliveries import announce_end
 from gateway.errors import JobNotFinished
 from gateway.files import outputs_of
 from gateway.ports import FinishedJob, Job, JobReceipt, JobStatus, StoredFile, SubmitJob
+from gateway.stages import as_seen
 from gateway.tables import jobs
 from gateway.turns import places_in_line
 from gateway.webhooks import ensure_signer
@@ -286,4 +287,5 @@ def _job(row: Row[Any], output: list[StoredFile], place: int | None) -> Job:
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
+        stages=as_seen(row.stages, row.status),
     )

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 from gateway.operator_ports import Desk
 from gateway.quotas import Quota, Take
+from gateway.stages import Stage
 from gateway.tool_holds import Held, PlaceHold, SpendHeld
 from gateway.usage import EVERY_DIMENSION, Dimension, Usage
 from gateway.webhook_ports import JobEvent, Webhooks
@@ -26,6 +27,7 @@ from ledger.refills import Refilled
 from ledger.sessions import Session
 from ledger.spends import Allowance, Check, Spend, Spent
 from ledger.statements import Cost, Statement
+from payments.cards import TopupBooks
 from payments.customers import Customer
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase, UnpaidSession
 from payments.referrals import Application, Standing
@@ -116,6 +118,8 @@ class Job:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    stages: list[Stage] = field(default_factory=list)
+    """In their order; none where one model does all the work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +234,7 @@ class DeleteAccount:
     forfeit: bool
 
 
-class Ledger(Desk, Webhooks, Protocol):
+class Ledger(Desk, Webhooks, TopupBooks, Protocol):
     """The books. Every method raises `kit.errors.Unavailable` while Postgres is away.
 
     Then nothing was written, but for one case: the connection was lost while it committed, and nobody knows. The same
@@ -393,7 +397,7 @@ class Ledger(Desk, Webhooks, Protocol):
     async def claim(self, provider: str, session_id: str, label: str) -> Claim:
         """Mint the first key of a payment, once.
 
-        Raises: NotFound, PaymentPending, PaymentIncomplete, AlreadyClaimed, AccountExists.
+        Raises: NotFound, PaymentPending, PaymentIncomplete, AlreadyClaimed, AccountExists, ClaimExpired.
         """
 
     async def referral(self, credential: Credential) -> Standing:
@@ -436,6 +440,12 @@ class Ledger(Desk, Webhooks, Protocol):
 
     async def due_x402(self, limit: int) -> list[Settling]:
         """Take payments whose outcome is not known, to be asked about again."""
+
+    async def submit_job_set(self, commands: list[SubmitJob]) -> list[JobReceipt]:
+        """Write several jobs of one caller with their holds, all or nothing. Raises: as `submit_job`."""
+
+    async def take_back_upload(self, credential: Credential, file_id: str) -> StoredFile:
+        """Forget an upload that this caller's request brought; its bytes may then be deleted. Raises: NotFound."""
 
     async def trial_balance(self) -> TrialBalance:
         """Return the sums of entries by world and account kind, zero for each world, and the last sealed block."""

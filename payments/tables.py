@@ -11,6 +11,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     ForeignKey,
     Index,
@@ -243,6 +244,7 @@ x402_payments = Table(
     Column("amount_minor", BigInteger, nullable=False),
     Column("key_label", Text, nullable=False),
     Column("key_days", Integer),
+    Column("topup_user_id", Text, ForeignKey("users.id")),
     Column("payload", JSONB, nullable=False),
     Column("state", Text, nullable=False, server_default=text("'settling'")),
     Column("attempts", Integer, nullable=False, server_default=text("1")),
@@ -262,7 +264,8 @@ x402_payments = Table(
     CheckConstraint("state IN ('settling', 'settled', 'refused', 'unclear') AND attempts > 0", name="state"),
     CheckConstraint(
         "(state = 'settled') = (settled_at IS NOT NULL) AND (state = 'settled') = (transaction_hash IS NOT NULL)"
-        " AND (state = 'settled') = (purchase_id IS NOT NULL) AND (state = 'settled') = (key_id IS NOT NULL)",
+        " AND (state = 'settled') = (purchase_id IS NOT NULL)"
+        " AND (state = 'settled' AND topup_user_id IS NULL) = (key_id IS NOT NULL)",
         name="settled_whole",
     ),
     Index(None, "due_at", postgresql_where=text("state = 'settling'")),
@@ -278,4 +281,91 @@ x402_payments = Table(
 )
 """A wallet's signed payments. `due_at`: until then one caller settles it; past it, anyone may ask the facilitator
 again. `retry_key`: the caller's idempotency key. `payload`: what the facilitator is sent. `key_days`: how long its key
-lives; empty: for ever. Units: `amount_minor` millionths of a USDC."""
+lives; empty: for ever. `topup_user_id`: whose account it fills, who has a key; empty: the wallet's own, and a key
+comes with it. Units: `amount_minor` millionths of a USDC."""
+
+reconciliations = Table(
+    "reconciliations",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("scheduled", Boolean, nullable=False),
+    Column("repairs", Boolean, nullable=False),
+    Column("since", DateTime(timezone=True), nullable=False),
+    Column("until", DateTime(timezone=True), nullable=False),
+    Column("began_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("ended_at", DateTime(timezone=True)),
+    Column("payments", Integer, nullable=False, server_default=text("0")),
+    Column("differences", Integer, nullable=False, server_default=text("0")),
+    Column("repaired", Integer, nullable=False, server_default=text("0")),
+    Column("report", JSONB),
+    CheckConstraint("since < until", name="range"),
+    CheckConstraint("payments >= 0 AND differences >= 0 AND repaired >= 0", name="counts"),
+    CheckConstraint("repairs OR repaired = 0", name="repaired"),
+    CheckConstraint("(ended_at IS NULL) = (report IS NULL)", name="ended_whole"),
+    Index("reconciliations_scheduled_idx", "began_at", postgresql_where=text("scheduled")),
+)
+"""Comparisons of providers' records with the books. `differences`: what was left of them, each in `report`, beside who
+could not be asked and what cannot be compared. What ended never changes, by trigger."""
+
+auto_topups = Table(
+    "auto_topups",
+    metadata,
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), primary_key=True, autoincrement=False),
+    Column("provider", Text, nullable=False),
+    Column("customer_id", Text, nullable=False),
+    Column("threshold", BigInteger, nullable=False),
+    Column("package_code", Text, nullable=False),
+    Column("package_name", Text, nullable=False),
+    Column("price_version", Integer),
+    Column("credits_tokens", BigInteger, nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("month_most_minor", BigInteger, nullable=False),
+    Column("state", Text, nullable=False, server_default=text("'on'")),
+    Column("reason", Text),
+    Column("declines", Integer, nullable=False, server_default=text("0")),
+    Column("rest_until", DateTime(timezone=True)),
+    Column("set_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    CheckConstraint("threshold > 0 AND threshold <= credits_tokens", name="threshold"),
+    CheckConstraint("amount_minor > 0 AND month_most_minor >= amount_minor", name="amounts"),
+    CheckConstraint(
+        "state IN ('on', 'paused', 'off') AND (state = 'on') = (reason IS NULL)"
+        " AND reason IN ('authentication_required', 'card_declined', 'no_card', 'package_changed')",
+        name="state",
+    ),
+    CheckConstraint("declines >= 0", name="declines"),
+)
+"""What an account wishes to be topped up with, of the live world by trigger. The package is kept as it was agreed to:
+another price charges nothing. `threshold` is at most what the package brings, so that one is enough. `rest_until`:
+nothing is charged before, after a decline or with the month's ceiling reached."""
+
+auto_topup_charges = Table(
+    "auto_topup_charges",
+    metadata,
+    Column("id", Text, ForeignKey("purchases.id"), primary_key=True),
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), nullable=False),
+    Column("customer_id", Text, nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("month", Date, nullable=False),
+    Column("state", Text, nullable=False, server_default=text("'charging'")),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("due_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("problem", Text),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("ended_at", DateTime(timezone=True)),
+    CheckConstraint("amount_minor > 0 AND attempts >= 0", name="amount"),
+    CheckConstraint("extract(day FROM month) = 1", name="month"),
+    CheckConstraint("state IN ('charging', 'paid', 'refused')", name="state"),
+    CheckConstraint("(state = 'charging') = (ended_at IS NULL)", name="ended"),
+    Index(
+        "auto_topup_charges_one_at_a_time_idx",
+        "account_id",
+        unique=True,
+        postgresql_where=text("state = 'charging'"),
+    ),
+    Index(None, "account_id", "month"),
+    Index(None, "due_at", postgresql_where=text("state = 'charging'")),
+)
+"""Each is a purchase of the same id, which is also the key that keeps the provider from charging twice. One at a time,
+and within the month's ceiling, by trigger. `due_at`: when whoever is at it is taken for dead."""

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from deployments.books import announce_books, forget_books
 from deployments.ledger_billing import LedgerBilling
 from deployments.ledger_desk import LedgerDesk
+from deployments.ledger_files import LedgerFiles
 from deployments.ledger_job_sets import LedgerJobSets
 from deployments.ledger_keys import LedgerKeys
 from deployments.ledger_people import LedgerPeople
@@ -66,6 +67,7 @@ class LedgerServer(
     LedgerReferrals,
     LedgerBilling,
     LedgerX402,
+    LedgerFiles,
     LedgerStages,
     LedgerReconcile,
     LedgerTopups,
@@ -185,7 +187,8 @@ class LedgerServer(
 
         async def add(conn: AsyncConnection) -> StoredFile:
             caller = await keys.caller_of(conn, command.credential, scopes.ADD_FILES)
-            return await files.add_upload(conn, caller.account_id, command, self._settings.max_files_per_user)
+            most = self._settings.max_files_per_user
+            return await files.add_upload(conn, caller.account_id, command, most, self._retention())
 
         return await self._run("add_file", add)
 
@@ -303,10 +306,6 @@ class LedgerServer(
     async def renew_leases(self, beats: list[leases.Heartbeat]) -> dict[str, bool]:
         """Prolong leases; returns job id -> whether to stop. A missing job was lost."""
         return await self._run("renew_leases", leases.renew, beats, self._lease)
-
-    async def settle_job(self, done: leases.Settlement) -> leases.Ended:
-        """Write a result and its charge, or neither."""
-        return await self._run("settle_job", leases.settle, done)
 
     async def fail_job(self, failure: leases.Failure) -> leases.Ended:
         """Requeue a job, or end it and free its hold."""

@@ -8,7 +8,6 @@ No transaction is open while a model works or an object is stored.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -32,14 +31,15 @@ from deployments.handles import (
     remote_ledger,
 )
 from deployments.inputs import Inputs
+from deployments.leftovers import Leftovers
 from deployments.models.contract import GenerateRequest, Output
+from deployments.outputs import Outputs
 from deployments.pipeline import clear_left_over
 from deployments.postman import Postman
 from deployments.provenance import provenance_for
 from gateway.catalog import load_catalog
 from gateway.leases import ClaimedJob, Failure, Heartbeat, LeaseLost, Settlement
 from gateway.mail import mailer_for
-from gateway.ports import StoredFile
 from gateway.quantities import MILLI
 from gateway.stages import Stage
 from kit.errors import AppError, Unavailable
@@ -80,20 +80,6 @@ RECONCILE_LOOK_S: Final = 300.0
 """How often it is asked whether a reconciliation is due: it is a day's work, and a minute's delay is nothing."""
 HAND_BACK_S: Final = 4.0
 """Time to give jobs back at the end: two calls to the books and some air."""
-EXTENSIONS: Final = {
-    "image/png": "png",
-    "image/webp": "webp",
-    "image/jpeg": "jpg",
-    "video/mp4": "mp4",
-    "audio/mpeg": "mp3",
-    "audio/wav": "wav",
-    "audio/flac": "flac",
-    "audio/ogg": "ogg",
-    "application/json": "json",
-    "application/x-subrip": "srt",
-    "text/vtt": "vtt",
-    "text/plain": "txt",
-}
 
 
 @dataclass
@@ -136,7 +122,6 @@ class Runner:
         self._settings = settings
         self._ledger = ledger
         self._models = models
-        self._objects = objects
         self._checkouts = {checkout.provider.name: checkout for checkout in checkouts}
         self._x402 = x402
         self._reconciler = Reconciler(
@@ -145,7 +130,9 @@ class Runner:
         self._postman = Postman(ledger, mailer_for(settings))
         self._courier = Courier(ledger, _poster_for(settings))
         self._places = dict(places)
-        self._provenance = provenance_for(settings)
+        self._outputs = Outputs(objects, provenance_for(settings))
+        self._leftovers = Leftovers(ledger, objects)
+        self._objects = objects
         self._inputs = Inputs(ledger, objects, fetcher or Fetcher(), settings.max_upload_bytes)
         self._dubbing = dubbing.Dubbing(
             self._until_answered, models, self._inputs, objects, settings.job_run_ttl_s
@@ -161,6 +148,7 @@ class Runner:
             group.create_task(self._every(SWEEP_S, self._sweep))
             group.create_task(self._every(SWEEP_S, self._clear_left_over))
             group.create_task(self._every(MAIL_S, self._postman.deliver))
+            group.create_task(self._every(SWEEP_S, self._leftovers.clear))
             if self._settings.reconcile_every_s and self._reconciler.providers:
                 group.create_task(self._every(RECONCILE_LOOK_S, self._reconcile))
             if any(isinstance(checkout, CardCheckout) for checkout in self._checkouts.values()):
@@ -244,7 +232,7 @@ class Runner:
             return await self._fail(run, "timed_out", "The model did not finish in time.", retryable=True)
         except AppError as error:
             return await self._fail(run, error.code, error.message, retryable=error.retryable)
-        stored = [await self._store(job, place, media) for place, media in enumerate(output.media)]
+        stored = [await self._outputs.store(job, place, media) for place, media in enumerate(output.media)]
         charged_tokens = job.cost_tokens(output.units_milli)
         settlement = Settlement(job.id, job.fence, stored, charged_tokens, self._metrics(run, output))
         return str(await self._until_answered("settle_job", settlement))
@@ -270,26 +258,6 @@ class Runner:
                     return event
                 run.progress_percent = min(99, int(event.fraction * 100))
         raise ModelAway("the model ended without an output")
-
-    async def _store(self, job: ClaimedJob, place: int, media: Any) -> StoredFile:
-        """Store one file under a name of this attempt, so that a late writer of an older one overwrites nothing."""
-        data = media.data
-        if self._provenance is not None:
-            data = await asyncio.to_thread(self._provenance.sign, data, media.content_type, media.facts)
-        extension = EXTENSIONS.get(media.content_type, "bin")
-        key = f"outputs/{job.id}/{job.fence}-{place}.{extension}"
-        await self._objects.put(key, data, media.content_type)
-        return StoredFile(
-            id=new_id("file"),
-            name=f"{job.id}-{place}.{extension}",
-            storage_key=key,
-            content_type=media.content_type,
-            size_bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
-            created_at=datetime.now(UTC),
-            job_id=job.id,
-            facts=media.facts,
-        )
 
     async def _fail(self, run: _Run, code: str, message: str, *, retryable: bool) -> str:
         failure = Failure(run.job.id, run.job.fence, code, message, retryable, self._metrics(run, None))

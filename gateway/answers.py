@@ -267,12 +267,17 @@ class OutputFile(BaseModel):
 
     id: str
     url: Annotated[
-        str, Field(description="Downloads without a key until `expiresAt`; read the job again for a new one.")
+        str | None,
+        Field(description="Downloads without a key until `expiresAt`; read the job again for a new one."),
     ]
     content_type: str
     size_bytes: int
     sha256: str
-    expires_at: datetime
+    expires_at: Annotated[datetime | None, Field(description="When `url` stops to work.")]
+    kept_until: Annotated[datetime | None, Field(description="When it is deleted; null: when you do.")] = None
+    deleted_at: datetime | None = None
+    thumbnail_url: Annotated[str | None, Field(description="A picture, small.")] = None
+    poster_url: Annotated[str | None, Field(description="A film's first frame.")] = None
     width: int | None = None
     height: int | None = None
 
@@ -344,24 +349,9 @@ class FileFields(Answer):
     created_at: datetime
     url: str
     expires_at: datetime
-
-
-class FileShown(FileFields, Ok):
-    """A file of yours, with a download URL that needs no key."""
-
-
-class Files(Ok):
-    """A page of files, newest first."""
-
-    data: list[FileFields]
-    next_cursor: str | None
-
-
-class FileDeleted(Ok):
-    """The file is gone."""
-
-    id: str
-    deleted: Literal[True]
+    kept_until: Annotated[datetime | None, Field(description="When it is deleted; null: when you do.")] = None
+    thumbnail_url: str | None = None
+    poster_url: str | None = None
 
 
 class PortalOpened(Ok):

@@ -401,6 +401,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
                 "height": 1328,
                 "seed": 7,
                 "expiresAt": "2026-11-22T13:00:00Z",
+                "keptUntil": "2026-12-22T12:00:09Z",
             }
         ],
         "error": None,

@@ -262,7 +262,7 @@ async def forget_inputs(conn: AsyncConnection, account_id: int) -> None:
 
 async def _jobs(conn: AsyncConnection, *terms: ColumnElement[bool], limit: int = 1) -> list[Job]:
     rows = (await conn.execute(select(jobs).where(*terms).order_by(jobs.c.id.desc()).limit(limit))).all()
-    outputs = await outputs_of(conn, [row.id for row in rows if row.status == "succeeded"])
+    outputs = await outputs_of(conn, [row.id for row in rows if row.status == "succeeded"], deleted=True)
     places = await places_in_line(conn, [row.id for row in rows if row.status == "queued"])
     return [_job(row, outputs.get(row.id, []), places.get(row.id)) for row in rows]
 

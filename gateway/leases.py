@@ -19,7 +19,7 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.deliveries import announce_end
-from gateway.files import add_outputs
+from gateway.files import FOREVER, Retention, add_outputs
 from gateway.ports import StoredFile
 from gateway.quantities import MILLI
 from gateway.stages import Stage, as_json
@@ -157,7 +157,7 @@ async def renew(conn: AsyncConnection, beats: Sequence[Heartbeat], lease: timede
     return {row.id: row.cancel_requested for row in rows}
 
 
-async def settle(conn: AsyncConnection, done: Settlement) -> Ended:
+async def settle(conn: AsyncConnection, done: Settlement, retention: Retention = FOREVER) -> Ended:
     """Write the result and charge for it, or neither; a job that was asked to stop is not charged.
 
     Raises: LeaseLost, with nothing written.
@@ -165,7 +165,7 @@ async def settle(conn: AsyncConnection, done: Settlement) -> Ended:
     row = await _lock_running(conn, done.job_id, done.fence)
     if row.cancel_requested_at is not None:
         return await _end_unpaid(conn, row, "canceled", metrics=done.metrics)
-    await add_outputs(conn, row.account_id, row.id, done.outputs)
+    await add_outputs(conn, row.account_id, row.id, done.outputs, retention)
     if done.charged_tokens:
         await holds.capture(conn, row.hold_id, done.charged_tokens, datetime.now(UTC))
     else:

@@ -90,6 +90,10 @@ class StoredFile:
     created_at: datetime
     job_id: str | None
     facts: dict[str, Any] = field(default_factory=dict)
+    preview_key: str | None = None
+    """Where a small WebP of it lies: a picture's thumbnail, a film's poster."""
+    kept_until: datetime | None = None
+    deleted_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,10 +146,17 @@ files = Table(
     Column("facts", JSONB, nullable=False, server_default=text("'{}'")),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("deleted_at", DateTime(timezone=True)),
+    Column("preview_key", Text, unique=True),
+    Column("expires_at", DateTime(timezone=True)),
+    Column("purged_at", DateTime(timezone=True)),
     CheckConstraint("size_bytes >= 0", name="size"),
+    CheckConstraint("purged_at IS NULL OR deleted_at IS NOT NULL", name="purged"),
     Index("files_account_idx", "account_id", "id", postgresql_where=text("deleted_at IS NULL")),
+    Index("files_expires_at_idx", "expires_at", postgresql_where=text("deleted_at IS NULL")),
+    Index("files_unpurged_idx", "id", postgresql_where=text("deleted_at IS NOT NULL AND purged_at IS NULL")),
 )
-"""`job_id` is set for a model's output and empty for a caller's upload. `facts`: width, height, seed, ..."""
+"""`job_id` is set for a model's output and empty for a caller's upload. `facts`: width, height, seed, ...
+At `expires_at` a file is deleted by itself; at `purged_at` a deleted file's bytes were gone too."""
 
 tool_holds = Table(
     "tool_holds",

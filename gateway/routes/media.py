@@ -24,7 +24,7 @@ from gateway.deps import (
     own_id,
     page_before,
 )
-from gateway.downloads import signed_url
+from gateway.downloads import preview_url, signed_url
 from gateway.errors import CostExceedsLimit
 from gateway.fingerprints import fingerprint
 from gateway.listing import JobCursor, Limit, page
@@ -277,15 +277,30 @@ def shown(parts: Parts, job: Job) -> dict[str, Any]:
 
 
 def _output(parts: Parts, file: StoredFile) -> dict[str, Any]:
+    if file.deleted_at is not None:
+        return {
+            **file.facts,
+            "id": file.id,
+            "url": None,
+            "contentType": file.content_type,
+            "sizeBytes": file.size_bytes,
+            "sha256": file.sha256,
+            "expiresAt": None,
+            "keptUntil": file.kept_until,
+            "deletedAt": file.deleted_at,
+        }
     url, expires_at = signed_url(parts, file.id)
     return {
         **file.facts,
+        **preview_url(parts, file),
         "id": file.id,
         "url": url,
         "contentType": file.content_type,
         "sizeBytes": file.size_bytes,
         "sha256": file.sha256,
         "expiresAt": expires_at,
+        "keptUntil": file.kept_until,
+        "deletedAt": None,
     }
 
 

@@ -40,6 +40,7 @@ ROUTES = {
     "GET /api/v1/files/{file_id}",
     "DELETE /api/v1/files/{file_id}",
     "GET /api/v1/files/{file_id}/content",
+    "GET /api/v1/files/{file_id}/preview",
     "POST /api/v1/auth/email/start",
     "POST /api/v1/auth/email/verify",
     "GET /api/v1/auth/session",

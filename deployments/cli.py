@@ -29,7 +29,7 @@ from gateway.catalog import TOKENS_PER_CREDIT
 from kit import migrate as migrations
 from kit.errors import AppError
 from kit.postgres import PostgresStartError
-from kit.settings import Settings, SettingsError, load_settings
+from kit.settings import Profile, Settings, SettingsError, load_settings
 from ledger import keys as api_keys
 from ledger.accounts import World, lock_by_user, open_account
 from ledger.actions import Action, record
@@ -50,7 +50,8 @@ app = typer.Typer(
     the checkout to a downloaded picture.
 
     The environment decides: FAREBOX_PORT (8000), FAREBOX_DATA_DIR (.farebox), FAREBOX_PROFILE (tiny, small, gpu),
-    DATABASE_URL (empty: embedded Postgres), STRIPE_*, COINBASE_* and BTCPAY_* (all empty: sandbox).""",
+    FAREBOX_SCALE (empty, cluster), DATABASE_URL (empty: embedded Postgres), STRIPE_*, COINBASE_* and BTCPAY_* (all
+    empty: sandbox).""",
 )
 keys_app = typer.Typer(no_args_is_help=True, help="API keys of a user: list, create, revoke.")
 models_app = typer.Typer(no_args_is_help=True, help="Model weights: list, build, pull, verify.")
@@ -138,12 +139,21 @@ def end_on_signals() -> None:
 
 
 @app.command()
-def up() -> None:
+def up(
+    profile: Annotated[
+        Profile | None, typer.Option(help="Which weights: FAREBOX_PROFILE says so too. [default: tiny]")
+    ] = None,
+    scale: Annotated[
+        Literal["cluster"] | None,
+        typer.Option(help="For many GPUs instead of one: the numbers of a cluster, as FAREBOX_SCALE=cluster."),
+    ] = None,
+) -> None:
     """Start the whole platform and stay with it until Ctrl-C."""
     end_on_signals()
+    chosen = {name: value for name, value in (("profile", profile), ("scale", scale)) if value}
     steps = Steps()
     try:
-        with Launcher(load_settings(), steps) as platform:
+        with Launcher(load_settings(**chosen), steps) as platform:
             steps.end()
             say_ready(platform)
             platform.watch()

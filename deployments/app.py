@@ -66,7 +66,7 @@ def farebox(args: FareboxArgs) -> Application:
     places = args.places | (args.cluster_places if load_settings().scale else {})
     ledger = serve.deployment(name="Ledger")(LedgerServer).bind()
     runner = serve.deployment(name="Runner")(RunnerServer).bind(ledger, places)
-    return serve.deployment(name="Ingress")(serve.ingress()(Ingress)).bind(ledger, runner)
+    return serve.deployment(name="Ingress")(serve.ingress()(Ingress)).bind(ledger, runner, args.starts_in_s)
 
 
 def model(args: ModelArgs) -> Application:

@@ -24,6 +24,7 @@ from deployments.ledger_people import LedgerPeople
 from deployments.ledger_quotas import counted
 from deployments.ledger_reads import LedgerReads
 from deployments.ledger_referrals import LedgerReferrals
+from deployments.ledger_starts import LedgerStarts
 from deployments.ledger_tools import LedgerTools
 from deployments.ledger_webhooks import LedgerWebhooks
 from deployments.ledger_x402 import LedgerX402
@@ -62,6 +63,7 @@ class LedgerServer(
     LedgerReferrals,
     LedgerBilling,
     LedgerX402,
+    LedgerStarts,
 ):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
 

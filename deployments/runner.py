@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, Protocol, TypeVar
 import structlog
 from ray.serve.handle import DeploymentHandle
 
+from deployments.cold_starts import ColdStarts
 from deployments.courier import Courier
 from deployments.handles import Call, ModelAway, ModelHandles, ledger_call, remote_ledger
 from deployments.inputs import Inputs
@@ -115,6 +116,7 @@ class Runner:
         places: Mapping[str, int],
         x402: X402Checkout | None = None,
         fetcher: Fetcher | None = None,
+        starts: ColdStarts | None = None,
     ) -> None:
         self.name = new_id("run")
         self._settings = settings
@@ -127,6 +129,7 @@ class Runner:
         self._courier = Courier(ledger, _poster_for(settings))
         self._places = dict(places)
         self._inputs = Inputs(ledger, objects, fetcher or Fetcher(), settings.max_upload_bytes)
+        self._starts = starts
         self._runs: dict[str, _Run] = {}
         self._away_until: dict[str, float] = {}
         self._freed = asyncio.Event()
@@ -140,6 +143,7 @@ class Runner:
             if any(isinstance(checkout, CardCheckout) for checkout in self._checkouts.values()):
                 group.create_task(self._every(CATCH_UP_S, self._ask_for_events))
             group.create_task(self._courier.run())
+            group.create_task(self._every(BEAT_S, self._watch_starts))
             # Apart from the sweep: a facilitator that hangs keeps nothing else waiting.
             group.create_task(self._every(SWEEP_S, self._settle_wallets))
             await self._dispatch(group)
@@ -307,6 +311,12 @@ class Runner:
             elif stop[job_id]:
                 run.stop_now("canceled")
 
+    async def _watch_starts(self) -> None:
+        if self._starts is not None:
+            await self._starts.look(
+                {run.job.application for run in self._runs.values() if not run.progress_percent}
+            )
+
     async def _sweep(self) -> None:
         ended: dict[str, str] = await self._ledger("sweep")
         if ended:
@@ -358,14 +368,16 @@ class RunnerServer:
     ) -> None:
         settings = load_settings()
         configure_logging(settings.log_level, settings.log_format)
+        models = ModelHandles(list(places))
         self._runner = Runner(
             settings,
             ledger_call(ledger),
-            ModelHandles(list(places)),
+            models,
             ObjectStore(settings.objects_url),
             every_checkout(settings, remote_ledger(ledger)),
             places,
             x402_for(settings, remote_ledger(ledger)),
+            starts=ColdStarts(models.states, ledger_call(ledger), settings.scale or settings.profile),
         )
         self._task = asyncio.create_task(self._runner.run())
 

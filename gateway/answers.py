@@ -63,6 +63,15 @@ class PartState(Answer):
     reason: str | None
 
 
+class ModelShown(PartState):
+    """Whether a model can work now."""
+
+    asleep: Annotated[bool, Field(description="It sleeps because nobody asks; the next job wakes it.")]
+    starts_in_seconds: Annotated[
+        int | None, Field(description="How long a start takes, measured here; null once it works.")
+    ]
+
+
 class PaymentsState(Answer):
     """Whether purchases can be made, and with what money."""
 
@@ -87,7 +96,7 @@ class HealthReport(Ok):
     sandbox: bool
     ledger: PartState
     payments: PaymentsState
-    models: dict[str, PartState]
+    models: dict[str, ModelShown]
 
 
 class PackageOnSale(Answer):
@@ -294,6 +303,9 @@ class JobFields(Answer):
     cost: Cost
     progress: Annotated[float, Field(ge=0, le=1)]
     queue_position: Annotated[int | None, Field(description="1 is next; null once it runs.")]
+    starts_in_seconds: Annotated[
+        int | None, Field(description="The model is starting, which takes about so long; null else.")
+    ]
     cancel_requested: bool
     output: list[OutputFile]
     error: JobFault | None

@@ -441,13 +441,16 @@ class Ledger(Desk, Webhooks, Protocol):
 class ModelState:
     """Whether a model application can work now. `state`: ready, starting, unavailable.
 
-    `failed`: it was given up, and stays so until an operator deploys it anew. Jobs do not wait for it.
+    `failed`: it was given up, and stays so until an operator deploys it anew. Jobs do not wait for it. `asleep`: it has
+    no replica because nobody asks; the next job starts one. `starts_in_s`: how long a start takes, as far as is known.
     """
 
     application: str
     state: Literal["ready", "starting", "unavailable"]
     reason: str | None
     failed: bool = False
+    asleep: bool = False
+    starts_in_s: int | None = None
 
 
 class Models(Protocol):

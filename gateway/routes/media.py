@@ -38,8 +38,9 @@ from gateway.watching import ended_within, wait_preferred
 from gateway.worlds import application_in
 from gateway.x402 import JOB_KEY_DAYS, credential_of_payment, paid_call, payment_headers, payment_shown
 from gateway.x402_answers import PaidJobAccepted, PaidJobShown
-from kit.errors import AppError, NotFound
+from kit.errors import AppError, NotFound, Unavailable
 from kit.ids import new_id
+from ledger.accounts import World
 from ledger.keys import Credential
 from payments.x402_payments import Paid
 from payments.x402_wire import Call
@@ -236,7 +237,7 @@ async def list_jobs(  # noqa: PLR0913  # its query parameters
 async def get_job(job_id: str, credential: CallerKey, parts: PartsOf) -> Response:
     """The job as it stands. Its output's URLs download without a key until they expire."""
     job = await parts.ledger.job(credential, own_id("job", job_id))
-    return json_response({"ok": True, **shown(parts, job)})
+    return json_response({"ok": True, **shown(parts, job, await starts_in_s(parts, credential.world, job))})
 
 
 @router.post(
@@ -253,8 +254,19 @@ async def cancel_job(job_id: str, credential: CallerKey, parts: PartsOf) -> Resp
     return json_response({"ok": True, **shown(parts, job)})
 
 
-def shown(parts: Parts, job: Job) -> dict[str, Any]:
-    """Return a job as its owner sees it."""
+async def starts_in_s(parts: Parts, world: World, job: Job) -> int | None:
+    """Return how long the model takes to start that an unfinished job waits for; None where it works."""
+    task = parts.catalog.tasks.get(job.task)
+    if job.status in FINAL_STATUSES or job.progress_percent or task is None:
+        return None
+    with suppress(Unavailable):
+        state = (await parts.model_states()).get(await application_in(parts, world, task.application))
+        return state.starts_in_s if state is not None else None
+    return None
+
+
+def shown(parts: Parts, job: Job, starting_s: int | None = None) -> dict[str, Any]:
+    """Return a job as its owner sees it; `starting_s` of `starts_in_s`."""
     held_tokens = 0 if job.status in FINAL_STATUSES else job.quoted_tokens
     return {
         "jobId": job.id,
@@ -265,6 +277,7 @@ def shown(parts: Parts, job: Job) -> dict[str, Any]:
         "cost": _cost(job.quoted_tokens, held_tokens, job.charged_tokens),
         "progress": job.progress_percent / 100,
         "queuePosition": job.queue_position,
+        "startsInSeconds": starting_s,
         "cancelRequested": job.cancel_requested,
         "output": [_output(parts, file) for file in job.output],
         "error": {"code": job.error_code, "message": job.error_message or ""} if job.error_code else None,

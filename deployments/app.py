@@ -32,8 +32,9 @@ class FareboxArgs(BaseModel):
 class ModelArgs(BaseModel):
     """A model application and the options of its deployment (numbers only): by profile, and for a cluster.
 
-    Among them may be `cpu_offload`, which goes before the application's own. `profile` sets the weights whatever the platform's profile is: the tiny models of the test world beside real ones.
-    `family` replaces the registry's class as `module:Class`: fault tests put slow and failing models there.
+    Among them may be `cpu_offload`, which goes before the application's own. `profile` sets the weights whatever the
+    platform's profile is: the tiny models of the test world beside real ones. `family` replaces the registry's class
+    as `module:Class`: fault tests put slow and failing models there.
     """
 
     model_config = ConfigDict(extra="forbid")

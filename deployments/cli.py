@@ -145,7 +145,9 @@ def up(
     ] = None,
     scale: Annotated[
         Literal["cluster"] | None,
-        typer.Option(help="For many GPUs instead of one: the numbers of a cluster, as FAREBOX_SCALE=cluster."),
+        typer.Option(
+            help="For many GPUs instead of one: the numbers of a cluster, as FAREBOX_SCALE=cluster."
+        ),
     ] = None,
 ) -> None:
     """Start the whole platform and stay with it until Ctrl-C."""

@@ -367,6 +367,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
         },
         "progress": 1.0,
         "queuePosition": None,
+        "startsInSeconds": None,
         "cancelRequested": False,
         "output": [
             {

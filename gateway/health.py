@@ -59,7 +59,9 @@ class Health:
         }
         if ledger_problem:
             return 503, dump({"ok": False, "error": "unavailable", "message": ledger_problem} | report)
-        whole = self._payments != "off" and all(state["state"] == "ready" or state.get("asleep") for state in models.values())
+        whole = self._payments != "off" and all(
+            state["state"] == "ready" or state.get("asleep") for state in models.values()
+        )
         return 200, dump({"ok": True, "status": "ready" if whole else "degraded"} | report)
 
     async def _ledger_problem(self) -> str | None:

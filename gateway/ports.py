@@ -433,6 +433,9 @@ class Ledger(Desk, Webhooks, Protocol):
     async def due_x402(self, limit: int) -> list[Settling]:
         """Take payments whose outcome is not known, to be asked about again."""
 
+    async def start_times(self, scale: str) -> dict[str, int]:
+        """Return what to expect of each model application that was seen to start, in seconds."""
+
     async def trial_balance(self) -> TrialBalance:
         """Return the sums of entries by world and account kind, zero for each world, and the last sealed block."""
 

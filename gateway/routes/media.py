@@ -223,7 +223,8 @@ async def list_jobs(  # noqa: PLR0913  # its query parameters
     if job_id is not None:
         return await get_job(job_id, credential, parts)
     jobs = await parts.ledger.jobs(ports.JobQuery(credential, limit + 1, page_before("job", cursor), status))
-    return json_response({"ok": True, **page(jobs, limit, lambda job: shown(parts, job))})
+    starting = {job.id: await starts_in_s(parts, credential.world, job) for job in jobs}
+    return json_response({"ok": True, **page(jobs, limit, lambda job: shown(parts, job, starting[job.id]))})
 
 
 @router.get(

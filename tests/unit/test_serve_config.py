@@ -1,4 +1,4 @@
-"""The numbers of `serve_config.yaml`: each has its reason, they fit together, and every model deploys at every scale."""
+"""The numbers of `serve_config.yaml`: each has its reason, they fit together, every model deploys."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def test_the_backlog_that_the_runner_shows_can_bring_the_last_replica(name: str,
 @pytest.mark.parametrize("name", MODELS)
 def test_one_gpu_holds_any_model_beside_the_small_ones(name: str):
     shares = {each: args.profiles["gpu"]["ray_actor_options"]["num_gpus"] for each, args in MODELS.items()}
-    assert all(
-        MODELS[each].profiles["gpu"]["autoscaling_config"]["min_replicas"] == 0 for each in shares
-    ), "one that stays would keep another out for ever"
+    assert all(MODELS[each].profiles["gpu"]["autoscaling_config"]["min_replicas"] == 0 for each in shares), (
+        "one that stays would keep another out for ever"
+    )
     least = min(shares.values())
     assert shares[name] + sum(s for each, s in shares.items() if s == least and each != name) <= 1

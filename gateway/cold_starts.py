@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import func, literal_column, select
+from sqlalchemy import Select, func, literal_column, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -31,7 +31,7 @@ async def start_times(conn: AsyncConnection, scale: str) -> dict[str, int]:
 
     Units: seconds.
     """
-    slowest = select(func.max(literal_column("took"))).select_from(
+    slowest: Select[tuple[int]] = select(func.max(literal_column("took"))).select_from(
         func.unnest(cold_starts.c.took_s).alias("took")
     )
     rows = await conn.execute(

@@ -1,4 +1,4 @@
-"""Model weights at the command line: which there are, what they cost and may be used for, and whether they are whole."""
+"""Model weights at the command line: which there are, what they may be used for, and whether they are whole."""
 
 from __future__ import annotations
 

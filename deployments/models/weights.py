@@ -32,7 +32,7 @@ OnBuild = Callable[[str, BuildState], None]
 class ModelRow:
     """One line of `farebox models list`. `note` says what a reader would otherwise get wrong.
 
-    `profile` is whose weights run: tiny ones where the platform's profile has none. Units: `size_bytes` as it lies here.
+    `profile` is whose weights run: tiny ones where the platform's has none. Units: `size_bytes` as they lie here.
     """
 
     application: str

@@ -89,7 +89,7 @@ def pull_model(
     ] = None,
 ) -> None:
     """Fetch a model's production weights from its hub, at one commit, every file checked; a repeat goes on."""
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     from deployments.models.registry import entry_for, read_manifest
     from deployments.models.weights import pull

@@ -43,7 +43,7 @@ asyncio.run(play())
 @pytest.fixture(scope="module")
 def blocks() -> dict[str, str]:
     """The page's blocks, by what stands before them."""
-    page = (ROOT / "docs" / "add-a-model.md").read_text()
+    page = (ROOT / "docs" / "add-a-model.md").read_text().partition("## What each")[0]
     found = re.findall(r"\*\*The (\w+)\*\*[^`]*(?:`[^`\n]+`[^`]*)*```\w+\n(.*?)```", page, re.DOTALL)
     return dict(found)
 

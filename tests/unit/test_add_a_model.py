@@ -56,9 +56,10 @@ def made(blocks: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tu
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "deployments" / "models" / "bell.py").write_text(blocks["family"])
     registry = copy / "deployments" / "models" / "registry.py"
-    table, end, rest = registry.read_text().partition("\n)\n\n\ndef entry_for")
-    assert end
-    registry.write_text(f"{table}\n{blocks['registry'].rstrip()}{end}{rest}")
+    before, table, after = re.split(
+        r"^(ENTRIES: .*?^\)$)", registry.read_text(), flags=re.DOTALL | re.MULTILINE
+    )
+    registry.write_text(f"{before}{blocks['registry']}\n{table[:-1]}    BELL,\n){after}")
     done = subprocess.run(  # our own program
         [sys.executable, "-P", "-c", PLAY, str(copy)],
         env=environment(PYTHONPATH=str(copy)),

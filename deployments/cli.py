@@ -22,6 +22,7 @@ from deployments.cli_people import show_outbox, users_app
 from deployments.command_line import by_hand, user_id_of
 from deployments.launcher import Launcher, LaunchError
 from deployments.models_cli import models_app
+from deployments.provenance import provenance_for
 from deployments.purchases import purchases_app
 from deployments.receipts import receipt_app
 from deployments.serve_api import dashboard_hint
@@ -155,7 +156,9 @@ def up(
     chosen = {name: value for name, value in (("profile", profile), ("scale", scale)) if value}
     steps = Steps()
     try:
-        with Launcher(load_settings(**chosen), steps) as platform:
+        settings = load_settings(**chosen)
+        provenance_for(settings)  # refused now, and not in the first job
+        with Launcher(settings, steps) as platform:
             steps.end()
             say_ready(platform)
             platform.watch()

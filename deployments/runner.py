@@ -26,6 +26,7 @@ from deployments.handles import Call, ModelAway, ModelHandles, ledger_call, remo
 from deployments.inputs import Inputs
 from deployments.models.contract import GenerateRequest, Output, Progress
 from deployments.postman import Postman
+from deployments.provenance import provenance_for
 from gateway.leases import ClaimedJob, Failure, Heartbeat, LeaseLost, Settlement
 from gateway.mail import mailer_for
 from gateway.ports import StoredFile
@@ -68,10 +69,12 @@ HAND_BACK_S: Final = 4.0
 EXTENSIONS: Final = {
     "image/png": "png",
     "image/webp": "webp",
+    "image/jpeg": "jpg",
     "video/mp4": "mp4",
     "audio/mpeg": "mp3",
     "audio/wav": "wav",
     "audio/flac": "flac",
+    "audio/ogg": "ogg",
     "application/json": "json",
     "application/x-subrip": "srt",
     "text/vtt": "vtt",
@@ -128,6 +131,7 @@ class Runner:
         self._postman = Postman(ledger, mailer_for(settings))
         self._courier = Courier(ledger, _poster_for(settings))
         self._places = dict(places)
+        self._provenance = provenance_for(settings)
         self._inputs = Inputs(ledger, objects, fetcher or Fetcher(), settings.max_upload_bytes)
         self._starts = starts
         self._runs: dict[str, _Run] = {}
@@ -246,16 +250,19 @@ class Runner:
 
     async def _store(self, job: ClaimedJob, place: int, media: Any) -> StoredFile:
         """Store one file under a name of this attempt, so that a late writer of an older one overwrites nothing."""
+        data = media.data
+        if self._provenance is not None:
+            data = await asyncio.to_thread(self._provenance.sign, data, media.content_type, media.facts)
         extension = EXTENSIONS.get(media.content_type, "bin")
         key = f"outputs/{job.id}/{job.fence}-{place}.{extension}"
-        await self._objects.put(key, media.data, media.content_type)
+        await self._objects.put(key, data, media.content_type)
         return StoredFile(
             id=new_id("file"),
             name=f"{job.id}-{place}.{extension}",
             storage_key=key,
             content_type=media.content_type,
-            size_bytes=len(media.data),
-            sha256=hashlib.sha256(media.data).hexdigest(),
+            size_bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
             created_at=datetime.now(UTC),
             job_id=job.id,
             facts=media.facts,

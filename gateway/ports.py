@@ -436,6 +436,12 @@ class Ledger(Desk, Webhooks, Protocol):
     async def start_times(self, scale: str) -> dict[str, int]:
         """Return what to expect of each model application that was seen to start, in seconds."""
 
+    async def submit_job_set(self, commands: list[SubmitJob]) -> list[JobReceipt]:
+        """Write several jobs of one caller with their holds, all or nothing. Raises: as `submit_job`."""
+
+    async def take_back_upload(self, credential: Credential, file_id: str) -> StoredFile:
+        """Forget an upload that this caller's request brought; its bytes may then be deleted. Raises: NotFound."""
+
     async def trial_balance(self) -> TrialBalance:
         """Return the sums of entries by world and account kind, zero for each world, and the last sealed block."""
 

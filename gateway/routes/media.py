@@ -35,7 +35,7 @@ from gateway.routes.webhooks import own_url
 from gateway.schemas import SubmitJob
 from gateway.task_schemas import media_of, task_input
 from gateway.watching import ended_within, wait_preferred
-from gateway.worlds import working_application
+from gateway.worlds import application_in, working_application
 from gateway.x402 import JOB_KEY_DAYS, credential_of_payment, paid_call, payment_headers, payment_shown
 from gateway.x402_answers import PaidJobAccepted, PaidJobShown
 from kit.errors import AppError, NotFound, Unavailable

@@ -25,6 +25,7 @@ from deployments.models_cli import models_app
 from deployments.provenance import provenance_for
 from deployments.purchases import purchases_app
 from deployments.receipts import receipt_app
+from deployments.reconcile_cli import reconcile
 from deployments.serve_api import dashboard_hint
 from deployments.webhooks import webhooks_app
 from gateway.catalog import TOKENS_PER_CREDIT
@@ -63,6 +64,7 @@ app.command("outbox")(show_outbox)
 app.add_typer(receipt_app, name="receipt")
 app.add_typer(webhooks_app, name="webhooks")
 app.add_typer(purchases_app, name="purchases")
+app.command()(reconcile)
 for name, nouns in {
     "account": account_cli.account_app,
     "prices": operator_cli.prices_app,

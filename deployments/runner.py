@@ -14,15 +14,15 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, Final, Literal, Protocol, TypeVar
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, Protocol, TypeVar, cast
 
 import structlog
 from ray.serve.handle import DeploymentHandle
 
 from deployments.cold_starts import ColdStarts
 from deployments.courier import Courier
-from deployments.handles import Call, ModelAway, ModelHandles, ledger_call, remote_ledger
+from deployments.handles import Call, LedgerClient, ModelAway, ModelHandles, ledger_call, remote_ledger
 from deployments.inputs import Inputs
 from deployments.models.contract import GenerateRequest, Output, Progress
 from deployments.postman import Postman
@@ -41,6 +41,7 @@ from kit.telemetry import configure_logging, errors_total, job_run_seconds, jobs
 from payments.cards import CardBooks, CardCheckout
 from payments.checkout import Checkout
 from payments.crypto import crypto_for
+from payments.reconciler import Reconciler, ReconciliationBooks
 from payments.stripe_checkout import checkout_for
 from payments.x402 import X402Checkout, x402_for
 
@@ -64,6 +65,8 @@ PURCHASES_A_SWEEP: Final = 20
 NOT_CONFIGURED: Final = "its provider is not configured on this server"
 CATCH_UP_S: Final = 600.0
 """How often the provider is asked for events that no webhook brought: a lost one is never longer noticed."""
+RECONCILE_LOOK_S: Final = 300.0
+"""How often it is asked whether a reconciliation is due: it is a day's work, and a minute's delay is nothing."""
 HAND_BACK_S: Final = 4.0
 """Time to give jobs back at the end: two calls to the books and some air."""
 EXTENSIONS: Final = {
@@ -128,6 +131,9 @@ class Runner:
         self._objects = objects
         self._checkouts = {checkout.provider.name: checkout for checkout in checkouts}
         self._x402 = x402
+        self._reconciler = Reconciler(
+            cast("ReconciliationBooks", LedgerClient(ledger)), checkouts, wallets=x402 is not None
+        )
         self._postman = Postman(ledger, mailer_for(settings))
         self._courier = Courier(ledger, _poster_for(settings))
         self._places = dict(places)
@@ -144,6 +150,8 @@ class Runner:
             group.create_task(self._every(min(BEAT_S, self._settings.lease_s / 3), self._beat))
             group.create_task(self._every(SWEEP_S, self._sweep))
             group.create_task(self._every(MAIL_S, self._postman.deliver))
+            if self._settings.reconcile_every_s and self._reconciler.providers:
+                group.create_task(self._every(RECONCILE_LOOK_S, self._reconcile))
             if any(isinstance(checkout, CardCheckout) for checkout in self._checkouts.values()):
                 group.create_task(self._every(CATCH_UP_S, self._ask_for_events))
             group.create_task(self._courier.run())
@@ -354,6 +362,12 @@ class Runner:
         for checkout in self._checkouts.values():
             if isinstance(checkout, CardCheckout) and (missed := await checkout.catch_up()):
                 log.warning("webhooks were missed", events=missed)
+
+    async def _reconcile(self) -> None:
+        """Compare the providers with the books, once in a while and by one runner."""
+        every = timedelta(seconds=self._settings.reconcile_every_s)
+        back = timedelta(days=self._settings.reconcile_days)
+        await self._reconciler.run_if_due(every, back, repairs=self._settings.reconcile_repairs)
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:

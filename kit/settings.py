@@ -117,6 +117,12 @@ class Settings(BaseSettings):
     """Stripe Tax works the tax out: on top of the price, or within it. Empty: no tax."""
     webhook_tolerance_s: int = Field(default=300, ge=10)
     """How old a webhook's signature may be: Stripe's own five minutes."""
+    reconcile_every_s: int = Field(default=24 * 3600, ge=0)
+    """How often the providers' records are compared with the books. 0: only by `farebox reconcile`."""
+    reconcile_days: int = Field(default=3, ge=1, le=365)
+    """How far back that looks at least: a provider's outage over a weekend is still seen on Monday."""
+    reconcile_repairs: bool = True
+    """Grants what was paid and takes back what went back, should no webhook have brought it. The rest is reported."""
     sandbox: bool | None = None
     """The payment sandbox: on when unset and no provider is configured. Never beside live keys."""
 

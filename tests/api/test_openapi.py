@@ -95,7 +95,6 @@ ROUTES = {
 PUBLIC = {
     "getHealth",
     "listPackages",
-    "buyWithX402",
     "claimStripeKey",
     "claimCryptoKey",
     "startSignIn",

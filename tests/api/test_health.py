@@ -7,9 +7,9 @@ import asyncio
 import httpx
 import pytest
 
-from gateway.answers import HealthReport
 from gateway.app import create_app
 from gateway.catalog import load_catalog
+from gateway.health_answers import HealthReport
 from gateway.ports import ModelState
 from kit.errors import Unavailable
 from payments.stripe_checkout import checkout_for

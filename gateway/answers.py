@@ -19,6 +19,7 @@ Credits = Annotated[
 Tokens = Annotated[
     int, Field(description="The smallest unit of money, the only one in the books.", examples=[100])
 ]
+State = Literal["ready", "starting", "unavailable"]
 Mode = Annotated[World, Field(description="`test`: the test world, which has books of its own.")]
 
 

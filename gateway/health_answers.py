@@ -6,9 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gateway.answers import Answer, Ok
-
-State = Literal["ready", "starting", "unavailable"]
+from gateway.answers import Answer, Ok, State
 
 
 class PartState(Answer):

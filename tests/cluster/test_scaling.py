@@ -84,7 +84,7 @@ def test_backlog_brings_nodes_and_idleness_takes_them_away(cluster, http):
     until(spread, "the backlog did not reach three nodes")
     assert len(cluster.nodes()) == 3
     (cluster.gates / "scale").touch()
-    assert in_books(cluster.platform.settings.database_url, start_times, "tiny")["image"] > 0
+    assert in_books(cluster.platform.settings.database_url, start_times, "cluster")["image"] > 0
     jobs = [ended(http, job_id) for job_id in job_ids]
     assert {(job["status"], job["cost"]["chargedTokens"]) for job in jobs} == {("succeeded", 100)}
     assert balance(http) == (200, 0)

@@ -28,6 +28,7 @@ from deployments.ledger_reads import LedgerReads
 from deployments.ledger_reconcile import LedgerReconcile
 from deployments.ledger_referrals import LedgerReferrals
 from deployments.ledger_stages import LedgerStages
+from deployments.ledger_starts import LedgerStarts
 from deployments.ledger_tools import LedgerTools
 from deployments.ledger_topups import LedgerTopups
 from deployments.ledger_webhooks import LedgerWebhooks
@@ -69,6 +70,7 @@ class LedgerServer(
     LedgerX402,
     LedgerFiles,
     LedgerStages,
+    LedgerStarts,
     LedgerReconcile,
     LedgerTopups,
     LedgerJobSets,

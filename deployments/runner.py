@@ -20,6 +20,7 @@ import structlog
 from ray.serve.handle import DeploymentHandle
 
 from deployments import dubbing
+from deployments.cold_starts import ColdStarts
 from deployments.courier import Courier
 from deployments.handles import (
     Call,
@@ -117,6 +118,7 @@ class Runner:
         places: Mapping[str, int],
         x402: X402Checkout | None = None,
         fetcher: Fetcher | None = None,
+        starts: ColdStarts | None = None,
     ) -> None:
         self.name = new_id("run")
         self._settings = settings
@@ -137,6 +139,7 @@ class Runner:
         self._dubbing = dubbing.Dubbing(
             self._until_answered, models, self._inputs, objects, settings.job_run_ttl_s
         )
+        self._starts = starts
         self._runs: dict[str, _Run] = {}
         self._away_until: dict[str, float] = {}
         self._freed = asyncio.Event()
@@ -155,6 +158,7 @@ class Runner:
                 group.create_task(self._every(CATCH_UP_S, self._ask_for_events))
                 group.create_task(self._every(SWEEP_S, self._top_up))
             group.create_task(self._courier.run())
+            group.create_task(self._every(BEAT_S, self._watch_starts))
             # Apart from the sweep: a facilitator that hangs keeps nothing else waiting.
             group.create_task(self._every(SWEEP_S, self._settle_wallets))
             await self._dispatch(group)
@@ -311,6 +315,12 @@ class Runner:
             elif stop[job_id]:
                 run.stop_now("canceled")
 
+    async def _watch_starts(self) -> None:
+        if self._starts is not None:
+            await self._starts.look(
+                {run.job.application for run in self._runs.values() if not run.progress_percent}
+            )
+
     async def _sweep(self) -> None:
         ended: dict[str, str] = await self._ledger("sweep")
         if ended:
@@ -377,14 +387,16 @@ class RunnerServer:
     ) -> None:
         settings = load_settings()
         configure_logging(settings.log_level, settings.log_format)
+        models = ModelHandles(list(places))
         self._runner = Runner(
             settings,
             ledger_call(ledger),
-            ModelHandles(list(places)),
+            models,
             ObjectStore(settings.objects_url),
             every_checkout(settings, remote_ledger(ledger)),
             places,
             x402_for(settings, remote_ledger(ledger)),
+            starts=ColdStarts(models.states, ledger_call(ledger), settings.scale or settings.profile),
         )
         self._task = asyncio.create_task(self._runner.run())
 

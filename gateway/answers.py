@@ -57,40 +57,6 @@ class Problem(BaseModel):
     ] = None
 
 
-class PartState(Answer):
-    """Whether a part can work now."""
-
-    state: State
-    reason: str | None
-
-
-class PaymentsState(Answer):
-    """Whether purchases can be made, and with what money."""
-
-    state: State
-    mode: Annotated[
-        Literal["live", "test", "sandbox", "off"],
-        Field(description="`sandbox`: play money, no card is charged."),
-    ]
-
-
-class HealthReport(Ok):
-    """The state of this server's parts."""
-
-    status: Annotated[
-        Literal["ready", "degraded"], Field(description="`degraded`: money moves, a part does not.")
-    ]
-    version: str
-    instance: Annotated[str, Field(description="Changes with each start of the server.")]
-    profile: Annotated[
-        Literal["tiny", "small", "gpu"], Field(description="`tiny`: real pipelines, meaningless pictures.")
-    ]
-    sandbox: bool
-    ledger: PartState
-    payments: PaymentsState
-    models: dict[str, PartState]
-
-
 class PackageOnSale(Answer):
     """A credit package."""
 
@@ -310,6 +276,9 @@ class JobFields(Answer):
     stage: Annotated[str | None, Field(description="The stage at work.", examples=["translate"])]
     stages: Annotated[list[JobStage], Field(description="In order; empty where one model does all the work.")]
     queue_position: Annotated[int | None, Field(description="1 is next; null once it runs.")]
+    starts_in_seconds: Annotated[
+        int | None, Field(description="The model is starting, which takes about so long; null else.")
+    ]
     cancel_requested: bool
     output: list[OutputFile]
     error: JobFault | None

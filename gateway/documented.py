@@ -389,6 +389,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
         "stage": None,
         "stages": [],
         "queuePosition": None,
+        "startsInSeconds": None,
         "cancelRequested": False,
         "output": [
             {

@@ -128,7 +128,10 @@ REST: Final[Mapping[str, Any]] = {
         "profile": "gpu",
         "sandbox": False,
         "ledger": {"state": "ready", "reason": None},
-        "models": {"image": {"state": "ready", "reason": None}},
+        "models": {
+            "image": {"state": "ready", "reason": None, "asleep": False, "startsInSeconds": None},
+            "video": {"state": "starting", "reason": None, "asleep": True, "startsInSeconds": 90},
+        },
         "payments": {"state": "ready", "mode": "live"},
     },
     "getBalanceShort": ANSWERS["getBalance"],

@@ -441,6 +441,9 @@ class Ledger(Desk, Webhooks, TopupBooks, Protocol):
     async def due_x402(self, limit: int) -> list[Settling]:
         """Take payments whose outcome is not known, to be asked about again."""
 
+    async def start_times(self, scale: str) -> dict[str, int]:
+        """Return what to expect of each model application that was seen to start, in seconds."""
+
     async def submit_job_set(self, commands: list[SubmitJob]) -> list[JobReceipt]:
         """Write several jobs of one caller with their holds, all or nothing. Raises: as `submit_job`."""
 
@@ -455,13 +458,16 @@ class Ledger(Desk, Webhooks, TopupBooks, Protocol):
 class ModelState:
     """Whether a model application can work now. `state`: ready, starting, unavailable.
 
-    `failed`: it was given up, and stays so until an operator deploys it anew. Jobs do not wait for it.
+    `failed`: it was given up, and stays so until an operator deploys it anew. Jobs do not wait for it. `asleep`: it has
+    no replica because nobody asks; the next job starts one. `starts_in_s`: how long a start takes, as far as is known.
     """
 
     application: str
     state: Literal["ready", "starting", "unavailable"]
     reason: str | None
     failed: bool = False
+    asleep: bool = False
+    starts_in_s: int | None = None
 
 
 class Models(Protocol):

@@ -301,3 +301,13 @@ balance_alerts = Table(
     CheckConstraint("NOT armed OR alerted_version IS NULL", name="armed"),
 )
 """The alert of a low balance: see `gateway.alerts`. Units: `threshold` tokens."""
+
+cold_starts = Table(
+    "cold_starts",
+    metadata,
+    Column("application", Text, primary_key=True),
+    Column("scale", Text, primary_key=True),
+    Column("took_s", ARRAY(Integer), nullable=False),
+    CheckConstraint("cardinality(took_s) BETWEEN 1 AND 5 AND 0 < ALL (took_s)", name="took"),
+)
+"""The last starts of each model: see `gateway.cold_starts`."""

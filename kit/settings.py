@@ -47,6 +47,8 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=1, le=65535)
     data_dir: Path = Path(".farebox")
     profile: Profile = "tiny"
+    scale: Literal["", "cluster"] = ""
+    """Which numbers of `serve_config.yaml` hold: those of the profile (a laptop, or one GPU), or those of a cluster."""
     public_url: str = ""
     """What callers reach us by; empty means `http://host:port`."""
     contact_email: str = ""

@@ -60,7 +60,8 @@ class Entry:
     pulling once. `tiny_recipe` counts the changes to the family's tiny builder, and `libraries` are what else
     decides its result: a change of either builds anew. `environment` names the environment of its own that the
     model runs in; its versions then decide instead of ours. `small` names the real weights for a CPU, if there are
-    any.
+    any. `limits` says what a licence forbids that an operator who sells must know. `checksums` pins files of the
+    production weights to their bytes, as path and SHA-256: `pull` and `verify` hold them against it.
     """
 
     application: str
@@ -75,7 +76,12 @@ class Entry:
     libraries: tuple[str, ...]
     environment: str = ""
     small: SmallWeights | None = None
+    limits: str = ""
+    checksums: tuple[tuple[str, str], ...] = ()
 
+
+SALE_LIMIT: Final = "selling its work is limited by the seller's yearly revenue: read the licence before"
+"""What both community licences say in their own numbers, which may change."""
 
 ENTRIES: Final[tuple[Entry, ...]] = (
     Entry(
@@ -113,6 +119,7 @@ ENTRIES: Final[tuple[Entry, ...]] = (
         hub_revision=None,
         tiny_recipe=1,
         libraries=("torch", "diffusers", "transformers"),
+        limits=SALE_LIMIT,
     ),
     Entry(
         application="speech",
@@ -163,6 +170,7 @@ ENTRIES: Final[tuple[Entry, ...]] = (
         hub_revision=None,
         tiny_recipe=1,
         libraries=("torch", "diffusers", "transformers"),
+        limits=SALE_LIMIT,
     ),
     Entry(
         application="transcription",

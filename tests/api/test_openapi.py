@@ -71,6 +71,7 @@ ROUTES = {
     "POST /api/v1/webhook-deliveries/{delivery_id}/replay",
     "GET /api/v1/operator/users",
     "GET /api/v1/operator/users/{user_id}",
+    "POST /api/v1/operator/users/{user_id}/share",
     "POST /api/v1/operator/users/{user_id}/suspend",
     "POST /api/v1/operator/users/{user_id}/unsuspend",
     "POST /api/v1/operator/users/{user_id}/freeze",

@@ -16,17 +16,21 @@ deployments.models.environments.EnvironmentMissing: environment_missing: The spe
 """
 
 
-def overview(status: str, message: str = "", deployment: str = "") -> SimpleNamespace:
-    return SimpleNamespace(
-        status=status, message=message, deployments={"Model": SimpleNamespace(message=deployment)}
-    )
+def overview(
+    status: str, message: str = "", deployment: str = "", replicas: dict[str, int] | None = None
+) -> SimpleNamespace:
+    model = SimpleNamespace(message=deployment, replica_states=replicas or {})
+    return SimpleNamespace(status=status, message=message, deployments={"Model": model})
 
 
 @pytest.mark.parametrize(
     ("found", "state"),
     [
         (None, ModelState("x", "unavailable", "not deployed")),
-        (overview("RUNNING"), ModelState("x", "ready", None)),
+        (overview("RUNNING", replicas={"RUNNING": 1}), ModelState("x", "ready", None)),
+        (overview("RUNNING", replicas={"RUNNING": 1, "STARTING": 1}), ModelState("x", "ready", None)),
+        (overview("RUNNING", replicas={"STARTING": 1}), ModelState("x", "starting", None)),
+        (overview("RUNNING"), ModelState("x", "starting", None, asleep=True)),
         (overview("DEPLOYING"), ModelState("x", "starting", None)),
         (overview("UNHEALTHY"), ModelState("x", "unavailable", "unhealthy")),
         (
@@ -36,6 +40,12 @@ def overview(status: str, message: str = "", deployment: str = "") -> SimpleName
         (
             overview("DEPLOY_FAILED", TRACE),
             ModelState("x", "unavailable", "The speech environment does not work.", failed=True),
+        ),
+        (
+            overview(
+                "DEPLOY_FAILED", "contract.WeightsMissing: weights_missing: /place is not there: build it"
+            ),
+            ModelState("x", "unavailable", "its weights are not on this server.", failed=True),
         ),
         (
             overview("DEPLOY_FAILED", 'File "/somewhere", line 1\nRuntimeError: secret'),

@@ -9,9 +9,9 @@ import asyncio
 import re
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 import structlog
 from ray import serve
@@ -20,11 +20,13 @@ from ray.exceptions import RayActorError
 from deployments.cold_starts import StartTimes
 from deployments.models.contract import GenerateRequest, Output, Progress, WeightsMissing
 from deployments.models.environments import EnvironmentMissing
+from deployments.models.registry import PIPELINES
 from gateway.errors import RateLimited
 from gateway.limits import tallies
 from gateway.ports import Job, JobReceipt, Ledger, ModelState, SubmitJob
 from gateway.quotas import Counted, Quota, Take, used_up
 from gateway.tool_holds import Held, PlaceHold, SpendHeld
+from gateway.worlds import tiny_of
 from kit.errors import AppError, Unavailable
 from ledger.balances import Balance
 from ledger.keys import Credential
@@ -43,6 +45,8 @@ STATES_KEPT_S: Final = 1.0
 """Health is asked often and Serve's controller answers in 40 ms: once a second is enough."""
 STATES_TIMEOUT_S: Final = 3.0
 """A controller that takes longer is restarting; health must not wait for it."""
+_WELL: Final = ("ready", "starting", "unavailable")
+"""From well to ill."""
 
 Call = Callable[..., Awaitable[Any]]
 """`call(method, *args)` of the deployment, wherever it runs."""
@@ -232,6 +236,13 @@ class ModelGone(AppError):
         return f"The {self.application} model went away in the middle of the work."
 
 
+class ModelCalls(Protocol):
+    """The model applications, as the runner calls them."""
+
+    def generate(self, application: str, request: GenerateRequest) -> AsyncGenerator[Progress | Output, None]:
+        """Yield progress, then the output. Raises: ModelAway before work began, any AppError after."""
+
+
 class ModelHandles:
     """The model applications of this Serve instance, each its own application."""
 
@@ -288,6 +299,7 @@ class ModelHandles:
                         name: ModelState(name, "unavailable", "Serve does not answer")
                         for name in self._applications
                     }
+                self._states |= _of_pipelines(self._states)
                 self._states_at = time.monotonic()
             return self._states
 
@@ -318,6 +330,22 @@ def _state(name: str, overview: Any) -> ModelState:
 
 def _works(deployment: Any) -> bool:
     return any(getattr(state, "value", state) == "RUNNING" for state in deployment.replica_states)
+
+
+def _of_pipelines(states: Mapping[str, ModelState]) -> dict[str, ModelState]:
+    """Return the states of pipelines: each is as well as the least well of those that do its work."""
+    found = {}
+    for pipeline, parts in PIPELINES.items():
+        for named in (str, tiny_of):
+            known = [states[named(part)] for part in parts.values() if named(part) in states]
+            if len(known) == len(parts):
+                worst = max(known, key=lambda each: (each.failed, _WELL.index(each.state)))
+                reason = worst.reason and f"{worst.application}: {worst.reason}"
+                waits = [each.starts_in_s for each in known if each.starts_in_s is not None]
+                found[named(pipeline)] = ModelState(
+                    named(pipeline), worst.state, reason, worst.failed, worst.asleep, max(waits, default=None)
+                )
+    return found
 
 
 def _public_reason(message: str) -> str:

@@ -23,6 +23,7 @@ from gateway.regions import RegionBlock
 from gateway.routes import (
     account,
     alerts,
+    auto_topup,
     balance,
     consumption,
     files,
@@ -77,7 +78,7 @@ NO_TELEMETRY: Final = {
 
 ROUTERS: Final = (
     tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, x402_purchases,
-    refills, pricing, vouchers, referral, sign_in, account, alerts, webhooks, pages, manual, operator_users,
+    refills, pricing, vouchers, referral, sign_in, account, alerts, auto_topup, webhooks, pages, manual, operator_users,
     operator_desk, operator_shares, openai_models, openai_images, openai_audio,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""

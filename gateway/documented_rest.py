@@ -33,6 +33,23 @@ _LOW_BALANCE: Final = {
     "armed": True,
     "alertedAt": None,
 }
+_AUTO_TOPUP: Final = {
+    **_OK,
+    "autoTopup": {
+        "threshold": {"credits": 50.0, "tokens": 5000},
+        "packageCode": "builder_600",
+        "credits": 600.0,
+        "tokens": 60000,
+        "priceMinor": 5000,
+        "currency": "usd",
+        "monthMostMinor": 10000,
+        "spentMinor": 5000,
+        "state": "on",
+        "reason": None,
+        "restUntil": None,
+        "setAt": "2026-11-22T12:00:00Z",
+    },
+}
 _ENDPOINT: Final = {
     "id": "hook_01k8z0g1m3n5p7q9r1s3t5v7w9",
     "url": "https://example.com/hooks",
@@ -127,6 +144,8 @@ REST: Final[Mapping[str, Any]] = {
         "status": "canceled",
         "cost": {**_JOB["cost"], "charged": 0.0, "chargedTokens": 0},
         "progress": 0.0,
+        "stage": None,
+        "stages": [],
         "cancelRequested": True,
         "output": [],
         "metrics": {},
@@ -151,6 +170,10 @@ REST: Final[Mapping[str, Any]] = {
     "signOutEverywhere": {**_OK, "signedOut": True, "sessions": 2},
     "getAlerts": {**_OK, "lowBalance": _LOW_BALANCE},
     "setAlerts": {**_OK, "lowBalance": _LOW_BALANCE},
+    "getAutoTopup": _AUTO_TOPUP,
+    "setAutoTopup": _AUTO_TOPUP,
+    "deleteAutoTopup": {**_OK, "autoTopup": None},
+    "saveCard": {**_OK, "cardUrl": "https://checkout.stripe.com/c/pay/cs_test_..."},
     "addWebhookEndpoint": {**_OK, **_ENDPOINT, "secret": "whsec_..."},
     "listWebhookEndpoints": {**_OK, "data": [_ENDPOINT]},
     "rotateWebhookEndpoint": {**_OK, **_ENDPOINT, "secret": "whsec_..."},

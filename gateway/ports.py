@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 from gateway.operator_ports import Desk
 from gateway.quotas import Quota, Take
+from gateway.stages import Stage
 from gateway.tool_holds import Held, PlaceHold, SpendHeld
 from gateway.usage import EVERY_DIMENSION, Dimension, Usage
 from gateway.webhook_ports import JobEvent, Webhooks
@@ -26,6 +27,7 @@ from ledger.refills import Refilled
 from ledger.sessions import Session
 from ledger.spends import Allowance, Check, Spend, Spent
 from ledger.statements import Cost, Statement
+from payments.cards import TopupBooks
 from payments.customers import Customer
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase, UnpaidSession
 from payments.referrals import Application, Standing
@@ -88,6 +90,10 @@ class StoredFile:
     created_at: datetime
     job_id: str | None
     facts: dict[str, Any] = field(default_factory=dict)
+    preview_key: str | None = None
+    """Where a small WebP of it lies: a picture's thumbnail, a film's poster."""
+    kept_until: datetime | None = None
+    deleted_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +118,8 @@ class Job:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    stages: list[Stage] = field(default_factory=list)
+    """In their order; none where one model does all the work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +234,7 @@ class DeleteAccount:
     forfeit: bool
 
 
-class Ledger(Desk, Webhooks, Protocol):
+class Ledger(Desk, Webhooks, TopupBooks, Protocol):
     """The books. Every method raises `kit.errors.Unavailable` while Postgres is away.
 
     Then nothing was written, but for one case: the connection was lost while it committed, and nobody knows. The same
@@ -389,7 +397,7 @@ class Ledger(Desk, Webhooks, Protocol):
     async def claim(self, provider: str, session_id: str, label: str) -> Claim:
         """Mint the first key of a payment, once.
 
-        Raises: NotFound, PaymentPending, PaymentIncomplete, AlreadyClaimed, AccountExists.
+        Raises: NotFound, PaymentPending, PaymentIncomplete, AlreadyClaimed, AccountExists, ClaimExpired.
         """
 
     async def referral(self, credential: Credential) -> Standing:

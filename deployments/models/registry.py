@@ -216,6 +216,15 @@ ENTRIES: Final[tuple[Entry, ...]] = (
     ),
 )
 
+PIPELINES: Final[Mapping[str, Mapping[str, str]]] = {
+    "dub": {
+        "audio.transcribe": "transcription",
+        "text.translate": "translation",
+        "voice.clone": "voice",
+    },
+}
+"""Applications that are none of their own: the Runner has their jobs done by others, task by task."""
+
 
 def entry_for(application: str, entries: tuple[Entry, ...] = ENTRIES) -> Entry:
     """Return the entry of a model application.

@@ -24,7 +24,7 @@ from gateway.deps import (
     own_id,
     page_before,
 )
-from gateway.downloads import signed_url
+from gateway.downloads import preview_url, signed_url
 from gateway.errors import CostExceedsLimit
 from gateway.fingerprints import fingerprint
 from gateway.listing import JobCursor, Limit, page
@@ -33,6 +33,7 @@ from gateway.ports import FINAL_STATUSES, Job, JobStatus, StoredFile
 from gateway.responses import REPLAY, in_credits, json_response
 from gateway.routes.webhooks import own_url
 from gateway.schemas import SubmitJob
+from gateway.stages import as_json, at_work
 from gateway.task_schemas import media_of, task_input
 from gateway.watching import ended_within, wait_preferred
 from gateway.worlds import application_in, working_application
@@ -273,6 +274,8 @@ def shown(parts: Parts, job: Job, starting_s: int | None = None) -> dict[str, An
         "input": job.input,
         "cost": _cost(job.quoted_tokens, held_tokens, job.charged_tokens),
         "progress": job.progress_percent / 100,
+        "stage": at_work(job.stages),
+        "stages": as_json(job.stages),
         "queuePosition": job.queue_position,
         "startsInSeconds": starting_s,
         "cancelRequested": job.cancel_requested,
@@ -288,15 +291,30 @@ def shown(parts: Parts, job: Job, starting_s: int | None = None) -> dict[str, An
 
 
 def _output(parts: Parts, file: StoredFile) -> dict[str, Any]:
+    if file.deleted_at is not None:
+        return {
+            **file.facts,
+            "id": file.id,
+            "url": None,
+            "contentType": file.content_type,
+            "sizeBytes": file.size_bytes,
+            "sha256": file.sha256,
+            "expiresAt": None,
+            "keptUntil": file.kept_until,
+            "deletedAt": file.deleted_at,
+        }
     url, expires_at = signed_url(parts, file.id)
     return {
         **file.facts,
+        **preview_url(parts, file),
         "id": file.id,
         "url": url,
         "contentType": file.content_type,
         "sizeBytes": file.size_bytes,
         "sha256": file.sha256,
         "expiresAt": expires_at,
+        "keptUntil": file.kept_until,
+        "deletedAt": None,
     }
 
 

@@ -10,7 +10,7 @@ import re
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 import structlog
@@ -328,6 +328,10 @@ def _state(name: str, overview: Any) -> ModelState:
     return ModelState(name, "unavailable", status.lower())
 
 
+def _works(deployment: Any) -> bool:
+    return any(getattr(state, "value", state) == "RUNNING" for state in deployment.replica_states)
+
+
 def _of_pipelines(states: Mapping[str, ModelState]) -> dict[str, ModelState]:
     """Return the states of pipelines: each is as well as the least well of those that do its work."""
     found = {}
@@ -337,15 +341,11 @@ def _of_pipelines(states: Mapping[str, ModelState]) -> dict[str, ModelState]:
             if len(known) == len(parts):
                 worst = max(known, key=lambda each: (each.failed, _WELL.index(each.state)))
                 reason = worst.reason and f"{worst.application}: {worst.reason}"
-                starts_in_s = max((each.starts_in_s or 0 for each in known), default=0) or None
-                found[named(pipeline)] = replace(
-                    worst, application=named(pipeline), reason=reason, starts_in_s=starts_in_s
+                waits = [each.starts_in_s for each in known if each.starts_in_s is not None]
+                found[named(pipeline)] = ModelState(
+                    named(pipeline), worst.state, reason, worst.failed, worst.asleep, max(waits, default=None)
                 )
     return found
-
-
-def _works(deployment: Any) -> bool:
-    return any(getattr(state, "value", state) == "RUNNING" for state in deployment.replica_states)
 
 
 def _public_reason(message: str) -> str:

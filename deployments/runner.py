@@ -136,10 +136,10 @@ class Runner:
         self._leftovers = Leftovers(ledger, objects)
         self._objects = objects
         self._inputs = Inputs(ledger, objects, fetcher or Fetcher(), settings.max_upload_bytes)
+        self._starts = starts
         self._dubbing = dubbing.Dubbing(
             self._until_answered, models, self._inputs, objects, settings.job_run_ttl_s
         )
-        self._starts = starts
         self._runs: dict[str, _Run] = {}
         self._away_until: dict[str, float] = {}
         self._freed = asyncio.Event()

@@ -14,7 +14,7 @@ from ray.serve.schema import ServeDeploySchema
 from deployments import app
 from deployments.app import FareboxArgs, ModelArgs
 from deployments.launcher import SERVE_CONFIG
-from deployments.models.registry import ENTRIES
+from deployments.models.registry import ENTRIES, PIPELINES
 
 CONFIG = yaml.safe_load(SERVE_CONFIG.read_text())
 PLATFORM = FareboxArgs(**CONFIG["applications"][0]["args"])
@@ -54,7 +54,7 @@ def test_ray_takes_the_file():
 
 def test_every_model_of_the_registry_is_deployed_and_has_places():
     assert [entry.application for entry in ENTRIES] == list(MODELS)
-    assert PLATFORM.places.keys() == PLATFORM.cluster_places.keys() == MODELS.keys()
+    assert PLATFORM.places.keys() == PLATFORM.cluster_places.keys() == MODELS.keys() | PIPELINES.keys()
     assert PLATFORM.starts_in_s.keys() == SCALES.keys()
 
 

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.books import announce_books, forget_books
 from deployments.ledger_billing import LedgerBilling
+from deployments.ledger_chat import LedgerChat
 from deployments.ledger_desk import LedgerDesk
 from deployments.ledger_keys import LedgerKeys
 from deployments.ledger_people import LedgerPeople
@@ -62,6 +63,7 @@ class LedgerServer(
     LedgerReferrals,
     LedgerBilling,
     LedgerX402,
+    LedgerChat,
 ):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
 

@@ -20,6 +20,7 @@ from deployments.books import announce_books, forget_books
 from deployments.ledger_billing import LedgerBilling
 from deployments.ledger_chat import LedgerChat
 from deployments.ledger_desk import LedgerDesk
+from deployments.ledger_job_sets import LedgerJobSets
 from deployments.ledger_keys import LedgerKeys
 from deployments.ledger_people import LedgerPeople
 from deployments.ledger_quotas import counted
@@ -64,6 +65,7 @@ class LedgerServer(
     LedgerBilling,
     LedgerX402,
     LedgerChat,
+    LedgerJobSets,
 ):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
 

@@ -78,7 +78,8 @@ class ModelNotFound(AppError):
 
     @property
     def message(self) -> str:
-        return f"model: {self.model!r} is not on offer here; this route has {', '.join(self.known)}."
+        offered = ", ".join(self.known) or "none"
+        return f"model: {self.model!r} is not on offer here; there is {offered}."
 
     @property
     def details(self) -> list[dict[str, str]]:

@@ -82,9 +82,7 @@ async def finish(
         ).one()
         if hold.over:  # the next sweep frees it
             raise HoldResolved("expired")
-        await holds.capture(
-            conn, hold_id, hold.amount, datetime.now(UTC), holds.Use(completion_id, MILLI)
-        )
+        await holds.capture(conn, hold_id, hold.amount, datetime.now(UTC), holds.Use(completion_id, MILLI))
         charged = await spends.answered(conn, *use)
         assert charged is not None, "it was written just now"
         await conn.execute(

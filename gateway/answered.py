@@ -97,7 +97,9 @@ async def done(request: Request, parts: Parts, order: Order) -> Done:
 
 async def take_back(parts: Parts, credential: Credential, jobs: Sequence[Job]) -> None:
     """Delete the uploads that ended jobs were given: they were sent for these jobs alone."""
-    for file_id in {value for job in jobs for kind, value in media_of(job.input).values() if kind == "FileId"}:
+    for file_id in {
+        value for job in jobs for kind, value in media_of(job.input).values() if kind == "FileId"
+    }:
         await drop_upload(parts, credential, file_id)
 
 

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
 from gateway.catalog import CatalogError, load_catalog
+from gateway.conversations import Chats
 from gateway.deps import Parts, key_pattern, operator_pattern
 from gateway.health import Health, PaymentsMode
 from gateway.kept import Kept
@@ -24,6 +25,7 @@ from gateway.routes import (
     account,
     alerts,
     balance,
+    chat,
     consumption,
     files,
     job_events,
@@ -70,7 +72,7 @@ NO_TELEMETRY: Final = {
 """FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
 
 ROUTERS: Final = (
-    tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, x402_purchases,
+    tools, balance, chat, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, x402_purchases,
     refills, pricing, vouchers, referral, sign_in, account, alerts, webhooks, pages, manual, operator_users,
     operator_desk,
 )  # fmt: skip
@@ -86,6 +88,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
     *,
     crypto: CryptoCheckouts | None = None,
     x402: X402Checkout | None = None,
+    chats: Chats | None = None,
     names_requests: bool = True,
 ) -> FastAPI:
     """Build the surface over its parts.
@@ -124,6 +127,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
         checkout=checkout,
         crypto=crypto,
         x402=x402,
+        chats=chats,
         objects=objects,
         catalog=catalog,
         signer=UrlSigner(settings.secret.get_secret_value().encode()),

@@ -32,6 +32,14 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
+class Began:
+    """The conversation was accepted. `notice`: what a reader must know of these weights, if there is something."""
+
+    model: str
+    notice: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Said:
     """A piece of the answer: text, or the calls of tools that it ends with. Pieces that gathered travel as one."""
 
@@ -48,11 +56,14 @@ class Ended:
     completion_tokens: int
 
 
+Event = Began | Said | Ended
+
+
 class Chats(Protocol):
     """The chat models."""
 
-    def stream(self, application: str, conversation: Conversation) -> AsyncGenerator[Said | Ended, None]:
-        """Yield what the model says as it says it, then how it ended; leaving early stops the model.
+    def stream(self, application: str, conversation: Conversation) -> AsyncGenerator[Event, None]:
+        """Yield that it began, what the model says as it says it, and how it ended; leaving early stops the model.
 
         Raises: ChatBusy when too many wait; Unavailable before it began; the model's own AppError.
         """

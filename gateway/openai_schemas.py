@@ -14,7 +14,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from gateway.numbers import whole_as_decimal
 from gateway.patterns import PROMPT, TEXT
-from gateway.task_schemas import AS_WHOLE, INPUTS, MAX_PROMPT_CHARS, MAX_SPEECH_CHARS, WHISPER_LANGUAGES, Prompt
+from gateway.task_schemas import (
+    AS_WHOLE,
+    INPUTS,
+    MAX_PROMPT_CHARS,
+    MAX_SPEECH_CHARS,
+    WHISPER_LANGUAGES,
+    Prompt,
+)
 
 MAX_COPIES: Final = 10
 """As many pictures as one request of OpenAI's may ask for."""
@@ -49,12 +56,21 @@ def formats_of(task: str) -> tuple[str, ...]:
 def aspect_ratio(size: str) -> str:
     """Return the ratio that a size means. Raises: ValueError for a size that no ratio on offer is near."""
     width, _, height = size.partition("x")
-    if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit() and int(width) and int(height)):
+    if not (
+        width.isascii()
+        and width.isdigit()
+        and height.isascii()
+        and height.isdigit()
+        and int(width)
+        and int(height)
+    ):
         raise ValueError("must be 'auto' or WIDTHxHEIGHT, such as 1024x1024")
     wanted = int(width) / int(height)
     name, ratio = min(RATIOS.items(), key=lambda item: abs(item[1] / wanted - 1))
     if abs(ratio / wanted - 1) > NEAR:
-        raise ValueError(f"no such shape is on offer; there are {', '.join(RATIOS)}, such as 1024x1024 and 1536x1024")
+        raise ValueError(
+            f"no such shape is on offer; there are {', '.join(RATIOS)}, such as 1024x1024 and 1536x1024"
+        )
     return name
 
 
@@ -90,9 +106,16 @@ class OpenAIForm(BaseModel):
 
 Model = Annotated[
     str | None,
-    Field(min_length=1, max_length=100, description="A name of `GET /v1/models`; left out, whatever does it.", json_schema_extra=TEXT),
+    Field(
+        min_length=1,
+        max_length=100,
+        description="A name of `GET /v1/models`; left out, whatever does it.",
+        json_schema_extra=TEXT,
+    ),
 ]
-Ignored = Annotated[str | None, Field(max_length=512, description="Taken, and without effect.", json_schema_extra=TEXT)]
+Ignored = Annotated[
+    str | None, Field(max_length=512, description="Taken, and without effect.", json_schema_extra=TEXT)
+]
 Size = Annotated[
     str,
     Field(
@@ -103,7 +126,9 @@ Size = Annotated[
     ),
     AfterValidator(_size),
 ]
-Copies = Annotated[int, Field(ge=1, le=MAX_COPIES, description="Each picture is a job and is paid for by itself."), AS_WHOLE]
+Copies = Annotated[
+    int, Field(ge=1, le=MAX_COPIES, description="Each picture is a job and is paid for by itself."), AS_WHOLE
+]
 
 
 class _Pictures(BaseModel):
@@ -114,7 +139,10 @@ class _Pictures(BaseModel):
     response_format: Literal["url", "b64_json"] | None = "url"
     output_format: Literal[formats_of("image.generate")] | None = "png"  # type: ignore[valid-type]  # the task's own
     background: Literal["auto", "opaque"] | None = None
-    quality: Annotated[Literal["auto", "low", "medium", "high", "standard", "hd"] | None, Field(description="Taken, and without effect.")] = None
+    quality: Annotated[
+        Literal["auto", "low", "medium", "high", "standard", "hd"] | None,
+        Field(description="Taken, and without effect."),
+    ] = None
     user: Ignored = None
     safety_identifier: Ignored = None
     stream: Annotated[Literal[False] | None, Field(description="Pictures come whole.")] = None
@@ -123,28 +151,46 @@ class _Pictures(BaseModel):
 class CreateImages(_Pictures, OpenAIRequest):
     """Pictures from a text, as OpenAI's clients ask for them."""
 
-    style: Annotated[Literal["vivid", "natural"] | None, Field(description="Taken, and without effect.")] = None
-    moderation: Annotated[Literal["low", "auto"] | None, Field(description="Taken, and without effect.")] = None
+    style: Annotated[Literal["vivid", "natural"] | None, Field(description="Taken, and without effect.")] = (
+        None
+    )
+    moderation: Annotated[Literal["low", "auto"] | None, Field(description="Taken, and without effect.")] = (
+        None
+    )
 
 
 class EditImages(_Pictures, OpenAIForm):
     """A picture changed as a text says; the picture itself comes in the form's field `image`."""
 
     stream: Annotated[Literal["false"] | None, Field(description="Pictures come whole.")] = None  # type: ignore[assignment]
-    input_fidelity: Annotated[Literal["high", "low"] | None, Field(description="Taken, and without effect.")] = None
+    input_fidelity: Annotated[
+        Literal["high", "low"] | None, Field(description="Taken, and without effect.")
+    ] = None
 
 
 class CreateSpeech(OpenAIRequest):
     """A text to speak, as OpenAI's clients send it."""
 
-    input: Annotated[str, Field(min_length=1, max_length=MAX_SPEECH_CHARS, description="What is said.", json_schema_extra=PROMPT)]
+    input: Annotated[
+        str,
+        Field(
+            min_length=1, max_length=MAX_SPEECH_CHARS, description="What is said.", json_schema_extra=PROMPT
+        ),
+    ]
     model: Model = None
     voice: Annotated[
         str,
-        Field(min_length=1, max_length=400, description=f"One of {', '.join(VOICES)}; or who speaks, in several words.", json_schema_extra=TEXT),
+        Field(
+            min_length=1,
+            max_length=400,
+            description=f"One of {', '.join(VOICES)}; or who speaks, in several words.",
+            json_schema_extra=TEXT,
+        ),
         AfterValidator(_voice),
     ] = "alloy"
-    instructions: Annotated[str | None, Field(max_length=500, description="How it is said.", json_schema_extra=TEXT)] = None
+    instructions: Annotated[
+        str | None, Field(max_length=500, description="How it is said.", json_schema_extra=TEXT)
+    ] = None
     response_format: Literal[(*formats_of("audio.speak"), "pcm")] = "mp3"  # type: ignore[valid-type]  # the task's own
     speed: Annotated[
         Decimal,
@@ -163,14 +209,28 @@ class TranscribeAudio(OpenAIForm):
     language: Literal[WHISPER_LANGUAGES] | None = None  # type: ignore[valid-type]  # one list for the model and its callers
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
     timestamp_granularities: Annotated[
-        list[Literal["segment"]], Field(max_length=1, alias="timestamp_granularities[]", description="Words have no times of their own.")
+        list[Literal["segment"]],
+        Field(
+            max_length=1, alias="timestamp_granularities[]", description="Words have no times of their own."
+        ),
     ] = []
     max_minutes: Annotated[
         int | None,
-        Field(ge=1, le=180, description="What is held at most; a longer recording is refused. Left out, judged by the size."),
+        Field(
+            ge=1,
+            le=180,
+            description="What is held at most; a longer recording is refused. Left out, judged by the size.",
+        ),
     ] = None
-    temperature: Annotated[Decimal | None, Field(ge=0, le=1, description="Taken, and without effect."), WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})] = None
-    prompt: Annotated[str | None, Field(max_length=MAX_PROMPT_CHARS, description="Taken, and without effect.", json_schema_extra=TEXT)] = None
+    temperature: Annotated[
+        Decimal | None,
+        Field(ge=0, le=1, description="Taken, and without effect."),
+        WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1}),
+    ] = None
+    prompt: Annotated[
+        str | None,
+        Field(max_length=MAX_PROMPT_CHARS, description="Taken, and without effect.", json_schema_extra=TEXT),
+    ] = None
     stream: Annotated[Literal["false"] | None, Field(description="Transcripts come whole.")] = None
 
 
@@ -192,4 +252,8 @@ def form_schema(model: type[OpenAIForm], files: dict[str, Any], required: list[s
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
-FILE: Final[dict[str, Any]] = {"type": "string", "minLength": 1, "contentMediaType": "application/octet-stream"}
+FILE: Final[dict[str, Any]] = {
+    "type": "string",
+    "minLength": 1,
+    "contentMediaType": "application/octet-stream",
+}

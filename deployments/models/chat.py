@@ -24,6 +24,7 @@ import structlog
 
 from deployments.models import loading, registry
 from deployments.models.contract import (
+    TINY_NOTICE,
     GenerateRequest,
     Media,
     Metrics,
@@ -35,7 +36,7 @@ from deployments.models.contract import (
     Weights,
 )
 from deployments.models.weights import ensure_tiny
-from gateway.conversations import Conversation, Ended, Said
+from gateway.conversations import Began, Conversation, Ended, Event, Said
 from kit.errors import AppError
 from kit.settings import Profile
 from kit.telemetry import errors_total
@@ -84,10 +85,11 @@ class ChatServer:
         self._broken = ""
         log.info("model_loaded", **self._facts())
 
-    async def stream(self, conversation: Conversation) -> AsyncGenerator[Said | Ended, None]:
-        """Yield what the model says, gathered, then how it ended. Raises: ModelRefused, ModelBroken."""
+    async def stream(self, conversation: Conversation) -> AsyncGenerator[Event, None]:
+        """Yield that it began, what the model says, gathered, and how it ended. Raises: ModelRefused, ModelBroken."""
         prompt = self._prompt(conversation)
         sampling = self._sampling(conversation, len(prompt["prompt_token_ids"]))
+        yield Began(self._weights.model, TINY_NOTICE if self._tiny else None)
         self._turns += 1
         words = 0
         kept, sent_at, finish = "", 0.0, ""
@@ -140,7 +142,7 @@ class ChatServer:
             async for event in events:
                 if isinstance(event, Said):
                     text += event.text
-                else:
+                elif isinstance(event, Ended):
                     ended = event
         usage = {
             "promptTokens": ended.prompt_tokens,

@@ -72,8 +72,8 @@ NO_TELEMETRY: Final = {
 """FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
 
 ROUTERS: Final = (
-    tools, balance, chat, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, x402_purchases,
-    refills, pricing, vouchers, referral, sign_in, account, alerts, webhooks, pages, manual, operator_users,
+    tools, balance, chat, media, job_events, operations, keys, usage, receipts, files, consumption, purchases,
+    x402_purchases, refills, pricing, vouchers, referral, sign_in, account, alerts, webhooks, pages, manual, operator_users,
     operator_desk,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""

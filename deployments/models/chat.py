@@ -29,6 +29,7 @@ from deployments.models.contract import (
     Media,
     Metrics,
     ModelBroken,
+    ModelFailed,
     ModelRefused,
     Output,
     Placement,
@@ -100,18 +101,18 @@ class ChatServer:
                     words += len(said.token_ids)
                     kept += said.text
                     finish = said.finish_reason or ""
-                    if finish == "error":
-                        raise RuntimeError("the engine ended the turn with an error")
+                    if finish == "error":  # what the engine says of a turn that failed alone
+                        raise ModelFailed("The model failed while answering.")
                     if kept and not conversation.tools and time.monotonic() - sent_at >= PIECE_S:
                         yield Said(kept, [])
                         kept, sent_at = "", time.monotonic()
         except (AppError, asyncio.CancelledError, GeneratorExit):
             raise
         except Exception:
-            self._broken = "The chat engine failed."
             errors_total.labels("model").inc()
-            log.exception("model_broken", application=self._application, turn=conversation.id)
-            raise ModelBroken(self._broken) from None
+            log.exception("model_failed", application=self._application, turn=conversation.id)
+            await self.check_health()
+            raise ModelFailed("The model failed while answering.") from None
         finally:
             self._turns -= 1
         calls: list[dict[str, Any]] = []
@@ -207,7 +208,7 @@ class ChatServer:
                 enable_thinking=False,
                 **options,
             )
-        except Exception as error:  # whatever a template raises, it is about the messages
+        except Exception as error:  # noqa: BLE001  # whatever a template raises, it is about the messages
             log.info("conversation refused", problem=str(error)[:200])
             raise ModelRefused("messages", "the model's chat form does not take these roles") from None
         ids = self._tokenizer.encode(text, add_special_tokens=False)

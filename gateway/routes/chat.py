@@ -13,7 +13,6 @@ from starlette.types import Send
 from gateway.bodies import StrictRoute
 from gateway.chat_answers import ChatCompletion
 from gateway.chat_schemas import CreateChatCompletion
-from gateway.chat_turns import TOOL
 from gateway.completions import Completion, Finished, Waiting, with_cost
 from gateway.conversations import BeginTurn, ChatBusy, ChatFailed, Said, TurnUnderWay
 from gateway.deps import SECURED, CallerKey, PartsOf, RetryKey

@@ -15,11 +15,11 @@ import pytest_asyncio
 import uvicorn
 from sqlalchemy import text
 
+from deployments.models.contract import ModelBroken, ModelRefused
 from gateway.app import create_app
 from gateway.conversations import Began, ChatBusy, Conversation, Ended, Event, Said
 from gateway.ports import ModelState
 from kit.errors import AppError
-from deployments.models.contract import ModelBroken, ModelRefused
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 WORDS = ["Par", "is", "."]
@@ -173,9 +173,9 @@ async def test_a_stream_that_breaks_ends_with_openais_error_and_costs_nothing(ow
     chats.lines[2:] = [ModelBroken("The chat engine failed.")]
     stream = await client_of(owner).chat.completions.create(model="qwen3-8b", messages=QUESTION, stream=True)
     heard = []
-    with pytest.raises(openai.APIError, match="engine failed"):
+    with pytest.raises(openai.APIError, match="engine failed"):  # noqa: PT012  # it breaks in the loop
         async for chunk in stream:
-            heard.append(chunk.choices[0].delta.content)
+            heard.append(chunk.choices[0].delta.content)  # noqa: PERF401  # what was heard stays
     assert heard == ["Par"]
     assert await owner.tokens() == 100
     assert await holds(db) == [("voided", 0)]
@@ -191,7 +191,7 @@ async def test_a_stream_that_breaks_ends_with_openais_error_and_costs_nothing(ow
     ],
 )
 async def test_a_refusal_before_the_first_word_keeps_its_status_and_costs_nothing(
-    owner, client_of, chats, db, refusal, error, stream
+    owner, client_of, chats, db, refusal, error, *, stream
 ):
     chats.lines[:] = [refusal]
     with pytest.raises(error) as raised:
@@ -297,7 +297,11 @@ async def test_a_model_given_up_is_503_and_nothing_is_held(owner, client_of, mod
 
 
 async def test_calls_of_tools_pass_through(owner, client_of, chats):
-    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
+    call = {
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "weather", "arguments": '{"city": "Paris"}'},
+    }
     chats.lines[1:] = [Said("", [call]), Ended("tool_calls", 20, 9)]
     parameters = {"type": "object", "properties": {"city": {"type": "string"}, "limit": {"maximum": 1.5}}}
     tools = [{"type": "function", "function": {"name": "weather", "parameters": parameters}}]

@@ -94,7 +94,7 @@ async def play(models_dir: str, profile: Any) -> dict[str, Any]:
     seen["job"] = json.loads(events[-1].media[0].data)
     await server.check_health()
     dying = asyncio.create_task(heard(server, turn("dying", max_tokens=4000)))
-    await until(lambda: processor.has_unfinished_requests())
+    await until(processor.has_unfinished_requests)
     for pid in children():
         os.kill(pid, signal.SIGKILL)
     try:
@@ -110,5 +110,6 @@ async def play(models_dir: str, profile: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     told = asyncio.run(play(sys.argv[1], sys.argv[2]))
-    print("\n" + json.dumps(told))
+    sys.stdout.write("\n" + json.dumps(told) + "\n")
+    sys.stdout.flush()
     os._exit(0)

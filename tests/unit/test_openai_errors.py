@@ -50,7 +50,7 @@ PATH = "/v1/images/generations"
         (JobRunning("job_1", 9), 504, "server_error", None, "job_running"),
     ],
 )
-def test_every_refusal_under_v1_has_openais_shape(  # noqa: PLR0917  # what an answer states
+def test_every_refusal_under_v1_has_openais_shape(  # what an answer states
     error: AppError, status: int, kind: str, param: str | None, code: str
 ):
     response = problem_response(error, PATH)

@@ -79,7 +79,7 @@ class ChatServer:
             Placement(device, cpu_threads, cpu_offload),  # type: ignore[arg-type]
         )
         self._tiny = loading.is_tiny(self._weights)
-        self._engine = _engine(self._weights)
+        self._engine = start_engine(self._weights)
         self._tokenizer = self._engine.get_tokenizer()
         self._takes_tools = "tools" in str(self._tokenizer.chat_template)
         self._turns = 0
@@ -282,7 +282,7 @@ class Qwen3Chat:
         AutoTokenizer.from_pretrained(**source).save_pretrained(directory)
 
 
-def _engine(weights: Weights) -> Any:
+def start_engine(weights: Weights) -> Any:
     """Start the engine; it runs in processes of its own."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM

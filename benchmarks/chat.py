@@ -67,7 +67,14 @@ def run(rounds: int) -> dict[str, Any]:
             ours = asyncio.run(through(f"http://127.0.0.1:{settings.port}/v1/chat/completions", key, rounds))
         weights = registry.tiny_directory(entry, settings.weights_dir)
         told = subprocess.run(
-            [str(python), "-m", "benchmarks.chat", "--alone", str(weights), *(["--quick"] if rounds == 1 else [])],
+            [
+                str(python),
+                "-m",
+                "benchmarks.chat",
+                "--alone",
+                str(weights),
+                *(["--quick"] if rounds == 1 else []),
+            ],
             env=environment() | dict(entry.variables) | {"PYTHONPATH": os.getcwd()},
             capture_output=True,
             text=True,

@@ -21,8 +21,10 @@ from deployments.books import books, in_books
 from deployments.cli_people import show_outbox, users_app
 from deployments.command_line import by_hand, user_id_of
 from deployments.launcher import Launcher, LaunchError
+from deployments.provenance import provenance_for
 from deployments.purchases import purchases_app
 from deployments.receipts import receipt_app
+from deployments.reconcile_cli import reconcile
 from deployments.serve_api import dashboard_hint
 from deployments.webhooks import webhooks_app
 from gateway.catalog import TOKENS_PER_CREDIT
@@ -61,6 +63,7 @@ app.command("outbox")(show_outbox)
 app.add_typer(receipt_app, name="receipt")
 app.add_typer(webhooks_app, name="webhooks")
 app.add_typer(purchases_app, name="purchases")
+app.command()(reconcile)
 for name, nouns in {
     "account": account_cli.account_app,
     "prices": operator_cli.prices_app,
@@ -143,7 +146,9 @@ def up() -> None:
     end_on_signals()
     steps = Steps()
     try:
-        with Launcher(load_settings(), steps) as platform:
+        settings = load_settings()
+        provenance_for(settings)  # refused now, and not in the first job
+        with Launcher(settings, steps) as platform:
             steps.end()
             say_ready(platform)
             platform.watch()

@@ -25,6 +25,7 @@ from deployments.ledger_keys import LedgerKeys
 from deployments.ledger_people import LedgerPeople
 from deployments.ledger_quotas import counted
 from deployments.ledger_reads import LedgerReads
+from deployments.ledger_reconcile import LedgerReconcile
 from deployments.ledger_referrals import LedgerReferrals
 from deployments.ledger_tools import LedgerTools
 from deployments.ledger_webhooks import LedgerWebhooks
@@ -65,6 +66,7 @@ class LedgerServer(
     LedgerBilling,
     LedgerX402,
     LedgerChat,
+    LedgerReconcile,
     LedgerJobSets,
 ):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""

@@ -123,7 +123,7 @@ async def delete_file(conn: AsyncConnection, account_id: int, file_id: str) -> S
 
 
 async def delete_upload(conn: AsyncConnection, account_id: int, file_id: str) -> StoredFile:
-    """Forget an upload, never an output of a job; its bytes may be deleted once this has committed. Raises: NotFound."""
+    """Forget an upload, never an output of a job; its bytes may then be deleted. Raises: NotFound."""
     if (await file(conn, file_id, account_id)).job_id is not None:
         raise NotFound("file")
     return await delete_file(conn, account_id, file_id)

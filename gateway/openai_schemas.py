@@ -247,7 +247,7 @@ def form_schema(model: type[OpenAIForm], files: dict[str, Any], required: list[s
     schema["required"] = [*schema.get("required", []), *required]
     for field in schema["properties"].values():
         if choices := field.pop("anyOf", None):  # a field of a form is left out, never null
-            field |= next(choice for choice in choices if choice.get("type") != "null")
+            field.update(next(choice for choice in choices if choice.get("type") != "null"))
             field.pop("default", None)
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 

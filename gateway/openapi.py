@@ -259,6 +259,10 @@ _TAGS: Final = [
     {"name": "Referral", "description": "Bring a customer; their first order earns you credits."},
     {"name": "Files", "description": "Uploads and outputs."},
     {
+        "name": "OpenAI-compatible",
+        "description": "OpenAI's routes and shapes, for its clients: change the base URL and the key.",
+    },
+    {
         "name": "Alerts and webhooks",
         "description": "What you are told without asking: by mail, and by webhooks that are signed as Standard Webhooks"
         " has it.",

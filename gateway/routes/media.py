@@ -139,6 +139,7 @@ async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
     also: dict[str, Any] = {}
     if paid is not None:
         headers |= payment_headers(paid)
+        assert paid.key is not None, "only a top-up brings none"
         key = {"apiKey": paid.secret, "apiKeyExpiresAt": paid.key.expires_at}
         also = {"payment": payment_shown(paid) | key}
     wait_s = wait_preferred(request.headers.getlist("prefer"))

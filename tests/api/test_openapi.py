@@ -94,7 +94,6 @@ ROUTES = {
 PUBLIC = {
     "getHealth",
     "listPackages",
-    "buyWithX402",
     "claimStripeKey",
     "claimCryptoKey",
     "startSignIn",

@@ -64,7 +64,7 @@ WELCOME = {
     "language": "English",
 }
 GREETING = {"text": "Good evening.", "language": "English", "seed": 7}
-WRONG = [{"text": " "}, {"language": "Klingon"}, {"pitch": 3}, {"outputFormat": "ogg"}]
+WRONG = [{"text": " "}, {"language": "Klingon"}, {"pitch": 3}, {"outputFormat": "aac"}]
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ def run(rounds: int) -> dict[str, Any]:
                 str(weights),
                 *(["--quick"] if rounds == 1 else []),
             ],
-            env=environment() | dict(entry.variables) | {"PYTHONPATH": os.getcwd()},
+            env=environment() | dict(entry.variables) | {"PYTHONPATH": str(Path.cwd())},
             capture_output=True,
             text=True,
             check=True,
@@ -121,10 +121,11 @@ async def through(url: str, key: str, rounds: int) -> dict[str, Any]:
 
 async def alone(weights: Path, rounds: int) -> None:
     """Measure the engine by itself, and print the figures."""
-    from deployments.models.chat import start_engine
-    from deployments.models.contract import Weights
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
+
+    from deployments.models.chat import start_engine
+    from deployments.models.contract import Weights
 
     engine = start_engine(Weights(str(weights), None, "tiny", "tiny Qwen3"))
     tokenizer = engine.get_tokenizer()

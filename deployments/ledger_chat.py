@@ -33,7 +33,9 @@ class LedgerChat:
         ttl = timedelta(seconds=self._settings.chat_start_s + self._settings.chat_turn_s + SPARE_S)
         return await self._turn("begin_turn", chat_turns.begin, command, ttl)
 
-    async def finish_turn(self, hold_id: str, completion_id: str, answer: dict[str, Any]) -> TurnCharged:
+    async def finish_turn(
+        self, hold_id: str, completion_id: str, answer: dict[str, Any] | None
+    ) -> TurnCharged:
         """Charge a turn."""
         return await self._turn("finish_turn", chat_turns.finish, hold_id, completion_id, answer)
 

@@ -65,9 +65,9 @@ async def begin(conn: AsyncConnection, command: BeginTurn, ttl: timedelta) -> Tu
 
 
 async def finish(
-    conn: AsyncConnection, hold_id: str, completion_id: str, answer: dict[str, Any]
+    conn: AsyncConnection, hold_id: str, completion_id: str, answer: dict[str, Any] | None
 ) -> TurnCharged:
-    """Charge a turn out of its hold and keep its answer; a repeat is told the same. Raises: HoldResolved."""
+    """Charge a turn out of its hold and keep its answer, if its key wants one; a repeat is told the same. Raises: HoldResolved."""
     account_id = await _account(conn, hold_id)
     await lock_one(conn, account_id)
     use = (account_id, TOOL, completion_id, MILLI)
@@ -85,6 +85,8 @@ async def finish(
         await holds.capture(conn, hold_id, hold.amount, datetime.now(UTC), holds.Use(completion_id, MILLI))
         charged = await spends.answered(conn, *use)
         assert charged is not None, "it was written just now"
+        if answer is None:
+            return TurnCharged(charged.charged_tokens, charged.balance_after_tokens)
         await conn.execute(
             update(kept)
             .where(

@@ -68,6 +68,7 @@ class Completion:
         hold_id: str,
         *,
         streamed: bool,
+        kept: bool,
     ) -> None:
         self._settings = settings
         self._books = books
@@ -76,6 +77,7 @@ class Completion:
         self._conversation = conversation
         self._hold_id = hold_id
         self._streamed = streamed
+        self._kept = kept
         self.id = conversation.id
         self.created = int(time.time())
         self.model = ""
@@ -177,7 +179,9 @@ class Completion:
         until = time.monotonic() + SETTLE_S
         while True:
             try:
-                return await self._books.finish_turn(self._hold_id, self._conversation.id, body)
+                return await self._books.finish_turn(
+                    self._hold_id, self._conversation.id, body if self._kept else None
+                )
             except Unavailable:
                 if time.monotonic() > until:
                     raise

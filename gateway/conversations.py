@@ -106,7 +106,9 @@ class TurnBooks(Protocol):
         TurnUnderWay.
         """
 
-    async def finish_turn(self, hold_id: str, completion_id: str, answer: dict[str, Any]) -> TurnCharged:
+    async def finish_turn(
+        self, hold_id: str, completion_id: str, answer: dict[str, Any] | None
+    ) -> TurnCharged:
         """Charge a turn, once however often this is called, and keep the answer for its idempotency key.
 
         Raises: HoldResolved when the hold is over: nothing is charged.

@@ -36,6 +36,7 @@ from deployments.models.contract import (
     Progress,
     Weights,
 )
+from deployments.models.engine_guard import guard
 from deployments.models.weights import ensure_tiny
 from gateway.conversations import Began, Conversation, Ended, Event, Said
 from kit.errors import AppError
@@ -48,6 +49,8 @@ MAX_MODEL_TOKENS: Final = {"tiny": 4096, "small": 2048, "gpu": 32_768}
 """Question and answer together: what each model was trained for, or what one GPU's memory keeps for many callers."""
 MAX_TURNS: Final = {"tiny": 32, "small": 8, "gpu": 128}
 """Turns that speak at once; the others wait in the engine."""
+CLOSE_S: Final = 10
+"""The engine ends within three."""
 PIECE_S: Final = 0.05
 """A piece travels at most twenty times a second: nobody reads faster, and each costs a message."""
 TOOL_CALL: Final = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
@@ -80,6 +83,7 @@ class ChatServer:
         )
         self._tiny = loading.is_tiny(self._weights)
         self._engine = start_engine(self._weights)
+        self._guard = guard()
         self._tokenizer = self._engine.get_tokenizer()
         self._takes_tools = "tools" in str(self._tokenizer.chat_template)
         self._turns = 0
@@ -99,10 +103,10 @@ class ChatServer:
                 async for output in outputs:
                     said = output.outputs[0]
                     words += len(said.token_ids)
-                    kept += said.text
+                    kept += said.text.replace("\x00", "")  # no text has it, and Postgres takes none
                     finish = said.finish_reason or ""
                     if finish == "error":  # what the engine says of a turn that failed alone
-                        raise ModelFailed("The model failed while answering.")
+                        raise ModelFailed("The model failed while answering.")  # noqa: TRY301  # past the others
                     if kept and not conversation.tools and time.monotonic() - sent_at >= PIECE_S:
                         yield Said(kept, [])
                         kept, sent_at = "", time.monotonic()
@@ -179,10 +183,13 @@ class ChatServer:
     def close(self) -> None:
         """End the engine's processes."""
         self._engine.shutdown()
+        if self._guard.stdin is not None:
+            self._guard.stdin.close()
+        self._guard.wait(CLOSE_S)
 
     def __del__(self) -> None:
         """Serve ends a replica so."""
-        if hasattr(self, "_engine"):
+        if hasattr(self, "_guard"):
             self.close()
 
     def _facts(self) -> dict[str, Any]:

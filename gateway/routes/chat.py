@@ -94,6 +94,7 @@ async def create_chat_completion(
         body.conversation(completion_id),
         begun.hold_id,
         streamed=bool(body.stream),
+        kept=header_key is not None,
     )
     if not body.stream:
         return json_response(await _whole(completion, request))

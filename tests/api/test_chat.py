@@ -190,7 +190,7 @@ async def test_a_stream_that_breaks_ends_with_openais_error_and_costs_nothing(ow
         (ModelBroken("The chat engine failed."), openai.InternalServerError),
     ],
 )
-async def test_a_refusal_before_the_first_word_keeps_its_status_and_costs_nothing(
+async def test_a_refusal_before_the_first_word_keeps_its_status_and_costs_nothing(  # noqa: PLR0917
     owner, client_of, chats, db, refusal, error, *, stream
 ):
     chats.lines[:] = [refusal]
@@ -249,7 +249,7 @@ async def _asked(chats: PlayedChats, times: int) -> bool:
     return len(chats.asked) == times
 
 
-async def test_a_model_that_does_not_start_in_time_is_503_and_free(
+async def test_a_model_that_does_not_start_in_time_is_503_and_free(  # noqa: PLR0917
     settings, ledger, models, objects, chats, owner, db
 ):
     chats.lines[:] = [Said("", [])]  # said before it began: the gate holds

@@ -67,7 +67,7 @@ async def begin(conn: AsyncConnection, command: BeginTurn, ttl: timedelta) -> Tu
 async def finish(
     conn: AsyncConnection, hold_id: str, completion_id: str, answer: dict[str, Any] | None
 ) -> TurnCharged:
-    """Charge a turn out of its hold and keep its answer, if its key wants one; a repeat is told the same. Raises: HoldResolved."""
+    """Charge a turn out of its hold and keep an answer for its key; a repeat is told the same. Raises: HoldResolved."""
     account_id = await _account(conn, hold_id)
     await lock_one(conn, account_id)
     use = (account_id, TOOL, completion_id, MILLI)

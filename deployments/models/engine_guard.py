@@ -1,4 +1,4 @@
-"""Ends an engine's processes when the replica that began them dies, however: a pipe of the dead is closed by the kernel.
+"""Ends an engine's processes when the replica that began them dies, however: the kernel closes the pipes of the dead.
 
 Run as `python -m deployments.models.engine_guard PID...`, with the pipe as its standard input.
 """

@@ -39,7 +39,7 @@ class LedgerJobSets:
         async def submit(conn: AsyncConnection) -> list[JobReceipt]:
             return _all(commands, await jobs.submit_many(conn, commands, self._queue_ttl))
 
-        receipts = await self._timed("submit_job_set", submit)
+        receipts = await self._as_one("submit_job_set", submit)
         self._submitted.set()
         return receipts
 
@@ -50,9 +50,9 @@ class LedgerJobSets:
             caller = await keys.caller_of(conn, credential, scopes.ADD_FILES)
             return await files.delete_upload(conn, caller.account_id, file_id)
 
-        return await self._timed("take_back_upload", take_back)
+        return await self._as_one("take_back_upload", take_back)
 
-    async def _timed(
+    async def _as_one(
         self,
         method: str,
         work: Callable[Concatenate[AsyncConnection, P], Awaitable[T]],

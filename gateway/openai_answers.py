@@ -16,7 +16,7 @@ class OpenAIFault(BaseModel):
 
     message: str = Field(description="One sentence that a person can act on.")
     type: str = Field(description="What kind of refusal it is.", examples=["invalid_request_error"])
-    param: str | None = Field(description="The field at fault, if it is one.")
+    param: str | None = Field(default=None, description="The field at fault, if it is one.")
     code: str = Field(description="Stable.", examples=["insufficient_credits"])
     details: Any = Field(default=None, description="More, where there is more than one fault.")
 

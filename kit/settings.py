@@ -198,8 +198,8 @@ class Settings(BaseSettings):
     job_queue_ttl_s: int = Field(default=3600, ge=1)
     """A job that no model took within the hour expires, and its hold with it."""
     answer_wait_s: int = Field(default=300, ge=0, le=3600)
-    """How long a request under `/v1` waits for its job: below the ten minutes of OpenAI's clients. A proxy in front that
-    closes silent requests sooner wants a smaller number."""
+    """How long a request under `/v1` waits for its job: below the ten minutes of OpenAI's clients. A proxy
+    in front that closes silent requests sooner wants a smaller number."""
     job_run_ttl_s: int = Field(default=1800, ge=1)
     """A run that is not over after half an hour hangs; it is stopped and tried again."""
     test_credits: int = Field(default=1_000, ge=0, le=10**7)

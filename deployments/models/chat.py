@@ -79,7 +79,7 @@ class ChatServer:
         device = "cuda" if self._weights.profile == "gpu" else "cpu"
         loading.require_weights(
             self._weights,
-            Placement(device, cpu_threads, cpu_offload),  # type: ignore[arg-type]
+            Placement(device, cpu_threads, cpu_offload),
         )
         self._tiny = loading.is_tiny(self._weights)
         self._engine = start_engine(self._weights)
@@ -125,7 +125,7 @@ class ChatServer:
         if kept or calls:
             yield Said(kept, calls)
         reason = "tool_calls" if calls else "length" if finish == "length" else "stop"
-        yield Ended(reason, len(prompt["prompt_token_ids"]), words)  # type: ignore[arg-type]
+        yield Ended(reason, len(prompt["prompt_token_ids"]), words)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Progress | Output, None]:
         """Answer one job's conversation. Raises: as `stream`."""

@@ -26,7 +26,7 @@ from gateway.worlds import application_in
 from kit.errors import AppError, Internal, Unavailable
 from kit.ids import new_id
 
-router = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=StrictRoute)
+router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"], route_class=StrictRoute)
 
 TASK: Final = "chat.complete"
 _HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}

@@ -47,6 +47,7 @@ OTHERS: dict[str, tuple[dict[str, Any], int]] = {
     "sfx.generate": ({"prompt": "a hammer hits wood", "durationSeconds": 4}, 12),
     "audio.transcribe": ({"audioUrl": "https://cdn.example.com/talk.mp3", "maxMinutes": 3}, 30),
     "text.translate": ({"text": "x" * 101, "targetLanguage": "French"}, 2),
+    "chat.complete": ({"messages": [{"role": "user", "content": "Hello"}], "maxTokens": 9}, 5),
 }
 TASKS = PUBLISHED | OTHERS
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import psutil  # type: ignore[import-untyped]  # its stubs are not worth a package
+import psutil
 
 
 def guard() -> subprocess.Popen[bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
@@ -33,11 +33,13 @@ from gateway.operator_ports import (
     HoldQuery,
     JobFound,
     JobsQuery,
+    Share,
     UserFound,
     UserOverview,
     UserQuery,
 )
 from gateway.responses import credits_text
+from gateway.shares import MAX_RUNNING, MAX_WEIGHT, set_share, share_of
 from kit.errors import InvalidRequest
 from kit.ids import new_id
 from ledger.users import account_of_email
@@ -180,6 +182,36 @@ def freeze(user: User, reason: Reason) -> None:
 def unfreeze(user: User, reason: Reason) -> None:
     """Let a frozen user spend again."""
     _set(interventions.set_frozen, user, False, reason)  # noqa: FBT003
+
+
+@account_app.command()
+def shares(
+    user: User,
+    weight: Annotated[
+        int | None, typer.Option(min=1, max=MAX_WEIGHT, help="Turns beside one of everybody else's.")
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=MAX_RUNNING, help="Jobs that run at the same time at most; 0: as for everybody."
+        ),
+    ] = None,
+    reason: Reason = "set by the operator",
+) -> None:
+    """Show a user's share of the models, or set what is given of it."""
+
+    async def work(conn: AsyncConnection) -> Share:
+        user_id = await user_id_of(conn, user)
+        share = await share_of(conn, user_id)
+        if weight is not None:
+            share = replace(share, weight=weight)
+        if concurrency is not None:
+            share = replace(share, max_running=concurrency or None)
+        return await set_share(conn, by_hand(), user_id, share, reason)
+
+    share = on_books(work)
+    bound = "as for everybody" if share.max_running is None else share.max_running
+    console.print(f"{user}: weight {share.weight}, concurrency {bound}", markup=False, soft_wrap=True)
 
 
 # -- money ---------------------------------------------------------------------------------------------------------

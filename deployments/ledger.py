@@ -20,6 +20,7 @@ from deployments.books import announce_books, forget_books
 from deployments.ledger_billing import LedgerBilling
 from deployments.ledger_chat import LedgerChat
 from deployments.ledger_desk import LedgerDesk
+from deployments.ledger_files import LedgerFiles
 from deployments.ledger_job_sets import LedgerJobSets
 from deployments.ledger_keys import LedgerKeys
 from deployments.ledger_people import LedgerPeople
@@ -27,7 +28,10 @@ from deployments.ledger_quotas import counted
 from deployments.ledger_reads import LedgerReads
 from deployments.ledger_reconcile import LedgerReconcile
 from deployments.ledger_referrals import LedgerReferrals
+from deployments.ledger_stages import LedgerStages
+from deployments.ledger_starts import LedgerStarts
 from deployments.ledger_tools import LedgerTools
+from deployments.ledger_topups import LedgerTopups
 from deployments.ledger_webhooks import LedgerWebhooks
 from deployments.ledger_x402 import LedgerX402
 from deployments.sweeps import Sweeps
@@ -45,7 +49,7 @@ from ledger.audit import TrialBalance
 from ledger.balances import Balance, balances_by_key
 from ledger.keys import Caller, Credential
 from ledger.spends import Allowance, Check, Spend, Spent, check_many, spend_many
-from payments import purchases, referrals, webhooks
+from payments import purchases, receipt_mails, referrals, webhooks
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase, UnpaidSession
 from payments.webhooks import ProviderEvent
 
@@ -66,7 +70,11 @@ class LedgerServer(
     LedgerBilling,
     LedgerX402,
     LedgerChat,
+    LedgerFiles,
+    LedgerStages,
+    LedgerStarts,
     LedgerReconcile,
+    LedgerTopups,
     LedgerJobSets,
 ):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
@@ -183,7 +191,8 @@ class LedgerServer(
 
         async def add(conn: AsyncConnection) -> StoredFile:
             caller = await keys.caller_of(conn, command.credential, scopes.ADD_FILES)
-            return await files.add_upload(conn, caller.account_id, command, self._settings.max_files_per_user)
+            most = self._settings.max_files_per_user
+            return await files.add_upload(conn, caller.account_id, command, most, self._retention())
 
         return await self._run("add_file", add)
 
@@ -244,8 +253,8 @@ class LedgerServer(
         return await self._run("purchase", purchases.by_session, provider, session_id)
 
     async def fulfil(self, paid: PaidSession) -> Purchase:
-        """Grant what was paid for, once."""
-        return await self._run("fulfil", purchases.fulfil, paid)
+        """Grant what was paid for, once, and mail a receipt."""
+        return await self._run("fulfil", receipt_mails.fulfil_and_tell, paid, self._settings.base_url)
 
     async def note_unpaid(self, seen: UnpaidSession) -> Purchase:
         """Keep what arrived of a payment that is not whole."""
@@ -258,7 +267,13 @@ class LedgerServer(
     async def claim(self, provider: str, session_id: str, label: str) -> Claim:
         """Redeem a claim and mint its key, or neither."""
         return await self._run(
-            "claim", purchases.claim, provider, session_id, label, brand=self._settings.key_brand
+            "claim",
+            purchases.claim,
+            provider,
+            session_id,
+            label,
+            brand=self._settings.key_brand,
+            days=self._settings.claim_days,
         )
 
     async def store_event(self, event: ProviderEvent) -> bool:
@@ -295,10 +310,6 @@ class LedgerServer(
     async def renew_leases(self, beats: list[leases.Heartbeat]) -> dict[str, bool]:
         """Prolong leases; returns job id -> whether to stop. A missing job was lost."""
         return await self._run("renew_leases", leases.renew, beats, self._lease)
-
-    async def settle_job(self, done: leases.Settlement) -> leases.Ended:
-        """Write a result and its charge, or neither."""
-        return await self._run("settle_job", leases.settle, done)
 
     async def fail_job(self, failure: leases.Failure) -> leases.Ended:
         """Requeue a job, or end it and free its hold."""

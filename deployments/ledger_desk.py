@@ -7,7 +7,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway import interventions, lookups, prices
+from gateway import interventions, lookups, prices, shares
 from gateway.operator_ports import (
     Adjust,
     GiveBack,
@@ -17,6 +17,7 @@ from gateway.operator_ports import (
     JobFound,
     JobsQuery,
     Movement,
+    Share,
     Signed,
     Undo,
     UserFound,
@@ -77,6 +78,10 @@ class LedgerDesk:
     async def set_frozen(self, by: Signed, user_id: str, frozen: bool, reason: str) -> UserFound:
         """Stop an account's spending, or let it go on."""
         return await self._act("set_frozen", by, interventions.set_frozen, user_id, frozen, reason)
+
+    async def set_share(self, by: Signed, user_id: str, share: Share, reason: str) -> Share:
+        """Set an account's share of the models."""
+        return await self._act("set_share", by, shares.set_share, user_id, share, reason)
 
     async def give_credits(self, by: Signed, command: GiveCredits) -> Movement:
         """Grant credits."""

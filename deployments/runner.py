@@ -8,28 +8,41 @@ No transaction is open while a model works or an object is stored.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, Protocol, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
 import structlog
 from ray.serve.handle import DeploymentHandle
 
+from deployments import dubbing
+from deployments.cold_starts import ColdStarts
 from deployments.courier import Courier
-from deployments.handles import Call, LedgerClient, ModelAway, ModelHandles, ledger_call, remote_ledger
+from deployments.handles import (
+    Call,
+    LedgerClient,
+    ModelAway,
+    ModelCalls,
+    ModelHandles,
+    ledger_call,
+    remote_ledger,
+)
 from deployments.inputs import Inputs
-from deployments.models.contract import GenerateRequest, Output, Progress
+from deployments.leftovers import Leftovers
+from deployments.models.contract import GenerateRequest, Output
+from deployments.outputs import Outputs
+from deployments.pipeline import clear_left_over
 from deployments.postman import Postman
 from deployments.provenance import provenance_for
+from gateway.catalog import load_catalog
 from gateway.leases import ClaimedJob, Failure, Heartbeat, LeaseLost, Settlement
 from gateway.mail import mailer_for
-from gateway.ports import StoredFile
 from gateway.quantities import MILLI
+from gateway.stages import Stage
 from kit.errors import AppError, Unavailable
 from kit.fetch import Fetcher, is_public
 from kit.ids import new_id
@@ -68,27 +81,6 @@ RECONCILE_LOOK_S: Final = 300.0
 """How often it is asked whether a reconciliation is due: it is a day's work, and a minute's delay is nothing."""
 HAND_BACK_S: Final = 4.0
 """Time to give jobs back at the end: two calls to the books and some air."""
-EXTENSIONS: Final = {
-    "image/png": "png",
-    "image/webp": "webp",
-    "image/jpeg": "jpg",
-    "video/mp4": "mp4",
-    "audio/mpeg": "mp3",
-    "audio/wav": "wav",
-    "audio/flac": "flac",
-    "audio/ogg": "ogg",
-    "application/json": "json",
-    "application/x-subrip": "srt",
-    "text/vtt": "vtt",
-    "text/plain": "txt",
-}
-
-
-class ModelCalls(Protocol):
-    """The model applications, as the runner calls them."""
-
-    def generate(self, application: str, request: GenerateRequest) -> AsyncGenerator[Progress | Output, None]:
-        """Yield progress, then the output. Raises: ModelAway before work began, any AppError after."""
 
 
 @dataclass
@@ -97,9 +89,14 @@ class _Run:
 
     job: ClaimedJob
     progress_percent: int = 0
+    stages: tuple[Stage, ...] | None = None
     generation: asyncio.Task[Output] | None = None
     stop: Literal["", "canceled", "lost"] = ""
     began: float = field(default_factory=time.perf_counter)
+
+    def note(self, percent: int, stages: tuple[Stage, ...]) -> None:
+        """Take down how far the job is."""
+        self.progress_percent, self.stages = min(99, percent), stages
 
     def stop_now(self, why: Literal["canceled", "lost"]) -> None:
         """End the model's work at its next step."""
@@ -121,12 +118,12 @@ class Runner:
         places: Mapping[str, int],
         x402: X402Checkout | None = None,
         fetcher: Fetcher | None = None,
+        starts: ColdStarts | None = None,
     ) -> None:
         self.name = new_id("run")
         self._settings = settings
         self._ledger = ledger
         self._models = models
-        self._objects = objects
         self._checkouts = {checkout.provider.name: checkout for checkout in checkouts}
         self._x402 = x402
         self._reconciler = Reconciler(
@@ -135,8 +132,14 @@ class Runner:
         self._postman = Postman(ledger, mailer_for(settings))
         self._courier = Courier(ledger, _poster_for(settings))
         self._places = dict(places)
-        self._provenance = provenance_for(settings)
+        self._outputs = Outputs(objects, provenance_for(settings))
+        self._leftovers = Leftovers(ledger, objects)
+        self._objects = objects
         self._inputs = Inputs(ledger, objects, fetcher or Fetcher(), settings.max_upload_bytes)
+        self._dubbing = dubbing.Dubbing(
+            self._until_answered, models, self._inputs, objects, settings.job_run_ttl_s
+        )
+        self._starts = starts
         self._runs: dict[str, _Run] = {}
         self._away_until: dict[str, float] = {}
         self._freed = asyncio.Event()
@@ -146,12 +149,16 @@ class Runner:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._every(min(BEAT_S, self._settings.lease_s / 3), self._beat))
             group.create_task(self._every(SWEEP_S, self._sweep))
+            group.create_task(self._every(SWEEP_S, self._clear_left_over))
             group.create_task(self._every(MAIL_S, self._postman.deliver))
+            group.create_task(self._every(SWEEP_S, self._leftovers.clear))
             if self._settings.reconcile_every_s and self._reconciler.providers:
                 group.create_task(self._every(RECONCILE_LOOK_S, self._reconcile))
             if any(isinstance(checkout, CardCheckout) for checkout in self._checkouts.values()):
                 group.create_task(self._every(CATCH_UP_S, self._ask_for_events))
+                group.create_task(self._every(SWEEP_S, self._top_up))
             group.create_task(self._courier.run())
+            group.create_task(self._every(BEAT_S, self._watch_starts))
             # Apart from the sweep: a facilitator that hangs keeps nothing else waiting.
             group.create_task(self._every(SWEEP_S, self._settle_wallets))
             await self._dispatch(group)
@@ -229,19 +236,23 @@ class Runner:
             return await self._fail(run, "timed_out", "The model did not finish in time.", retryable=True)
         except AppError as error:
             return await self._fail(run, error.code, error.message, retryable=error.retryable)
-        stored = [await self._store(job, place, media) for place, media in enumerate(output.media)]
+        stored = [await self._outputs.store(job, place, media) for place, media in enumerate(output.media)]
         charged_tokens = job.cost_tokens(output.units_milli)
         settlement = Settlement(job.id, job.fence, stored, charged_tokens, self._metrics(run, output))
         return str(await self._until_answered("settle_job", settlement))
 
-    def _patience_s(self, job: ClaimedJob) -> float:
-        """How long a run may take: no longer than the caller waits for it."""
+    def _patience_s(self, job: ClaimedJob) -> float | None:
+        """How long a run may take: no longer than the caller waits for it. A pipeline bounds each of its parts."""
+        patience_s = None if job.task == dubbing.TASK else float(self._settings.job_run_ttl_s)
         if job.deadline is None:
-            return self._settings.job_run_ttl_s
-        return min(self._settings.job_run_ttl_s, (job.deadline - datetime.now(UTC)).total_seconds())
+            return patience_s
+        left_s = (job.deadline - datetime.now(UTC)).total_seconds()
+        return left_s if patience_s is None else min(patience_s, left_s)
 
     async def _generate(self, run: _Run) -> Output:
         job = run.job
+        if job.task == dubbing.TASK:
+            return await self._dubbing.dub(job, run.note)
         media = await self._inputs.read(job)
         request = GenerateRequest(job.id, job.task, job.input, job.units_milli, media)
         # Closed at once, however it is left: an abandoned stream would let the model compute on.
@@ -251,26 +262,6 @@ class Runner:
                     return event
                 run.progress_percent = min(99, int(event.fraction * 100))
         raise ModelAway("the model ended without an output")
-
-    async def _store(self, job: ClaimedJob, place: int, media: Any) -> StoredFile:
-        """Store one file under a name of this attempt, so that a late writer of an older one overwrites nothing."""
-        data = media.data
-        if self._provenance is not None:
-            data = await asyncio.to_thread(self._provenance.sign, data, media.content_type, media.facts)
-        extension = EXTENSIONS.get(media.content_type, "bin")
-        key = f"outputs/{job.id}/{job.fence}-{place}.{extension}"
-        await self._objects.put(key, data, media.content_type)
-        return StoredFile(
-            id=new_id("file"),
-            name=f"{job.id}-{place}.{extension}",
-            storage_key=key,
-            content_type=media.content_type,
-            size_bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
-            created_at=datetime.now(UTC),
-            job_id=job.id,
-            facts=media.facts,
-        )
 
     async def _fail(self, run: _Run, code: str, message: str, *, retryable: bool) -> str:
         failure = Failure(run.job.id, run.job.fence, code, message, retryable, self._metrics(run, None))
@@ -314,7 +305,9 @@ class Runner:
         runs = dict(self._runs)
         if not runs:
             return
-        beats = [Heartbeat(run.job.id, run.job.fence, run.progress_percent) for run in runs.values()]
+        beats = [
+            Heartbeat(run.job.id, run.job.fence, run.progress_percent, run.stages) for run in runs.values()
+        ]
         stop: dict[str, bool] = await self._ledger("renew_leases", beats)
         for job_id, run in runs.items():
             if job_id not in stop:
@@ -322,12 +315,21 @@ class Runner:
             elif stop[job_id]:
                 run.stop_now("canceled")
 
+    async def _watch_starts(self) -> None:
+        if self._starts is not None:
+            await self._starts.look(
+                {run.job.application for run in self._runs.values() if not run.progress_percent}
+            )
+
     async def _sweep(self) -> None:
         ended: dict[str, str] = await self._ledger("sweep")
         if ended:
             log.info("swept", **ended)
         if self._checkouts:
             await self._catch_up()
+
+    async def _clear_left_over(self) -> None:
+        await clear_left_over(self._ledger, self._objects)
 
     async def _settle_wallets(self) -> None:
         if self._x402 is not None:
@@ -359,6 +361,12 @@ class Runner:
         back = timedelta(days=self._settings.reconcile_days)
         await self._reconciler.run_if_due(every, back, repairs=self._settings.reconcile_repairs)
 
+    async def _top_up(self) -> None:
+        on_sale = load_catalog().packages
+        for checkout in self._checkouts.values():
+            if isinstance(checkout, CardCheckout):
+                await checkout.top_up(on_sale)
+
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
@@ -379,14 +387,16 @@ class RunnerServer:
     ) -> None:
         settings = load_settings()
         configure_logging(settings.log_level, settings.log_format)
+        models = ModelHandles(list(places))
         self._runner = Runner(
             settings,
             ledger_call(ledger),
-            ModelHandles(list(places)),
+            models,
             ObjectStore(settings.objects_url),
             every_checkout(settings, remote_ledger(ledger)),
             places,
             x402_for(settings, remote_ledger(ledger)),
+            starts=ColdStarts(models.states, ledger_call(ledger), settings.scale or settings.profile),
         )
         self._task = asyncio.create_task(self._runner.run())
 

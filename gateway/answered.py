@@ -197,7 +197,7 @@ def _refusal(job: Job) -> AppError:
 
 def only_output(job: Job) -> Any:
     """Return the first file that a job made. Raises: NotFound when its owner deleted it."""
-    if not job.output:
+    if not job.output or job.output[0].deleted_at is not None:
         raise NotFound(f"output of {job.id}; it was deleted")
     return job.output[0]
 

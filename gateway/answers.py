@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from gateway.stages import StageState
 from ledger.accounts import World
 
 Credits = Annotated[
@@ -54,40 +55,6 @@ class Problem(BaseModel):
         list[Fault] | dict[str, Any] | None,
         Field(description="The wrong fields, or facts about the refusal."),
     ] = None
-
-
-class PartState(Answer):
-    """Whether a part can work now."""
-
-    state: State
-    reason: str | None
-
-
-class PaymentsState(Answer):
-    """Whether purchases can be made, and with what money."""
-
-    state: State
-    mode: Annotated[
-        Literal["live", "test", "sandbox", "off"],
-        Field(description="`sandbox`: play money, no card is charged."),
-    ]
-
-
-class HealthReport(Ok):
-    """The state of this server's parts."""
-
-    status: Annotated[
-        Literal["ready", "degraded"], Field(description="`degraded`: money moves, a part does not.")
-    ]
-    version: str
-    instance: Annotated[str, Field(description="Changes with each start of the server.")]
-    profile: Annotated[
-        Literal["tiny", "small", "gpu"], Field(description="`tiny`: real pipelines, meaningless pictures.")
-    ]
-    sandbox: bool
-    ledger: PartState
-    payments: PaymentsState
-    models: dict[str, PartState]
 
 
 class PackageOnSale(Answer):
@@ -266,12 +233,17 @@ class OutputFile(BaseModel):
 
     id: str
     url: Annotated[
-        str, Field(description="Downloads without a key until `expiresAt`; read the job again for a new one.")
+        str | None,
+        Field(description="Downloads without a key until `expiresAt`; read the job again for a new one."),
     ]
     content_type: str
     size_bytes: int
     sha256: str
-    expires_at: datetime
+    expires_at: Annotated[datetime | None, Field(description="When `url` stops to work.")]
+    kept_until: Annotated[datetime | None, Field(description="When it is deleted; null: when you do.")] = None
+    deleted_at: datetime | None = None
+    thumbnail_url: Annotated[str | None, Field(description="A picture, small.")] = None
+    poster_url: Annotated[str | None, Field(description="A film's first frame.")] = None
     width: int | None = None
     height: int | None = None
 
@@ -281,6 +253,14 @@ class JobFault(Answer):
 
     code: str
     message: str
+
+
+class JobStage(Answer):
+    """A stage of a job that several models work on. `stopped`: the job ended in it."""
+
+    name: Annotated[str, Field(examples=["translate"])]
+    state: StageState
+    fraction: Annotated[float, Field(ge=0, le=1)]
 
 
 class JobFields(Answer):
@@ -293,7 +273,12 @@ class JobFields(Answer):
     input: dict[str, Any]
     cost: Cost
     progress: Annotated[float, Field(ge=0, le=1)]
+    stage: Annotated[str | None, Field(description="The stage at work.", examples=["translate"])]
+    stages: Annotated[list[JobStage], Field(description="In order; empty where one model does all the work.")]
     queue_position: Annotated[int | None, Field(description="1 is next; null once it runs.")]
+    starts_in_seconds: Annotated[
+        int | None, Field(description="The model is starting, which takes about so long; null else.")
+    ]
     cancel_requested: bool
     output: list[OutputFile]
     error: JobFault | None
@@ -333,24 +318,9 @@ class FileFields(Answer):
     created_at: datetime
     url: str
     expires_at: datetime
-
-
-class FileShown(FileFields, Ok):
-    """A file of yours, with a download URL that needs no key."""
-
-
-class Files(Ok):
-    """A page of files, newest first."""
-
-    data: list[FileFields]
-    next_cursor: str | None
-
-
-class FileDeleted(Ok):
-    """The file is gone."""
-
-    id: str
-    deleted: Literal[True]
+    kept_until: Annotated[datetime | None, Field(description="When it is deleted; null: when you do.")] = None
+    thumbnail_url: str | None = None
+    poster_url: str | None = None
 
 
 class PortalOpened(Ok):

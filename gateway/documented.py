@@ -121,6 +121,13 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
         "Below 50 credits": {"lowBalance": {"credits": 50, "webhookUrl": "https://example.com/hooks"}},
         "No alert": {"lowBalance": None},
     },
+    "setAutoTopup": {
+        "Below 50 credits, twice a month at most": {
+            "threshold": 50,
+            "packageCode": "builder_600",
+            "monthMostMinor": 10000,
+        }
+    },
     "addWebhookEndpoint": {
         "Every event": {"url": "https://example.com/hooks"},
         "What went wrong": {"url": "https://example.com/failures", "events": ["job.failed", "job.expired"]},
@@ -153,6 +160,14 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
             **_FOX,
             "webhookUrl": "https://example.com/hooks",
             "webhookEvents": ["job.succeeded", "job.failed"],
+        },
+        "A film in another language": {
+            "task": "video.dub",
+            "input": {
+                "videoUrl": "https://cdn.example.com/input/talk.mp4",
+                "targetLanguage": "French",
+                "maxMinutes": 3,
+            },
         },
         "Every setting": {
             "task": "image.generate",
@@ -371,7 +386,10 @@ ANSWERS: Final[Mapping[str, Any]] = {
             "chargedTokens": 100,
         },
         "progress": 1.0,
+        "stage": None,
+        "stages": [],
         "queuePosition": None,
+        "startsInSeconds": None,
         "cancelRequested": False,
         "output": [
             {
@@ -384,6 +402,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
                 "height": 1328,
                 "seed": 7,
                 "expiresAt": "2026-11-22T13:00:00Z",
+                "keptUntil": "2026-12-22T12:00:09Z",
             }
         ],
         "error": None,

@@ -9,6 +9,7 @@ from typing import Final
 from urllib.parse import quote
 
 from gateway.deps import Parts
+from gateway.ports import StoredFile
 
 SHOWN_IN_PLACE: Final = re.compile(r"(image/(png|webp|jpeg|gif)|audio/[a-z0-9.+-]+|video/[a-z0-9.+-]+)")
 """What a browser may show rather than save. Anything that could carry a script, SVG too, is saved."""
@@ -53,6 +54,21 @@ def signed_url(parts: Parts, file_id: str) -> tuple[str, datetime]:
         f"{parts.settings.base_url}{path}?{parts.signer.sign(path, expires_at)}",
         datetime.fromtimestamp(expires_at, UTC),
     )
+
+
+def preview_path(file_id: str) -> str:
+    """Return the path that the signature of a preview covers."""
+    return f"/api/v1/files/{file_id}/preview"
+
+
+def preview_url(parts: Parts, file: StoredFile) -> dict[str, str]:
+    """Return the signed URL of a file's preview under its name, if it has one: thumbnail or poster."""
+    if file.preview_key is None:
+        return {}
+    expires_at = int(time.time()) + parts.settings.url_ttl_s
+    path = preview_path(file.id)
+    name = "posterUrl" if file.content_type.startswith("video/") else "thumbnailUrl"
+    return {name: f"{parts.settings.base_url}{path}?{parts.signer.sign(path, expires_at)}"}
 
 
 def disposition(name: str, content_type: str) -> str:

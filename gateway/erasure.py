@@ -21,7 +21,7 @@ from ledger import accounts, grants, sessions, users
 from ledger.credits import adjust
 from ledger.errors import AccountFrozen
 from ledger.keys import Caller
-from payments import customers, purchases
+from payments import auto_topups, customers, purchases
 
 FORFEITED: Final = "account deleted"
 """The reference of the transfer that takes a forfeited balance: at most one for each account."""
@@ -48,6 +48,7 @@ async def delete_account(conn: AsyncConnection, caller: Caller, email: str, *, f
     left: list[str] = []
     for account_id in theirs:
         await alerts.drop(conn, account_id)
+        await auto_topups.switch_off(conn, account_id)
         await webhooks.forget_account(conn, account_id)
         await idempotency.forget_account(conn, account_id)
         await jobs.forget_inputs(conn, account_id)

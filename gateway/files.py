@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.engine import Row
@@ -14,9 +16,32 @@ from gateway.ports import NewFile, StoredFile
 from gateway.tables import files
 from kit.errors import NotFound
 from ledger import accounts
+from ledger.tables import accounts as account_rows
 
 
-async def add_upload(conn: AsyncConnection, account_id: int, command: NewFile, limit: int) -> StoredFile:
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How many days files are kept; 0 is for ever. Files of the test world have a time of their own."""
+
+    output_days: int
+    upload_days: int
+    test_days: int
+
+
+FOREVER: Final = Retention(0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """A deleted file whose bytes may still be in the object store."""
+
+    id: str
+    storage_keys: list[str]
+
+
+async def add_upload(
+    conn: AsyncConnection, account_id: int, command: NewFile, limit: int, retention: Retention = FOREVER
+) -> StoredFile:
     """Record an upload; the account's lock keeps the limit exact. Raises: TooManyFiles."""
     await accounts.lock(conn, [account_id])
     kept = (
@@ -39,6 +64,7 @@ async def add_upload(conn: AsyncConnection, account_id: int, command: NewFile, l
                 content_type=command.content_type,
                 size_bytes=command.size_bytes,
                 sha256=command.sha256,
+                expires_at=await _end(conn, account_id, retention.upload_days, retention.test_days),
             )
             .returning(files)
         )
@@ -47,9 +73,14 @@ async def add_upload(conn: AsyncConnection, account_id: int, command: NewFile, l
 
 
 async def add_outputs(
-    conn: AsyncConnection, account_id: int, job_id: str, outputs: Sequence[StoredFile]
+    conn: AsyncConnection,
+    account_id: int,
+    job_id: str,
+    outputs: Sequence[StoredFile],
+    retention: Retention = FOREVER,
 ) -> None:
     """Record what a job made, in the transaction that charges for it."""
+    expires_at = await _end(conn, account_id, retention.output_days, retention.test_days)
     await conn.execute(
         insert(files),
         [
@@ -63,9 +94,54 @@ async def add_outputs(
                 "size_bytes": output.size_bytes,
                 "sha256": output.sha256,
                 "facts": output.facts,
+                "preview_key": output.preview_key,
+                "expires_at": expires_at,
             }
             for output in outputs
         ],
+    )
+
+
+async def _end(conn: AsyncConnection, account_id: int, days: int, test_days: int) -> datetime | None:
+    """Return when a file that an account gets now is to be deleted."""
+    row = (
+        await conn.execute(
+            select(account_rows.c.world, func.now().label("now")).where(account_rows.c.id == account_id)
+        )
+    ).one()
+    days = days if row.world == "live" else test_days
+    return row.now + timedelta(days=days) if days else None
+
+
+async def expire(conn: AsyncConnection, limit: int) -> None:
+    """Delete files whose time has come; their bytes follow. One that somebody deletes just now is left to them."""
+    due = (
+        select(files.c.id)
+        .where(files.c.deleted_at.is_(None), files.c.expires_at <= func.now())
+        .order_by(files.c.expires_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    await conn.execute(update(files).where(files.c.id.in_(due)).values(deleted_at=func.now()))
+
+
+async def unpurged(conn: AsyncConnection, limit: int) -> list[Deleted]:
+    """Return deleted files whose bytes may still be there."""
+    rows = await conn.execute(
+        select(files.c.id, files.c.storage_key, files.c.preview_key)
+        .where(files.c.deleted_at.is_not(None), files.c.purged_at.is_(None))
+        .order_by(files.c.id)
+        .limit(limit)
+    )
+    return [Deleted(row.id, [key for key in (row.storage_key, row.preview_key) if key]) for row in rows]
+
+
+async def purged(conn: AsyncConnection, file_ids: Sequence[str]) -> None:
+    """Note that the bytes of deleted files are gone."""
+    await conn.execute(
+        update(files)
+        .where(files.c.id.in_(file_ids), files.c.deleted_at.is_not(None))
+        .values(purged_at=func.coalesce(files.c.purged_at, func.now()))
     )
 
 
@@ -156,4 +232,7 @@ def _file(row: Row[Any]) -> StoredFile:
         created_at=row.created_at,
         job_id=row.job_id,
         facts=row.facts,
+        preview_key=row.preview_key,
+        kept_until=row.expires_at,
+        deleted_at=row.deleted_at,
     )

@@ -59,7 +59,9 @@ class Health:
         }
         if ledger_problem:
             return 503, dump({"ok": False, "error": "unavailable", "message": ledger_problem} | report)
-        whole = self._payments != "off" and all(state["state"] == "ready" for state in models.values())
+        whole = self._payments != "off" and all(
+            state["state"] == "ready" or state.get("asleep") for state in models.values()
+        )
         return 200, dump({"ok": True, "status": "ready" if whole else "degraded"} | report)
 
     async def _ledger_problem(self) -> str | None:
@@ -76,7 +78,7 @@ class Health:
             return "The ledger does not answer."
         return None
 
-    async def _model_states(self) -> dict[str, dict[str, str | None]]:
+    async def _model_states(self) -> dict[str, dict[str, Any]]:
         states: dict[str, ModelState] = {}
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
@@ -88,6 +90,11 @@ class Health:
             log.exception("the models' states could not be had")
         silent = ModelState("", "unavailable", "Its state could not be had.")
         return {
-            name: {"state": (state := states.get(name, silent)).state, "reason": state.reason}
+            name: {
+                "state": (state := states.get(name, silent)).state,
+                "reason": state.reason,
+                "asleep": state.asleep,
+                "startsInSeconds": state.starts_in_s,
+            }
             for name in self._applications
         }

@@ -18,6 +18,7 @@ from gateway.deliveries import announce_end
 from gateway.errors import JobNotFinished
 from gateway.files import outputs_of
 from gateway.ports import FinishedJob, Job, JobReceipt, JobStatus, StoredFile, SubmitJob
+from gateway.stages import as_seen
 from gateway.tables import jobs
 from gateway.turns import places_in_line
 from gateway.webhooks import ensure_signer
@@ -261,7 +262,7 @@ async def forget_inputs(conn: AsyncConnection, account_id: int) -> None:
 
 async def _jobs(conn: AsyncConnection, *terms: ColumnElement[bool], limit: int = 1) -> list[Job]:
     rows = (await conn.execute(select(jobs).where(*terms).order_by(jobs.c.id.desc()).limit(limit))).all()
-    outputs = await outputs_of(conn, [row.id for row in rows if row.status == "succeeded"])
+    outputs = await outputs_of(conn, [row.id for row in rows if row.status == "succeeded"], deleted=True)
     places = await places_in_line(conn, [row.id for row in rows if row.status == "queued"])
     return [_job(row, outputs.get(row.id, []), places.get(row.id)) for row in rows]
 
@@ -286,4 +287,5 @@ def _job(row: Row[Any], output: list[StoredFile], place: int | None) -> Job:
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
+        stages=as_seen(row.stages, row.status),
     )

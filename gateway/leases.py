@@ -7,6 +7,7 @@ together; a failure, a cancellation or an expiry frees the hold in the same tran
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,9 +19,10 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.deliveries import announce_end
-from gateway.files import add_outputs
+from gateway.files import FOREVER, Retention, add_outputs
 from gateway.ports import StoredFile
 from gateway.quantities import MILLI
+from gateway.stages import Stage, as_json
 from gateway.tables import jobs
 from gateway.turns import UNBOUNDED, Concurrency, claim_in_turn
 from kit.errors import AppError
@@ -77,11 +79,12 @@ class ClaimedJob:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """A runner's word that it works on a job. Units: percent."""
+    """A runner's word that it works on a job. `stages` as they are now, None: as they were. Units: percent."""
 
     job_id: str
     fence: int
     progress_percent: int
+    stages: tuple[Stage, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +150,14 @@ async def renew(conn: AsyncConnection, beats: Sequence[Heartbeat], lease: timede
             "ids": [beat.job_id for beat in beats],
             "fences": [beat.fence for beat in beats],
             "percents": [beat.progress_percent for beat in beats],
+            "stages": [beat.stages and json.dumps(as_json(beat.stages)) for beat in beats],
             "lease": lease,
         },
     )
     return {row.id: row.cancel_requested for row in rows}
 
 
-async def settle(conn: AsyncConnection, done: Settlement) -> Ended:
+async def settle(conn: AsyncConnection, done: Settlement, retention: Retention = FOREVER) -> Ended:
     """Write the result and charge for it, or neither; a job that was asked to stop is not charged.
 
     Raises: LeaseLost, with nothing written.
@@ -161,7 +165,7 @@ async def settle(conn: AsyncConnection, done: Settlement) -> Ended:
     row = await _lock_running(conn, done.job_id, done.fence)
     if row.cancel_requested_at is not None:
         return await _end_unpaid(conn, row, "canceled", metrics=done.metrics)
-    await add_outputs(conn, row.account_id, row.id, done.outputs)
+    await add_outputs(conn, row.account_id, row.id, done.outputs, retention)
     if done.charged_tokens:
         await holds.capture(conn, row.hold_id, done.charged_tokens, datetime.now(UTC))
     else:

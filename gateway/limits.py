@@ -83,6 +83,8 @@ ROUTES: Final[Mapping[str, BucketName]] = {
     "deleteAccount": "sensitive_auth",
     "redeemVoucher": "sensitive_auth",
     "setAlerts": "sensitive_auth",
+    "setAutoTopup": "purchase",
+    "saveCard": "purchase",
     "addWebhookEndpoint": "sensitive_auth",
     "rotateWebhookEndpoint": "sensitive_auth",
     # Each sends us out to somebody else's server.

@@ -52,6 +52,8 @@ from ledger.errors import AccountFrozen, AmbiguousPrefix, HoldResolved, Insuffic
 from payments.errors import (
     AccountExists,
     AlreadyClaimed,
+    CardNeeded,
+    ClaimExpired,
     PaymentFailed,
     PaymentIncomplete,
     PaymentMismatch,
@@ -96,7 +98,9 @@ _SAMPLES: Final[dict[str, AppError]] = {
         PaymentIncomplete("pur_01k8z0c6m5n7q2r4t6v8x0y2z4", 4_000, 5_000, "usd"),
         PaymentFailed(),
         AlreadyClaimed(),
+        ClaimExpired(30),
         AccountExists(),
+        CardNeeded(),
         PaymentRequired(ASK, encode(OFFER)),
         PaymentReused("payment"),
         SettlementPending("x402_01k8z0c6m5n7q2r4t6v8x0y2z4"),

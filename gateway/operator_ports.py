@@ -21,6 +21,17 @@ from payments.vouchers import NewVoucher, Redemption, Voucher, VoucherTerms
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """An account's part in the models. `weight`: its turns beside one of everybody else's.
+
+    `max_running`: how many of its jobs run at the same time at most; None: as for everybody.
+    """
+
+    weight: int = 1
+    max_running: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Signed:
     """Who asks: the SHA-256 of an operator's key, and the request that it came with."""
 
@@ -211,6 +222,9 @@ class Desk(Protocol):
 
     async def set_frozen(self, by: Signed, user_id: str, frozen: bool, reason: str) -> UserFound:
         """Stop all spending of a user's account, or let it go on. Raises: NotFound."""
+
+    async def set_share(self, by: Signed, user_id: str, share: Share, reason: str) -> Share:
+        """Set an account's share of the models. Raises: NotFound."""
 
     async def give_credits(self, by: Signed, command: GiveCredits) -> Movement:
         """Raises: NotFound, ReferenceConflict."""

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 from gateway.conversations import TurnBooks
 from gateway.operator_ports import Desk
 from gateway.quotas import Quota, Take
+from gateway.stages import Stage
 from gateway.tool_holds import Held, PlaceHold, SpendHeld
 from gateway.usage import EVERY_DIMENSION, Dimension, Usage
 from gateway.webhook_ports import JobEvent, Webhooks
@@ -27,6 +28,7 @@ from ledger.refills import Refilled
 from ledger.sessions import Session
 from ledger.spends import Allowance, Check, Spend, Spent
 from ledger.statements import Cost, Statement
+from payments.cards import TopupBooks
 from payments.customers import Customer
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase, UnpaidSession
 from payments.referrals import Application, Standing
@@ -89,6 +91,10 @@ class StoredFile:
     created_at: datetime
     job_id: str | None
     facts: dict[str, Any] = field(default_factory=dict)
+    preview_key: str | None = None
+    """Where a small WebP of it lies: a picture's thumbnail, a film's poster."""
+    kept_until: datetime | None = None
+    deleted_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +119,8 @@ class Job:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    stages: list[Stage] = field(default_factory=list)
+    """In their order; none where one model does all the work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +235,7 @@ class DeleteAccount:
     forfeit: bool
 
 
-class Ledger(Desk, Webhooks, TurnBooks, Protocol):
+class Ledger(Desk, Webhooks, TurnBooks, TopupBooks, Protocol):
     """The books. Every method raises `kit.errors.Unavailable` while Postgres is away.
 
     Then nothing was written, but for one case: the connection was lost while it committed, and nobody knows. The same
@@ -390,7 +398,7 @@ class Ledger(Desk, Webhooks, TurnBooks, Protocol):
     async def claim(self, provider: str, session_id: str, label: str) -> Claim:
         """Mint the first key of a payment, once.
 
-        Raises: NotFound, PaymentPending, PaymentIncomplete, AlreadyClaimed, AccountExists.
+        Raises: NotFound, PaymentPending, PaymentIncomplete, AlreadyClaimed, AccountExists, ClaimExpired.
         """
 
     async def referral(self, credential: Credential) -> Standing:
@@ -434,6 +442,9 @@ class Ledger(Desk, Webhooks, TurnBooks, Protocol):
     async def due_x402(self, limit: int) -> list[Settling]:
         """Take payments whose outcome is not known, to be asked about again."""
 
+    async def start_times(self, scale: str) -> dict[str, int]:
+        """Return what to expect of each model application that was seen to start, in seconds."""
+
     async def submit_job_set(self, commands: list[SubmitJob]) -> list[JobReceipt]:
         """Write several jobs of one caller with their holds, all or nothing. Raises: as `submit_job`."""
 
@@ -448,13 +459,16 @@ class Ledger(Desk, Webhooks, TurnBooks, Protocol):
 class ModelState:
     """Whether a model application can work now. `state`: ready, starting, unavailable.
 
-    `failed`: it was given up, and stays so until an operator deploys it anew. Jobs do not wait for it.
+    `failed`: it was given up, and stays so until an operator deploys it anew. Jobs do not wait for it. `asleep`: it has
+    no replica because nobody asks; the next job starts one. `starts_in_s`: how long a start takes, as far as is known.
     """
 
     application: str
     state: Literal["ready", "starting", "unavailable"]
     reason: str | None
     failed: bool = False
+    asleep: bool = False
+    starts_in_s: int | None = None
 
 
 class Models(Protocol):

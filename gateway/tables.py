@@ -60,6 +60,7 @@ jobs = Table(
     Column("deadline", DateTime(timezone=True)),
     Column("webhook_url", Text),
     Column("webhook_events", ARRAY(Text)),
+    Column("stages", JSONB),
     CheckConstraint(
         "status IN ('queued', 'running', 'succeeded', 'failed', 'canceled', 'expired')", name="status"
     ),
@@ -89,6 +90,24 @@ jobs = Table(
     Index("jobs_lease_idx", "lease_until", postgresql_where=text("status = 'running'")),
     Index("jobs_account_idx", "account_id", "id"),
 )
+
+job_stages = Table(
+    "job_stages",
+    metadata,
+    Column("job_id", Text, ForeignKey("jobs.id"), primary_key=True),
+    Column("stage", Text, primary_key=True),
+    Column("part", Integer, primary_key=True),
+    Column("fence", BigInteger, nullable=False),
+    Column("storage_key", Text, nullable=False, unique=True),
+    Column("facts", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("run_ms", BigInteger, nullable=False),
+    Column("gpu_ms", BigInteger, nullable=False),
+    Column("peak_memory_bytes", BigInteger, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    CheckConstraint("part >= 0", name="part"),
+    CheckConstraint("run_ms >= 0 AND gpu_ms >= 0 AND peak_memory_bytes >= 0", name="took"),
+)
+"""What the stages of a job made, in parts, until the job has ended: see `gateway.stage_parts`."""
 
 queue_turns = Table(
     "queue_turns",
@@ -127,10 +146,17 @@ files = Table(
     Column("facts", JSONB, nullable=False, server_default=text("'{}'")),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("deleted_at", DateTime(timezone=True)),
+    Column("preview_key", Text, unique=True),
+    Column("expires_at", DateTime(timezone=True)),
+    Column("purged_at", DateTime(timezone=True)),
     CheckConstraint("size_bytes >= 0", name="size"),
+    CheckConstraint("purged_at IS NULL OR deleted_at IS NOT NULL", name="purged"),
     Index("files_account_idx", "account_id", "id", postgresql_where=text("deleted_at IS NULL")),
+    Index("files_expires_at_idx", "expires_at", postgresql_where=text("deleted_at IS NULL")),
+    Index("files_unpurged_idx", "id", postgresql_where=text("deleted_at IS NOT NULL AND purged_at IS NULL")),
 )
-"""`job_id` is set for a model's output and empty for a caller's upload. `facts`: width, height, seed, ..."""
+"""`job_id` is set for a model's output and empty for a caller's upload. `facts`: width, height, seed, ...
+At `expires_at` a file is deleted by itself; at `purged_at` a deleted file's bytes were gone too."""
 
 tool_holds = Table(
     "tool_holds",
@@ -275,3 +301,13 @@ balance_alerts = Table(
     CheckConstraint("NOT armed OR alerted_version IS NULL", name="armed"),
 )
 """The alert of a low balance: see `gateway.alerts`. Units: `threshold` tokens."""
+
+cold_starts = Table(
+    "cold_starts",
+    metadata,
+    Column("application", Text, primary_key=True),
+    Column("scale", Text, primary_key=True),
+    Column("took_s", ARRAY(Integer), nullable=False),
+    CheckConstraint("cardinality(took_s) BETWEEN 1 AND 5 AND 0 < ALL (took_s)", name="took"),
+)
+"""The last starts of each model: see `gateway.cold_starts`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
+from gateway.languages import HEARD
 from gateway.numbers import decimal_as_whole, whole_as_decimal
 from gateway.patterns import PROMPT, TEXT
 from gateway.problems import InvalidFields, field_faults
@@ -46,6 +47,7 @@ MAX_URL_CHARS: Final = 2048
 MEDIA: Final[Mapping[str, tuple[str, ...]]] = {
     "sourceImage": ("image/",),
     "audio": ("audio/", "video/"),
+    "video": ("video/",),
     "referenceAudio": ("audio/",),
 }
 """The beginnings of the types that each media input may have; a film has a sound track."""
@@ -375,6 +377,37 @@ class ChatComplete(TaskInput):
     seed: Seed = None
 
 
+class VideoDub(TaskInput):
+    """The input of `video.dub`. `maxMinutes` is held; what is charged is the film's length.
+
+    Every line is spoken in a voice cloned from the film itself: dub only with the consent of those who speak in it.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("video",)
+
+    video_url: MediaUrl | None = None
+    video_file_id: FileId | None = None
+    target_language: Annotated[
+        Literal[get_args(Language)[1:]],  # type: ignore[valid-type]  # all but `Auto`: what the voice model speaks
+        Field(description="What is spoken in the result.", examples=["French"]),
+    ]
+    source_language: Annotated[
+        Literal[tuple(HEARD)] | None,  # type: ignore[valid-type]  # one list for the model and its callers
+        Field(description="What is spoken in the film; without it, it is recognised.", examples=["English"]),
+    ] = None
+    keep_background: Annotated[
+        bool,
+        Field(
+            description="The film's own sound stays, lowered by 18 dB while somebody speaks: it cannot be taken apart,"
+            " so the original's speech is faintly heard under the new. Without it, only the new speech is heard."
+        ),
+    ] = True
+    max_minutes: Annotated[
+        int, Field(ge=1, le=30, description="A longer film is refused and costs nothing."), AS_WHOLE
+    ] = 5
+    seed: Seed = None
+
+
 INPUTS: Final[Mapping[str, type[TaskInput]]] = {
     "image.generate": ImageGenerate,
     "image.edit": ImageEdit,
@@ -386,6 +419,7 @@ INPUTS: Final[Mapping[str, type[TaskInput]]] = {
     "audio.transcribe": AudioTranscribe,
     "text.translate": TextTranslate,
     "chat.complete": ChatComplete,
+    "video.dub": VideoDub,
 }
 """The input of each task that this code knows. The catalogue says which are on sale, and for how much."""
 

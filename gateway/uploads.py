@@ -43,6 +43,7 @@ async def keep_upload(parts: Parts, credential: Credential, upload: Upload) -> S
 async def delete_bytes(parts: Parts, file: StoredFile) -> None:
     """Delete the bytes of a file that the books have forgotten."""
     try:
-        await parts.objects.delete(file.storage_key)
+        for key in filter(None, (file.storage_key, file.preview_key)):
+            await parts.objects.delete(key)
     except Unavailable:
-        log.exception("bytes of a deleted file stay behind", storage_key=file.storage_key)
+        log.exception("bytes of a deleted file go later", storage_key=file.storage_key)

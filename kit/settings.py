@@ -47,6 +47,8 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=1, le=65535)
     data_dir: Path = Path(".farebox")
     profile: Profile = "tiny"
+    scale: Literal["", "cluster"] = ""
+    """Which numbers of `serve_config.yaml` hold: those of the profile (a laptop, or one GPU), or those of a cluster."""
     public_url: str = ""
     """What callers reach us by; empty means `http://host:port`."""
     contact_email: str = ""
@@ -115,6 +117,8 @@ class Settings(BaseSettings):
     """Stripe Tax works the tax out: on top of the price, or within it. Empty: no tax."""
     webhook_tolerance_s: int = Field(default=300, ge=10)
     """How old a webhook's signature may be: Stripe's own five minutes."""
+    claim_days: int = Field(default=30, ge=1)
+    """How long a payment's link hands out its first key. Later its owner signs in by e-mail; the credits stay."""
     reconcile_every_s: int = Field(default=24 * 3600, ge=0)
     """How often the providers' records are compared with the books. 0: only by `farebox reconcile`."""
     reconcile_days: int = Field(default=3, ge=1, le=365)
@@ -128,6 +132,10 @@ class Settings(BaseSettings):
     """Who verifies and settles x402 payments, such as `https://x402.org/facilitator` (test money). Empty: off."""
     x402_facilitator_token: SecretStr = SecretStr("")
     """Sent to the facilitator as a bearer token, where it wants one."""
+    x402_cdp_key_id: str = ""
+    """Of a Coinbase Developer Platform key, for `https://api.cdp.coinbase.com/platform/v2/x402`."""
+    x402_cdp_key_secret: SecretStr = SecretStr("")
+    """Base64 (Ed25519) or PEM (P-256)."""
     x402_pay_to: str = Field(default="", pattern=r"^(0x[0-9a-fA-F]{40})?$")
     """The address that x402 payments go to; needed with a facilitator."""
     x402_network: Literal["eip155:8453", "eip155:84532"] = "eip155:84532"
@@ -265,7 +273,7 @@ class Settings(BaseSettings):
         SigningKeys.from_files(paths)
         return ",".join(map(str, paths))
 
-    @field_validator("coinbase_api_key_secret")
+    @field_validator("coinbase_api_key_secret", "x402_cdp_key_secret")
     @classmethod
     def _usable_key(cls, secret: SecretStr) -> SecretStr:
         """Find out at the start whether it holds a key."""
@@ -328,6 +336,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _x402_is_whole(self) -> Settings:
+        if bool(self.x402_cdp_key_id) != bool(self.x402_cdp_key_secret.get_secret_value()):
+            raise ValueError("FAREBOX_X402_CDP_KEY_ID and FAREBOX_X402_CDP_KEY_SECRET belong together")
+        if self.x402_cdp_key_id and self.x402_facilitator_token.get_secret_value():
+            raise ValueError(
+                "FAREBOX_X402_CDP_KEY_ID and FAREBOX_X402_FACILITATOR_TOKEN are two ways to sign in: set one"
+            )
         if self.x402_facilitator and not self.x402_pay_to:
             raise ValueError(
                 "FAREBOX_X402_FACILITATOR needs FAREBOX_X402_PAY_TO beside it: payments need an address"

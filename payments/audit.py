@@ -36,6 +36,16 @@ PAYMENT_CHECKS: Final = (
                    OR p.credits_tokens <> x.credits_tokens OR p.amount_minor <> x.amount_minor)""",
     ),
     Check(
+        "a top-up charge is paid when its purchase is granted, and stays within its account",
+        """SELECT c.id AS purchase_id, c.state, p.fulfilled_at
+           FROM auto_topup_charges c
+           JOIN purchases p ON p.id = c.id
+           JOIN accounts a ON a.id = c.account_id
+           WHERE (c.state = 'paid') <> (p.fulfilled_at IS NOT NULL) OR c.amount_minor <> p.amount_minor
+               OR c.currency <> p.currency OR p.world <> 'live'
+               OR p.fulfilled_at IS NOT NULL AND p.topup_user_id IS NOT NULL AND p.user_id <> a.user_id""",
+    ),
+    Check(
         "what went back of a payment is what stands of its refunds and disputes",
         """SELECT p.id AS purchase_id, p.paid_minor, p.returned_minor, coalesce(r.standing, 0) AS standing
            FROM purchases p

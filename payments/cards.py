@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
 import structlog
 
+from kit.errors import AppError
 from ledger import scopes
 from ledger.keys import Credential
-from payments.checkout import Checkout, Provider, PurchaseBooks
+from payments.auto_topups import AutoTopup, TopupWish
+from payments.checkout import Checkout, Provider, ProviderSession, PurchaseBooks
 from payments.customers import Customer
-from payments.errors import NotRefundable
+from payments.errors import CardNeeded, NotRefundable, PaymentsUnavailable
+from payments.packages import Package
 from payments.purchases import Purchase
+from payments.topup_charges import ChargeRefused, DueCharge
 from payments.webhooks import ProviderEvent
 
 log = structlog.get_logger(__name__)
@@ -36,6 +42,10 @@ class RefundOrder:
     key: str
 
 
+CHARGES_AT_ONCE: Final = 8
+"""Side by side in one sweep, so that each has its whole lease; the next sweep is seconds away."""
+
+
 class CardProvider(Provider, Protocol):
     """A hosted checkout that keeps customers."""
 
@@ -51,8 +61,43 @@ class CardProvider(Provider, Protocol):
     async def events_since(self, moment: datetime) -> list[ProviderEvent]:
         """Return what happened since then of the types that we handle, the oldest first."""
 
+    @property
+    def charges_saved_cards(self) -> bool:
+        """Whether it charges saved cards with nobody at the screen, as it is configured."""
 
-class CardBooks(PurchaseBooks, Protocol):
+    async def has_card(self, customer_id: str) -> bool:
+        """Tell whether a card is saved that may be charged."""
+
+    async def card_page(self, customer_id: str, back_url: str) -> str:
+        """Return the address of a page that saves a card, and charges nothing."""
+
+    async def charge_saved(self, charge: DueCharge) -> ProviderSession | ChargeRefused:
+        """Charge a saved card, once. Raises: PaymentsUnavailable, when nobody knows whether money moved."""
+
+
+class TopupBooks(Protocol):
+    """The transactions of automatic top-ups."""
+
+    async def auto_topup(self, credential: Credential) -> AutoTopup | None:
+        """Return the caller's automatic top-up. Raises: AuthRequired, Forbidden for a limited key."""
+
+    async def switch_topup_on(self, credential: Credential, wish: TopupWish) -> AutoTopup:
+        """Set the caller's automatic top-up. Raises: AuthRequired, Forbidden, also for the test world."""
+
+    async def switch_topup_off(self, credential: Credential) -> None:
+        """Forget the caller's automatic top-up; a charge under way comes to its end."""
+
+    async def begin_topups(self, provider: str, on_sale: Mapping[str, Package]) -> int:
+        """Write a charge for each account that is short and may be charged; returns how many."""
+
+    async def take_topups(self, provider: str, limit: int) -> list[DueCharge]:
+        """Take charges that nobody is at."""
+
+    async def refuse_topup(self, purchase_id: str, refused: ChargeRefused) -> bool:
+        """End a charge that moved no money; returns whether this call ended it."""
+
+
+class CardBooks(PurchaseBooks, TopupBooks, Protocol):
     """The transactions beyond a purchase's own; see `gateway.ports.Ledger` for their guarantees."""
 
     async def billing_customer(self, provider: str, credential: Credential, need: str) -> Customer: ...
@@ -94,6 +139,55 @@ class CardCheckout(Checkout):
         )
         await self.settle(purchase.session_id)
         return refund_id
+
+    async def card_page(self, credential: Credential) -> str:
+        """Return where the caller saves a card; nothing is charged.
+
+        Raises: AuthRequired, Forbidden, PaymentsUnavailable.
+        """
+        self._refuse_test_key(credential)
+        customer_id = await self._known_customer(credential, scopes.BILLING)
+        return await self._cards.card_page(customer_id, f"{self._base_url}/credits")
+
+    async def switch_topup_on(
+        self, credential: Credential, package: Package, threshold_tokens: int, month_most_minor: int
+    ) -> AutoTopup:
+        """Switch automatic top-up on, for a caller whose card is saved.
+
+        Raises: AuthRequired, Forbidden, CardNeeded, PaymentsUnavailable.
+        """
+        if not self._cards.charges_saved_cards:
+            raise PaymentsUnavailable(
+                "Automatic top-up is not offered here: the tax of each payment is worked out at its checkout."
+            )
+        self._refuse_test_key(credential)
+        customer_id = await self._known_customer(credential, scopes.BILLING)
+        if not await self._cards.has_card(customer_id):
+            raise CardNeeded
+        wish = TopupWish(self.provider.name, customer_id, threshold_tokens, package, month_most_minor)
+        return await self._card_books.switch_topup_on(credential, wish)
+
+    async def top_up(self, on_sale: Mapping[str, Package]) -> None:
+        """Charge for accounts that are short of what they wish to have, and end what an earlier try left open."""
+        if not self._cards.charges_saved_cards:
+            return
+        await self._card_books.begin_topups(self.provider.name, on_sale)
+        taken = await self._card_books.take_topups(self.provider.name, CHARGES_AT_ONCE)
+        async with asyncio.TaskGroup() as group:
+            for charge in taken:
+                group.create_task(self._end(charge))
+
+    async def _end(self, charge: DueCharge) -> None:
+        """Bring one charge to its end; what nobody knows of is taken up again when its lease is over."""
+        try:
+            outcome = await self._cards.charge_saved(charge)
+            if isinstance(outcome, ChargeRefused):
+                log.info("top-up refused", purchase_id=charge.purchase_id, reason=outcome.reason)
+                await self._card_books.refuse_topup(charge.purchase_id, outcome)
+            else:
+                await self._book(outcome)
+        except AppError as error:
+            log.warning("top-up left open", purchase_id=charge.purchase_id, problem=str(error))
 
     async def catch_up(self) -> int:
         """Take in what the provider sent and we never received; returns how many events those were."""

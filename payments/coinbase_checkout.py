@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -18,14 +17,12 @@ from datetime import datetime
 from typing import Any, Final
 from urllib.parse import urlencode
 
-import jwt
 import orjson
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from kit.errors import InvalidRequest
 from kit.settings import COINBASE_LIVE
-from kit.signing import private_key
 from payments.amounts import in_minor
+from payments.cdp import CdpKey
 from payments.checkout import OWN_ID, ProviderSession, SessionRequest
 from payments.currencies import amount_text
 from payments.errors import PaymentsUnavailable
@@ -34,8 +31,6 @@ from payments.provider_api import NOT_UNDERSTOOD, ProviderApi
 from payments.returns import Return
 from payments.webhooks import ProviderEvent
 
-TOKEN_LIFE_S: Final = 120
-"""What Coinbase accepts at most; each request carries a token of its own."""
 PAGE: Final = 100
 """Checkouts in one answer."""
 CHECKOUT_ID: Final = re.compile(r"[0-9a-f]{24}")
@@ -69,9 +64,7 @@ class CoinbaseCheckout:
         if not key_id or not webhook_secret:
             raise ValueError("Coinbase needs its key's id and secret and its webhook secret")
         self.livemode = (api_base or COINBASE_LIVE).rstrip("/") == COINBASE_LIVE
-        self._key_id = key_id
-        self._key = private_key(key_secret)
-        self._algorithm = "EdDSA" if isinstance(self._key, Ed25519PrivateKey) else "ES256"
+        self._key = CdpKey(key_id, key_secret, clock)
         self._webhook_secret = webhook_secret
         self._api = ProviderApi(api_base or COINBASE_LIVE)
         self._clock = clock
@@ -168,18 +161,7 @@ class CoinbaseCheckout:
 
     def _authorization(self, method: str, path: str) -> dict[str, str]:
         """Return a token that is good for this one request."""
-        base, now = self._api.base, int(self._clock())
-        place = f"{base.netloc.decode()}{base.path.rstrip('/')}{path}"
-        claims = {
-            "sub": self._key_id,
-            "iss": "cdp",
-            "aud": ["cdp_service"],
-            "nbf": now,
-            "exp": now + TOKEN_LIFE_S,
-            "uris": [f"{method} {place}"],
-        }
-        header = {"kid": self._key_id, "nonce": secrets.token_hex(16)}
-        return {"Authorization": f"Bearer {jwt.encode(claims, self._key, self._algorithm, header)}"}
+        return self._key.authorization(method, f"{str(self._api.base).rstrip('/')}{path}")
 
     def _session(self, checkout: Any) -> ProviderSession:
         try:

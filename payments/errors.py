@@ -87,6 +87,22 @@ class AlreadyClaimed(AppError):
 
 
 @dataclass
+class ClaimExpired(AppError):
+    """The payment was not claimed in time: whoever holds its link gets no key any more. Its credits are kept."""
+
+    days: int
+    code = "claim_expired"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return (
+            f"The key of this payment had to be claimed within {self.days} days. The credits are safe: sign in with "
+            "the e-mail address that paid."
+        )
+
+
+@dataclass
 class AccountExists(AppError):
     """The payer's e-mail owned an account before: the credits went there, and no key is given out."""
 
@@ -112,6 +128,18 @@ class PaymentMismatch(AppError):
         return (
             f"The payment's {self.what} differs from the purchase; write to support with {self.purchase_id}."
         )
+
+
+@dataclass
+class CardNeeded(AppError):
+    """Automatic top-up needs a saved card, and the provider has none of this account. Nothing was switched on."""
+
+    code = "card_needed"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return "Save a card first: POST /api/v1/account/auto-topup/card opens the page for it."
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Stripe Checkout behind our provider interface. The only file that knows the `stripe` package.
+"""Stripe Checkout behind our provider interface. With `stripe_cards`, the only file that knows the `stripe` package.
 
 Source: Stripe's Checkout Sessions API and webhook signatures, API version of stripe 16.1.
 """
@@ -19,12 +19,13 @@ import stripe
 
 from kit.errors import InvalidRequest, NotFound
 from kit.settings import Settings
-from payments import stripe_returns
+from payments import stripe_cards, stripe_returns
 from payments.cards import CardBooks, CardCheckout, RefundOrder
 from payments.checkout import ProviderSession, SessionRequest
 from payments.errors import NotRefundable, PaymentsUnavailable
 from payments.returns import Return
 from payments.stripe_amounts import from_stripe, to_stripe
+from payments.topup_charges import ChargeRefused, DueCharge
 from payments.webhooks import ProviderEvent
 
 T = TypeVar("T")
@@ -52,7 +53,9 @@ PAYMENT_EVENTS: Final = frozenset(
 )
 """About a refund, a dispute or a charge: each names the payment that it belongs to."""
 WARNING_EVENTS: Final = frozenset({"radar.early_fraud_warning.created"})
-HANDLED_EVENTS: Final = SESSION_EVENTS | PAYMENT_EVENTS | WARNING_EVENTS
+CHARGE_EVENTS: Final = frozenset({"payment_intent.succeeded"})
+"""Of a saved card; those of a checkout say nothing that its session does not."""
+HANDLED_EVENTS: Final = SESSION_EVENTS | PAYMENT_EVENTS | WARNING_EVENTS | CHARGE_EVENTS
 """The events to subscribe to; others are kept and acknowledged."""
 NAME: Final = re.compile(r"[A-Za-z0-9_.:-]{1,255}")
 """What an event's id and type look like, far beyond any that Stripe has."""
@@ -172,7 +175,9 @@ class StripeCheckout:
             session = await _found(
                 self._client.v1.checkout.sessions.retrieve_async(object_id, {"expand": [EXPANDED]})
             )
-            return _session(session, await self._returns(session, at_all=False), warned=False)
+            if session.mode != "payment":
+                raise NotFound("checkout session")  # it saves a card
+            return _session(session, await self._returns(session.payment_intent, at_all=False), warned=False)
         payment_id, warned = object_id, False
         if not object_id.startswith("pi_"):
             warning = await _found(self._client.v1.radar.early_fraud_warnings.retrieve_async(object_id))
@@ -185,16 +190,27 @@ class StripeCheckout:
             )
         )
         if not page.data:
-            raise NotFound("checkout session")
+            return await self._charged(payment_id, warned=warned)
         session = page.data[0]
-        return _session(session, await self._returns(session, at_all=True), warned=warned)
+        returns = await self._returns(session.payment_intent, at_all=True)
+        return _session(session, returns, warned=warned)
 
-    async def _returns(self, session: stripe.checkout.Session, *, at_all: bool) -> tuple[Return, ...]:
-        """Return the refunds and disputes of a session's payment: at all, or if its charge says that some stand.
+    async def _charged(self, payment_id: str, *, warned: bool = False) -> ProviderSession:
+        """Read a payment with a saved card, which is its own session. Raises: NotFound, PaymentsUnavailable."""
+        intent = await _found(
+            self._client.v1.payment_intents.retrieve_async(payment_id, {"expand": ["latest_charge"]})
+        )
+        if not _is_ours(intent):
+            raise NotFound("checkout session")
+        return _charge(intent, await self._returns(intent, at_all=True), warned=warned)
+
+    async def _returns(
+        self, intent: stripe.PaymentIntent | str | None, *, at_all: bool
+    ) -> tuple[Return, ...]:
+        """Return the refunds and disputes of a payment: at all, or if its charge says that some stand.
 
         A refund that failed does not show in the charge, so that news of one is no reason to believe it.
         """
-        intent = session.payment_intent
         charge = intent.latest_charge if isinstance(intent, stripe.PaymentIntent) else None
         if not isinstance(charge, stripe.Charge) or not (at_all or charge.amount_refunded or charge.disputed):
             return ()
@@ -217,6 +233,8 @@ class StripeCheckout:
         sessions: Any = {"created": begun, "limit": PAGE, "expand": [f"data.{EXPANDED}"]}
         seen: set[str] = set()
         async for session in _all(await _answered(self._client.v1.checkout.sessions.list_async(sessions))):
+            if session.mode != "payment":
+                continue  # it saves a card
             payment_id = _id(session.payment_intent) or ""
             seen.add(payment_id)
             yield _session(session, tuple(returns.get(payment_id, ())), warned=False)
@@ -255,6 +273,25 @@ class StripeCheckout:
             {"customer": customer_id, "return_url": return_url}
         )
         return (await _answered(opened)).url
+
+    async def has_card(self, customer_id: str) -> bool:
+        """Tell whether a card is saved that may be charged. Raises: PaymentsUnavailable."""
+        return await _answered(stripe_cards.saved_card(self._client, customer_id)) is not None
+
+    async def card_page(self, customer_id: str, back_url: str) -> str:
+        """Open a page that saves a card; returns its address. Raises: PaymentsUnavailable."""
+        return await _answered(stripe_cards.card_page(self._client, customer_id, back_url))
+
+    async def charge_saved(self, charge: DueCharge) -> ProviderSession | ChargeRefused:
+        """Charge a saved card, once. Raises: PaymentsUnavailable, when nobody knows whether money moved."""
+        receipt_email = charge.email if self._options.receipts else None
+        made = await _answered(stripe_cards.charge_saved(self._client, charge, receipt_email))
+        return made if isinstance(made, ChargeRefused) else await self._charged(made.id)
+
+    @property
+    def charges_saved_cards(self) -> bool:
+        """Whether it does: a tax that is worked out at each checkout is not worked out without one."""
+        return not self._options.tax
 
     async def refund(self, order: RefundOrder) -> str:
         """Give money back; returns the refund's id. Raises: NotRefundable, PaymentsUnavailable."""
@@ -354,6 +391,8 @@ def _event(event: Mapping[str, Any], body: bytes) -> ProviderEvent:
     if kind in HANDLED_EVENTS:
         subject = event["data"]["object"]
         about = subject["payment_intent"] if kind in PAYMENT_EVENTS else subject["id"]
+        if kind in CHARGE_EVENTS and (subject.get("metadata") or {}).get("kind") != stripe_cards.KIND:
+            about = None
     return ProviderEvent("stripe", event_id, kind, about if isinstance(about, str) else None, body)
 
 
@@ -388,6 +427,35 @@ def _session(
         paid_minor=from_stripe(total, currency),
         payment_id=_id(intent),
         customer_id=_id(session.customer),
+        returns=returns,
+        warned=warned,
+        card_fingerprint=_card_fingerprint(intent),
+    )
+
+
+def _is_ours(intent: stripe.PaymentIntent) -> bool:
+    return bool(intent.metadata) and intent.metadata.to_dict().get("kind") == stripe_cards.KIND
+
+
+def _charge(intent: stripe.PaymentIntent, returns: tuple[Return, ...], *, warned: bool) -> ProviderSession:
+    """Read a payment with a saved card as the session that it stands for."""
+    currency = intent.currency.lower()
+    amount = from_stripe(intent.amount, currency)
+    paid = intent.status == "succeeded"
+    failed = intent.status in ("requires_payment_method", "canceled")
+    return ProviderSession(
+        id=intent.id,
+        url="",
+        purchase_id=intent.metadata.to_dict().get("purchase_id", "") if intent.metadata else "",
+        paid=paid,
+        amount_minor=amount,
+        currency=currency,
+        livemode=intent.livemode,
+        failed=failed,
+        closed=failed,
+        received_minor=from_stripe(intent.amount_received, currency),
+        payment_id=intent.id,
+        customer_id=_id(intent.customer),
         returns=returns,
         warned=warned,
         card_fingerprint=_card_fingerprint(intent),

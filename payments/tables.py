@@ -11,6 +11,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     ForeignKey,
     Index,
@@ -305,3 +306,66 @@ reconciliations = Table(
 )
 """Comparisons of providers' records with the books. `differences`: what was left of them, each in `report`, beside who
 could not be asked and what cannot be compared. What ended never changes, by trigger."""
+
+auto_topups = Table(
+    "auto_topups",
+    metadata,
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), primary_key=True, autoincrement=False),
+    Column("provider", Text, nullable=False),
+    Column("customer_id", Text, nullable=False),
+    Column("threshold", BigInteger, nullable=False),
+    Column("package_code", Text, nullable=False),
+    Column("package_name", Text, nullable=False),
+    Column("price_version", Integer),
+    Column("credits_tokens", BigInteger, nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("month_most_minor", BigInteger, nullable=False),
+    Column("state", Text, nullable=False, server_default=text("'on'")),
+    Column("reason", Text),
+    Column("declines", Integer, nullable=False, server_default=text("0")),
+    Column("rest_until", DateTime(timezone=True)),
+    Column("set_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    CheckConstraint("threshold > 0 AND threshold <= credits_tokens", name="threshold"),
+    CheckConstraint("amount_minor > 0 AND month_most_minor >= amount_minor", name="amounts"),
+    CheckConstraint(
+        "state IN ('on', 'paused', 'off') AND (state = 'on') = (reason IS NULL)"
+        " AND reason IN ('authentication_required', 'card_declined', 'no_card', 'package_changed')",
+        name="state",
+    ),
+    CheckConstraint("declines >= 0", name="declines"),
+)
+"""What an account wishes to be topped up with, of the live world by trigger. The package is kept as it was agreed to:
+another price charges nothing. `threshold` is at most what the package brings, so that one is enough. `rest_until`:
+nothing is charged before, after a decline or with the month's ceiling reached."""
+
+auto_topup_charges = Table(
+    "auto_topup_charges",
+    metadata,
+    Column("id", Text, ForeignKey("purchases.id"), primary_key=True),
+    Column("account_id", BigInteger, ForeignKey("accounts.id"), nullable=False),
+    Column("customer_id", Text, nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("month", Date, nullable=False),
+    Column("state", Text, nullable=False, server_default=text("'charging'")),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("due_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("problem", Text),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("ended_at", DateTime(timezone=True)),
+    CheckConstraint("amount_minor > 0 AND attempts >= 0", name="amount"),
+    CheckConstraint("extract(day FROM month) = 1", name="month"),
+    CheckConstraint("state IN ('charging', 'paid', 'refused')", name="state"),
+    CheckConstraint("(state = 'charging') = (ended_at IS NULL)", name="ended"),
+    Index(
+        "auto_topup_charges_one_at_a_time_idx",
+        "account_id",
+        unique=True,
+        postgresql_where=text("state = 'charging'"),
+    ),
+    Index(None, "account_id", "month"),
+    Index(None, "due_at", postgresql_where=text("state = 'charging'")),
+)
+"""Each is a purchase of the same id, which is also the key that keeps the provider from charging twice. One at a time,
+and within the month's ceiling, by trigger. `due_at`: when whoever is at it is taken for dead."""

@@ -17,6 +17,7 @@ import structlog
 
 from kit.errors import InvalidRequest, Unavailable
 from kit.settings import Settings
+from payments.cdp import CdpKey
 from payments.errors import PaymentRequired, SettlementPending, SettlementUnclear
 from payments.x402_facilitator import Facilitator, HttpFacilitator, Settlement
 from payments.x402_payments import Bill, Outcome, Paid, Refused, Settling, Unknown
@@ -162,13 +163,20 @@ class X402Checkout:
         return PaymentRequired(problem, self._till.required(call, url, problem, int(self._clock())))
 
 
+def _cdp_key(settings: Settings) -> CdpKey | None:
+    secret = settings.x402_cdp_key_secret.get_secret_value()
+    return CdpKey(settings.x402_cdp_key_id, secret) if secret else None
+
+
 def x402_for(settings: Settings, books: X402Books) -> X402Checkout | None:
     """Return the checkout of wallets that the settings configure, or None where no facilitator is."""
     if not settings.x402_facilitator:
         return None
     return X402Checkout(
         books,
-        HttpFacilitator(settings.x402_facilitator, settings.x402_facilitator_token.get_secret_value()),
+        HttpFacilitator(
+            settings.x402_facilitator, settings.x402_facilitator_token.get_secret_value(), _cdp_key(settings)
+        ),
         Till(
             ASSETS[settings.x402_network], settings.x402_pay_to, settings.secret.get_secret_value().encode()
         ),

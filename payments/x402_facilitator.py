@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 import httpx
 import structlog
 
+from payments.cdp import CdpKey
 from payments.errors import PaymentsUnavailable
 from payments.x402_wire import VERSION
 
@@ -74,8 +75,10 @@ class Facilitator(Protocol):
 class HttpFacilitator:
     """A facilitator behind a URL."""
 
-    def __init__(self, url: str, token: str = "") -> None:
+    def __init__(self, url: str, token: str = "", key: CdpKey | None = None) -> None:
+        """Connect to nothing yet. `key`: Coinbase's facilitator wants a token of its own for each request."""
         self._url = url.rstrip("/")
+        self._key = key
         # No redirects: a signed payment goes where the operator said, and nowhere else.
         self._http = httpx.AsyncClient(
             headers={"authorization": f"Bearer {token}"} if token else {}, follow_redirects=False
@@ -118,7 +121,9 @@ class HttpFacilitator:
         Raises: HTTPError, ValueError.
         """
         body = {"x402Version": VERSION, "paymentPayload": payload, "paymentRequirements": payload["accepted"]}
-        answer = await self._http.post(f"{self._url}/{verb}", json=body, timeout=timeout_s)
+        place = f"{self._url}/{verb}"
+        signed = self._key.authorization("POST", place) if self._key else {}
+        answer = await self._http.post(place, json=body, headers=signed, timeout=timeout_s)
         found = json.loads(answer.content)
         decided = isinstance(found, dict) and isinstance(found.get(verdict), bool)
         if answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR or not decided:

@@ -5,8 +5,6 @@ Source: Coinbase Developer Platform, Checkout APIs and CDP API key authenticatio
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import hmac
 import json
@@ -14,14 +12,13 @@ import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import Final
 
-import jwt
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from sandbox import crypto_payments
+from sandbox.coinbase_tokens import token_problem
 from sandbox.crypto_instance import CryptoTwin, Refusal, answer, text_of, twin_of
 from sandbox.crypto_state import CryptoState, Happening, arrived, is_whole, refunded
 from sandbox.stripe_shapes import Json
@@ -32,7 +29,6 @@ router = APIRouter(prefix="/api/v1")
 CURRENCIES: Final = frozenset({"USDC", "USD", "EUR", "SGD", "GBP"})
 # Coinbase's own: an hour to pay unless the shop says otherwise.
 EXPIRES_IN_S: Final = 3600.0
-TOKEN_LIFE_MOST_S: Final = 120
 METADATA_KEYS_MOST: Final = 20
 METADATA_VALUE_MOST: Final = 100
 FEE: Final = Decimal("0.01")
@@ -137,45 +133,11 @@ def _hmac(secret: str, signed: bytes) -> str:
     return hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()
 
 
-def public_key(secret: str) -> Ed25519PublicKey:
-    """Give the public half of an Ed25519 key as CDP hands it out: base64 of seed and public half."""
-    try:
-        seed = base64.b64decode(secret, validate=True)[:32]
-        return Ed25519PrivateKey.from_private_bytes(seed).public_key()
-    except (binascii.Error, ValueError) as error:
-        message = "the sandbox's Coinbase key must be the base64 of an Ed25519 key"
-        raise ValueError(message) from error
-
-
 def _authenticate(request: Request, twin: CryptoTwin) -> None:
     """Refuse a token that is not ours, not for this request, or older than it may be. Raises: Refusal."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    try:
-        header = jwt.get_unverified_header(token)
-        # Its times are checked below, by the twin's own clock.
-        claims: Any = jwt.decode(
-            token,
-            public_key(twin.settings.key),
-            ["EdDSA"],
-            options={"verify_exp": False, "verify_nbf": False, "verify_aud": False},
-            issuer="cdp",
-        )
-    except jwt.PyJWTError as error:
-        raise Refusal(
-            401, {"errorType": "unauthorized", "errorMessage": "The token does not verify."}
-        ) from error
-    place = f"{request.method} {request.url.netloc}{request.url.path}"
-    now = twin.now()
-    is_good = (
-        scheme == "Bearer"
-        and header.get("kid") == claims.get("sub") == twin.settings.key_id
-        and bool(header.get("nonce"))
-        and claims.get("uris") == [place]
-        and claims["exp"] - claims["nbf"] <= TOKEN_LIFE_MOST_S
-        and claims["nbf"] - 30 <= now < claims["exp"]
-    )
-    if not is_good:
-        raise Refusal(401, {"errorType": "unauthorized", "errorMessage": f"The token is not for {place}."})
+    problem = token_problem(request, twin.settings.key_id, twin.settings.key, twin.now())
+    if problem is not None:
+        raise Refusal(401, {"errorType": "unauthorized", "errorMessage": problem})
 
 
 @router.post("/checkouts")

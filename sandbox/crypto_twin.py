@@ -18,7 +18,7 @@ import httpx
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from sandbox import btcpay_api, coinbase_api, commerce_api, crypto_controls, crypto_pages
+from sandbox import btcpay_api, coinbase_api, coinbase_tokens, commerce_api, crypto_controls, crypto_pages
 from sandbox.crypto_instance import CryptoSettings, CryptoTwin, Refusal
 from sandbox.crypto_state import (
     CryptoState,
@@ -68,7 +68,7 @@ def create_crypto_twin(
     """
     made = PROVIDERS[provider]
     if provider == "coinbase":
-        coinbase_api.public_key(settings.key)
+        coinbase_tokens.public_key(settings.key)
     store = (
         NoStore()
         if settings.state_file is None

@@ -37,7 +37,7 @@ Read = Callable[[TwinState, Params], Json]
 Write = Callable[[TwinState, Params, Origin], Json]
 
 
-async def _answer_read(request: Request, kind: str, operation: Read) -> Response:
+async def answer_read(request: Request, kind: str, operation: Read) -> Response:
     """Answer a GET with an object of this kind: the same until something changes."""
     twin: Twin = request.app.state.twin
     _authenticate(request, twin.settings.secret_key)
@@ -51,7 +51,7 @@ async def _answer_read(request: Request, kind: str, operation: Read) -> Response
     return JSONResponse(answer, headers=_headers(twin.new_request_id()))
 
 
-async def _answer_write(request: Request, kind: str, operation: Write) -> Response:
+async def answer_write(request: Request, kind: str, operation: Write) -> Response:
     """Answer a POST with an object of this kind; under one idempotency key it takes effect once.
 
     Later requests with the key get the first answer again.
@@ -141,12 +141,14 @@ def _headers(request_id: str) -> dict[str, str]:
     return {"Request-Id": request_id, "Stripe-Version": API_VERSION}
 
 
-async def _show(request: Request, collection: Collection, object_id: str, param: str) -> Response:
+async def show(request: Request, collection: Collection, object_id: str, param: str) -> Response:
+    """Answer a GET with one object of a collection."""
+
     def operation(state: TwinState, params: Params) -> Json:
         params.only(_EXPAND)
         return state.get(collection, object_id, param, in_path=True)
 
-    return await _answer_read(request, KINDS[collection], operation)
+    return await answer_read(request, KINDS[collection], operation)
 
 
 # Checkout sessions
@@ -162,7 +164,7 @@ async def create_session(request: Request) -> Response:
         order = stripe_order.read_order(params, state.now())
         return stripe_checkout.open_session(state, order, public_url)
 
-    return await _answer_write(request, "checkout.session", operation)
+    return await answer_write(request, "checkout.session", operation)
 
 
 @router.get("/checkout/sessions")
@@ -173,13 +175,13 @@ async def list_sessions(request: Request) -> Response:
         rows = state.newest_first("sessions")
         return page(rows, params, request.url.path, ("customer", "payment_intent", "status"))
 
-    return await _answer_read(request, "list of checkout.session", operation)
+    return await answer_read(request, "list of checkout.session", operation)
 
 
 @router.get("/checkout/sessions/{session_id}")
 async def retrieve_session(request: Request, session_id: str) -> Response:
     """Show one session as it stands."""
-    return await _show(request, "sessions", session_id, "session")
+    return await show(request, "sessions", session_id, "session")
 
 
 @router.get("/checkout/sessions/{session_id}/line_items")
@@ -191,7 +193,7 @@ async def list_line_items(request: Request, session_id: str) -> Response:
         rows = stripe_lists.line_items_of(state, session_id)
         return page(rows["data"], params, rows["url"])
 
-    return await _answer_read(request, "list of item", operation)
+    return await answer_read(request, "list of item", operation)
 
 
 @router.post("/checkout/sessions/{session_id}/expire")
@@ -202,7 +204,7 @@ async def expire_session(request: Request, session_id: str) -> Response:
         params.only(_EXPAND)
         return stripe_checkout.expire(state, session_id, origin)
 
-    return await _answer_write(request, "checkout.session", operation)
+    return await answer_write(request, "checkout.session", operation)
 
 
 # Payments, refunds, customers
@@ -215,19 +217,19 @@ async def list_payment_intents(request: Request) -> Response:
     def operation(state: TwinState, params: Params) -> Json:
         return page(state.newest_first("payment_intents"), params, request.url.path, ("customer",))
 
-    return await _answer_read(request, "list of payment_intent", operation)
+    return await answer_read(request, "list of payment_intent", operation)
 
 
 @router.get("/payment_intents/{intent_id}")
 async def retrieve_payment_intent(request: Request, intent_id: str) -> Response:
     """Show one payment."""
-    return await _show(request, "payment_intents", intent_id, "intent")
+    return await show(request, "payment_intents", intent_id, "intent")
 
 
 @router.get("/charges/{charge_id}")
 async def retrieve_charge(request: Request, charge_id: str) -> Response:
     """Show one attempt to move money."""
-    return await _show(request, "charges", charge_id, "charge")
+    return await show(request, "charges", charge_id, "charge")
 
 
 @router.post("/refunds")
@@ -237,7 +239,7 @@ async def create_refund(request: Request) -> Response:
     def operation(state: TwinState, params: Params, origin: Origin) -> Json:
         return stripe_refunds.refund(state, stripe_refunds.read_refund(params), origin)
 
-    return await _answer_write(request, "refund", operation)
+    return await answer_write(request, "refund", operation)
 
 
 @router.get("/refunds")
@@ -247,13 +249,13 @@ async def list_refunds(request: Request) -> Response:
     def operation(state: TwinState, params: Params) -> Json:
         return page(state.newest_first("refunds"), params, request.url.path, ("charge", "payment_intent"))
 
-    return await _answer_read(request, "list of refund", operation)
+    return await answer_read(request, "list of refund", operation)
 
 
 @router.get("/refunds/{refund_id}")
 async def retrieve_refund(request: Request, refund_id: str) -> Response:
     """Show one refund."""
-    return await _show(request, "refunds", refund_id, "refund")
+    return await show(request, "refunds", refund_id, "refund")
 
 
 @router.post("/customers")
@@ -267,13 +269,13 @@ async def create_customer(request: Request) -> Response:
         customer = shapes.customer(state.new_id("cus_", 14), email, name, metadata, int(state.now()))
         return state.add("customers", customer)
 
-    return await _answer_write(request, "customer", operation)
+    return await answer_write(request, "customer", operation)
 
 
 @router.get("/customers/{customer_id}")
 async def retrieve_customer(request: Request, customer_id: str) -> Response:
     """Show one customer."""
-    return await _show(request, "customers", customer_id, "customer")
+    return await show(request, "customers", customer_id, "customer")
 
 
 # Disputes, warnings, the portal
@@ -286,24 +288,24 @@ async def list_disputes(request: Request) -> Response:
     def operation(state: TwinState, params: Params) -> Json:
         return page(state.newest_first("disputes"), params, request.url.path, ("charge", "payment_intent"))
 
-    return await _answer_read(request, "list of dispute", operation)
+    return await answer_read(request, "list of dispute", operation)
 
 
 @router.get("/disputes/{dispute_id}")
 async def retrieve_dispute(request: Request, dispute_id: str) -> Response:
     """Show one dispute."""
-    return await _show(request, "disputes", dispute_id, "dispute")
+    return await show(request, "disputes", dispute_id, "dispute")
 
 
 @router.get("/radar/early_fraud_warnings/{warning_id}")
 async def retrieve_warning(request: Request, warning_id: str) -> Response:
     """Show one early fraud warning."""
-    return await _show(request, "warnings", warning_id, "early_fraud_warning")
+    return await show(request, "warnings", warning_id, "early_fraud_warning")
 
 
 @router.post("/billing_portal/sessions")
 async def create_portal_session(request: Request) -> Response:
-    """Open a portal session; its page is the real thing's alone."""
+    """Open a portal session; its `url` is this twin's page."""
     twin: Twin = request.app.state.twin
     public_url = (twin.settings.public_url or str(request.base_url)).rstrip("/")
 
@@ -313,7 +315,7 @@ async def create_portal_session(request: Request) -> Response:
         )
         customer = state.get("customers", params.required_text("customer"), "customer")
         session_id = state.new_id("bps_1", 23)
-        return {
+        opened = {
             "id": session_id,
             "object": "billing_portal.session",
             "configuration": "bpc_sandbox",
@@ -326,8 +328,9 @@ async def create_portal_session(request: Request) -> Response:
             "return_url": params.url("return_url"),
             "url": f"{public_url}/p/session/{session_id}",
         }
+        return state.add("portal_sessions", opened)
 
-    return await _answer_write(request, "billing_portal.session", operation)
+    return await answer_write(request, "billing_portal.session", operation)
 
 
 # Events
@@ -342,10 +345,10 @@ async def list_events(request: Request) -> Response:
         rows = [event for event in state.newest_first("events") if not types or event["type"] in types]
         return page(rows, params.without("types"), request.url.path, ("type",))
 
-    return await _answer_read(request, "list of event", operation)
+    return await answer_read(request, "list of event", operation)
 
 
 @router.get("/events/{event_id}")
 async def retrieve_event(request: Request, event_id: str) -> Response:
     """Show one event, as it was."""
-    return await _show(request, "events", event_id, "id")
+    return await show(request, "events", event_id, "id")

@@ -43,7 +43,10 @@ def open_session(state: TwinState, order: Json, public_url: str) -> Json:
     ]
     url = f"{public_url}/c/pay/{session_id}"
     state.document["orders"][session_id] = {"intent_data": order["intent_data"], "line_items": lines}
-    return state.add("sessions", shapes.session(session_id, order, url, created, order["expires_at"]))
+    session = shapes.session(session_id, order, url, created, order["expires_at"])
+    if order["mode"] == "setup":
+        session.update(mode="setup", payment_status="no_payment_required", total_details=None)
+    return state.add("sessions", session)
 
 
 def must_be_open(state: TwinState, session_id: str) -> Json:
@@ -76,6 +79,8 @@ def pay(  # noqa: PLR0913  # what a buyer fills in
 ) -> Json:
     """Complete an open session, once: paid, or with the money still on its way for a delayed method."""
     session = must_be_open(state, session_id)
+    if session["mode"] != "payment":
+        raise wrong_state("This session saves a card; nothing is paid by it.")
     _add_extras(state, session, extras)
     payer = Payer(_payer_email(state, session, email), country)
     created = int(state.now())

@@ -48,6 +48,7 @@ class Buyer(Order):
 
     email: str | None = None
     country: str | None = None
+    card: str | None = None
     discount: Annotated[int, Field(ge=0)] = 0
     tax: Annotated[int, Field(ge=0)] = 0
 
@@ -134,7 +135,7 @@ async def act_as_buyer(
     twin: Twin = request.app.state.twin
     who = buyer or Buyer()
     choice = read_choice(
-        {"outcome": outcome, **who.model_dump(include={"email", "country"}, exclude_none=True)}
+        {"outcome": outcome, **who.model_dump(include={"email", "country", "card"}, exclude_none=True)}
     )
     async with twin.writing() as state:
         return choose(state, session_id, **choice, extras=stripe_checkout.Extras(who.discount, who.tax))

@@ -17,7 +17,8 @@ class ApiError(Exception):
     """A refusal that a Stripe client can parse.
 
     `executed` tells the two kinds apart that Stripe treats differently under an idempotency key: a request
-    whose parameters never passed validation is not remembered, one that ran and was refused is.
+    whose parameters never passed validation is not remembered, one that ran and was refused is. `more` holds what a
+    card's refusal says beside that.
     """
 
     status: int
@@ -26,6 +27,7 @@ class ApiError(Exception):
     code: str | None = None
     param: str | None = None
     executed: bool = False
+    more: dict[str, Any] | None = None
 
     def body(self) -> dict[str, Any]:
         """Give the JSON answer; `code` and `param` are left out where they say nothing, as Stripe does."""
@@ -34,7 +36,7 @@ class ApiError(Exception):
             error["code"] = self.code
         if self.param is not None:
             error["param"] = self.param
-        return {"error": error}
+        return {"error": error | (self.more or {})}
 
 
 def invalid(param: str, message: str, code: str | None = None) -> ApiError:

@@ -19,8 +19,18 @@ EXPAND_DEPTH = 4
 _PAGING = names("created ending_before expand limit starting_after")
 # Which fields hold the id of another object, and which collection that object is in.
 _REFERENCES: dict[str, dict[str, Collection]] = {
-    "checkout.session": {"customer": "customers", "payment_intent": "payment_intents"},
-    "payment_intent": {"customer": "customers", "latest_charge": "charges"},
+    "checkout.session": {
+        "customer": "customers",
+        "payment_intent": "payment_intents",
+        "setup_intent": "setup_intents",
+    },
+    "payment_intent": {
+        "customer": "customers",
+        "latest_charge": "charges",
+        "payment_method": "payment_methods",
+    },
+    "payment_method": {"customer": "customers"},
+    "setup_intent": {"customer": "customers", "payment_method": "payment_methods"},
     "charge": {"customer": "customers", "payment_intent": "payment_intents"},
     "refund": {"charge": "charges", "payment_intent": "payment_intents"},
     "dispute": {"charge": "charges", "payment_intent": "payment_intents"},

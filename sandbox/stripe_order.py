@@ -53,7 +53,7 @@ def read_order(params: Params, now: float) -> Json:
     mode = params.choice("mode", ("payment", "setup", "subscription"))
     if mode is None:
         raise missing("mode")
-    if mode != "payment":
+    if mode == "subscription":
         raise unsupported("mode")
     ui_mode = params.choice("ui_mode", ("hosted_page", "embedded_page", "elements"))
     if ui_mode not in {None, "hosted_page"}:
@@ -69,9 +69,13 @@ def read_order(params: Params, now: float) -> Json:
         update.only(names("address name shipping"))
         if customer is None:
             raise invalid("customer_update", "`customer_update` can only be used with `customer`.")
-    lines, currency = _read_lines(params)
-    amount = sum(line["unit_amount"] * line["quantity"] for line in lines)
-    _check_amount(amount, currency)
+    amount: int | None = None
+    if mode == "setup":
+        lines, currency = _read_nothing_sold(params)
+    else:
+        lines, currency = _read_lines(params)
+        amount = sum(line["unit_amount"] * line["quantity"] for line in lines)
+        _check_amount(amount, currency)
     return {
         "allow_promotion_codes": params.flag("allow_promotion_codes") or None,
         "allowed_payment_method_types": params.words("allowed_payment_method_types") or None,
@@ -90,9 +94,23 @@ def read_order(params: Params, now: float) -> Json:
         "lines": lines,
         "locale": params.text("locale", max_length=10),
         "metadata": params.metadata(),
+        "mode": mode,
         "submit_type": params.choice("submit_type", ("auto", "book", "donate", "pay", "subscribe")),
         "success_url": success_url,
     }
+
+
+def _read_nothing_sold(params: Params) -> tuple[list[Json], str | None]:
+    """Check what a session that only saves a card is asked for; the twin saves cards of known customers."""
+    for name in ("line_items", "payment_intent_data", "invoice_creation", "automatic_tax"):
+        if params.child(name) is not None:
+            raise invalid(name, f"You can not pass `{name}` in `setup` mode.")
+    if params.text("customer") is None:
+        raise unsupported("mode")
+    currency = params.text("currency")
+    if currency is None and not params.words("allowed_payment_method_types"):
+        raise missing("currency")
+    return [], currency and currency.lower()
 
 
 def _read_lines(params: Params) -> tuple[list[Json], str]:

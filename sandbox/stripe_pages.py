@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sandbox import stripe_checkout
+from sandbox import stripe_cards, stripe_checkout
 from sandbox.stripe_errors import ApiError, invalid, missing
 from sandbox.stripe_instance import Twin
 from sandbox.stripe_params import Params, parse_form
@@ -62,7 +62,7 @@ async def submit_page(request: Request, session_id: str) -> Response:
     twin: Twin = request.app.state.twin
     wants_json = "application/json" in request.headers.get("accept", "")
     try:
-        choice = await _read_choice(request)
+        choice = read_choice(await read_form(request))
         async with twin.writing() as state:
             result = choose(state, session_id, **choice)
     except ApiError as refusal:
@@ -87,13 +87,18 @@ def choose(  # noqa: PLR0913  # what a buyer fills in
     email: str | None,
     country: str,
     extras: stripe_checkout.Extras = stripe_checkout.NO_EXTRAS,
+    card: str = "pm_card_visa",
 ) -> Json:
     """Apply one of `OUTCOMES` to an open session and tell what came of it and where the buyer goes next.
 
     Raises: ApiError if the session does not exist or is not open any more.
     """
     message: str | None = None
-    if outcome in {"pay", "delayed"}:
+    found = state.find("sessions", session_id)
+    if outcome == "pay" and found and found["mode"] == "setup":
+        open_session = stripe_checkout.must_be_open(state, session_id)
+        session = stripe_cards.complete_setup(state, open_session, card)
+    elif outcome in {"pay", "delayed"}:
         is_delayed = outcome == "delayed"
         session = stripe_checkout.pay(
             state, session_id, email=email, country=country, is_delayed=is_delayed, extras=extras
@@ -115,7 +120,8 @@ def summary(session: Json) -> Json:
     return {name: session[name] for name in ("id", "status", "payment_status", "payment_intent")}
 
 
-async def _read_choice(request: Request) -> dict[str, Any]:
+async def read_form(request: Request) -> dict[str, Any]:
+    """Give what a form, or a script's JSON, holds; empty fields left out. Raises: ApiError."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -130,7 +136,7 @@ async def _read_choice(request: Request) -> dict[str, Any]:
             raise ApiError(400, "invalid_request_error", "The body is not a JSON object.")
     else:
         values = parse_form(bytes(body))
-    return read_choice({name: value for name, value in values.items() if value is not None and value != ""})
+    return {name: value for name, value in values.items() if value is not None and value != ""}
 
 
 def read_choice(values: dict[str, Any]) -> dict[str, Any]:
@@ -142,7 +148,9 @@ def read_choice(values: dict[str, Any]) -> dict[str, Any]:
     country = params.text("country", max_length=2) or "US"
     if not _COUNTRY.fullmatch(country):
         raise invalid("country", "Two letters, as in US.")
-    return {"outcome": outcome, "email": params.email("email"), "country": country.upper()}
+    choice = {"outcome": outcome, "email": params.email("email"), "country": country.upper()}
+    card = params.choice("card", tuple(stripe_cards.CARDS))
+    return choice if card is None else choice | {"card": card}
 
 
 def _refused(state: TwinState, session_id: str, refusal: ApiError, *, wants_json: bool) -> Response:
@@ -157,10 +165,12 @@ def _refused(state: TwinState, session_id: str, refusal: ApiError, *, wants_json
 def _page(state: TwinState, session_id: str, *, message: str | None = None, status: int = 200) -> Response:
     session = state.find("sessions", session_id)
     if session is None:
-        return _render("closed.html", 404, status="unknown", return_url=None)
+        return render("closed.html", 404, status="unknown", return_url=None)
+    if session["mode"] == "setup":
+        return _setup_page(state, session, message, status)
     if session["status"] != "open":
         is_complete = session["status"] == "complete"
-        return _render(
+        return render(
             "closed.html",
             status,
             status=session["status"],
@@ -169,7 +179,7 @@ def _page(state: TwinState, session_id: str, *, message: str | None = None, stat
             **_what_is_sold(state, session),
         )
     customer = state.find("customers", session["customer"] or "")
-    return _render(
+    return render(
         "pay.html",
         status,
         session_id=session_id,
@@ -178,6 +188,21 @@ def _page(state: TwinState, session_id: str, *, message: str | None = None, stat
         can_return=session["cancel_url"] is not None,
         expires_at=datetime.fromtimestamp(session["expires_at"], UTC).strftime("%d %b %Y, %H:%M UTC"),
         **_what_is_sold(state, session),
+    )
+
+
+def _setup_page(state: TwinState, session: Json, message: str | None, status: int) -> Response:
+    is_open = session["status"] == "open"
+    customer = state.find("customers", session["customer"])
+    return render(
+        "save_card.html",
+        status,
+        session_id=session["id"],
+        is_open=is_open,
+        message=message,
+        email=customer and customer["email"],
+        cards={name: card for name, card in stripe_cards.CARDS.items() if card.saves},
+        return_url=stripe_checkout.return_address(session, paid=session["status"] == "complete"),
     )
 
 
@@ -197,6 +222,7 @@ def _what_is_sold(state: TwinState, session: Json) -> dict[str, Any]:
     }
 
 
-def _render(page: str, status_code: int, **values: Any) -> Response:
+def render(page: str, status_code: int, **values: Any) -> Response:
+    """Draw one of the sandbox's pages."""
     html = _PAGES.get_template(page).render(**values)
     return HTMLResponse(html, status_code=status_code, headers=_HEADERS)

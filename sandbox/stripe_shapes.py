@@ -312,6 +312,7 @@ def customer(customer_id: str, email: str | None, name: str | None, metadata: Js
         "description": None,
         "email": email,
         "invoice_prefix": customer_id[-8:].upper(),
+        "invoice_settings": {"custom_fields": None, "default_payment_method": None, "footer": None},
         "livemode": False,
         "metadata": metadata,
         "name": name,

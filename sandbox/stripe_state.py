@@ -22,10 +22,20 @@ from sandbox.stripe_errors import key_reused, no_such, wrong_state
 from sandbox.stripe_shapes import Json
 
 # Raised when the document's layout changes; a file of another format starts afresh.
-FORMAT = 2
+FORMAT = 3
 
 Collection = Literal[
-    "sessions", "payment_intents", "charges", "refunds", "disputes", "warnings", "customers", "events"
+    "sessions",
+    "payment_intents",
+    "charges",
+    "refunds",
+    "disputes",
+    "warnings",
+    "customers",
+    "payment_methods",
+    "setup_intents",
+    "portal_sessions",
+    "events",
 ]
 COLLECTIONS: tuple[Collection, ...] = (
     "sessions",
@@ -35,6 +45,9 @@ COLLECTIONS: tuple[Collection, ...] = (
     "disputes",
     "warnings",
     "customers",
+    "payment_methods",
+    "setup_intents",
+    "portal_sessions",
     "events",
 )
 # `orders` holds what Stripe keeps of a session's creation and does not print in the session.
@@ -48,6 +61,9 @@ KINDS: dict[Collection, str] = {
     "disputes": "dispute",
     "warnings": "radar.early_fraud_warning",
     "customers": "customer",
+    "payment_methods": "payment_method",
+    "setup_intents": "setup_intent",
+    "portal_sessions": "billing_portal.session",
     "events": "event",
 }
 

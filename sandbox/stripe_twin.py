@@ -21,7 +21,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from sandbox import stripe_api, stripe_controls, stripe_pages, stripe_payment_controls
+from sandbox import (
+    stripe_api,
+    stripe_cards_api,
+    stripe_controls,
+    stripe_pages,
+    stripe_payment_controls,
+    stripe_portal,
+)
 from sandbox.stripe_errors import ApiError, invalid, unrecognized_url
 from sandbox.stripe_instance import Twin, TwinSettings, random_token
 from sandbox.stripe_state import TwinState
@@ -68,7 +75,9 @@ def create_twin(
     app.state.twin = twin
     app.add_api_route("/healthz", _healthz, methods=["GET"])
     app.include_router(stripe_api.router)
+    app.include_router(stripe_cards_api.router)
     app.include_router(stripe_pages.router)
+    app.include_router(stripe_portal.router)
     app.include_router(stripe_controls.router)
     app.include_router(stripe_payment_controls.router)
     app.add_exception_handler(ApiError, _answer_api_error)

@@ -19,8 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
+
+from sandbox.coinbase_tokens import token_problem
 
 NETWORKS = ("eip155:84532",)
 """Play money never lives on a chain of real money."""
@@ -162,16 +164,31 @@ def place_of(signed: dict[str, str]) -> tuple[str, str]:
     return signed["from"].lower(), signed["nonce"].lower()
 
 
-def create_facilitator(chain: Chain) -> FastAPI:
-    """Build the facilitator over a chain."""
+@dataclass(frozen=True)
+class CdpGuard:
+    """Lets only requests through that carry a good token of one key, as Coinbase's facilitator does."""
+
+    key_id: str
+    key_secret: str = field(repr=False)
+    clock: Callable[[], float] = time.time
+
+    async def __call__(self, request: Request) -> None:
+        """Refuse a token that is not ours, not for this request, or older than it may be. Raises: HTTPException."""
+        if token_problem(request, self.key_id, self.key_secret, self.clock()) is not None:
+            raise HTTPException(401, "The token is not for this request.")
+
+
+def create_facilitator(chain: Chain, guard: CdpGuard | None = None) -> FastAPI:
+    """Build the facilitator over a chain; with a guard, what moves or checks money wants its token."""
     app = FastAPI(openapi_url=None)
+    behind = [Depends(guard)] if guard else []
 
     @app.get("/supported")
     async def supported() -> dict[str, Any]:
         kinds = [{"x402Version": 2, "scheme": "exact", "network": network} for network in NETWORKS]
         return {"kinds": kinds, "extensions": [], "signers": {}}
 
-    @app.post("/verify")
+    @app.post("/verify", dependencies=behind)
     async def verify(request: Request) -> Response:
         chain.verifies += 1
         if chain.arranged and chain.arranged[0] == f"verify:{DOWN}":
@@ -184,7 +201,7 @@ def create_facilitator(chain: Chain) -> FastAPI:
         answer = {"isValid": reason is None, "payer": signed["from"]}
         return JSONResponse(answer if reason is None else {**answer, "invalidReason": reason})
 
-    @app.post("/settle")
+    @app.post("/settle", dependencies=behind)
     async def settle(request: Request) -> Response:
         body = await request.json()
         return await _settle(chain, body["paymentPayload"], body["paymentRequirements"])

@@ -8,10 +8,11 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from xml.sax.saxutils import quoteattr
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 from deployments.models import fields
 from deployments.models.contract import InputFile, Media, ModelFailed, ModelRefused
@@ -51,7 +52,9 @@ def asked(given: Mapping[str, Any]) -> tuple[str, int | None]:
 
 
 def decode(file: InputFile, field: str) -> Image.Image:
-    """Return a caller's picture as people see it: turned as its camera says, on white where it is transparent.
+    """Return a caller's picture as people see it: turned as its camera says, in its own colours, on white where clear.
+
+    Of a moving picture it is the first frame. Its size is looked at before anything is unpacked.
 
     Raises: ModelRefused for what is no picture, or too large a one.
     """
@@ -63,11 +66,34 @@ def decode(file: InputFile, field: str) -> Image.Image:
             source = Image.open(io.BytesIO(file.data))
             if source.width * source.height > MAX_SOURCE_PIXELS:
                 raise ModelRefused(field, f"has more than {MAX_SOURCE_PIXELS // 10**6} megapixels")
-            layered = ImageOps.exif_transpose(source).convert("RGBA")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            layered = _srgb(ImageOps.exif_transpose(source))
+    except Image.DecompressionBombError as error:
+        raise ModelRefused(field, f"has more than {MAX_SOURCE_PIXELS // 10**6} megapixels") from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise ModelRefused(field, "is a damaged picture, or of a kind that is not read") from error
     ground = Image.new("RGBA", layered.size, "white")
     return Image.alpha_composite(ground, layered).convert("RGB")
+
+
+def _srgb(image: Image.Image) -> Image.Image:
+    """Return a picture in sRGB with transparency: by its own profile if it has a sound one, with 8 bits a channel."""
+    if image.mode.startswith("I"):  # 16 bits of grey, which a plain conversion would cut off at 255
+        grey = image.convert("I").point(lambda level: level / 257)
+        return grey.convert("L").convert("RGBA")
+    profile = image.info.get("icc_profile")
+    if profile and image.mode in ("RGB", "RGBA", "L", "CMYK"):
+        alpha = image.getchannel("A") if image.mode == "RGBA" else None
+        base = image.convert("RGB") if alpha is not None else image
+        with suppress(
+            ImageCms.PyCMSError, OSError
+        ):  # a profile that is broken or of another mode: the plain way then
+            own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            made = ImageCms.profileToProfile(base, own, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            if made is not None:
+                if alpha is not None:
+                    made.putalpha(alpha)
+                return made.convert("RGBA")
+    return image.convert("RGBA")
 
 
 def finished(

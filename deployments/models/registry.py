@@ -61,6 +61,8 @@ class Entry:
     decides its result: a change of either builds anew. `environment` names the environment of its own that the
     model runs in; its versions then decide instead of ours. `small` names the real weights for a CPU, if there are
     any. `is_chat`: served by `ChatServer`, many at once. `variables` are set in its process, for its libraries.
+    any. `limits` says what a licence forbids that an operator who sells must know. `checksums` pins files of the
+    production weights to their bytes, as path and SHA-256: `pull` and `verify` hold them against it.
     """
 
     application: str
@@ -77,7 +79,12 @@ class Entry:
     small: SmallWeights | None = None
     is_chat: bool = False
     variables: tuple[tuple[str, str], ...] = ()
+    limits: str = ""
+    checksums: tuple[tuple[str, str], ...] = ()
 
+
+SALE_LIMIT: Final = "selling its work is limited by the seller's yearly revenue: read the licence before"
+"""What both community licences say in their own numbers, which may change."""
 
 ENTRIES: Final[tuple[Entry, ...]] = (
     Entry(
@@ -115,6 +122,7 @@ ENTRIES: Final[tuple[Entry, ...]] = (
         hub_revision=None,
         tiny_recipe=1,
         libraries=("torch", "diffusers", "transformers"),
+        limits=SALE_LIMIT,
     ),
     Entry(
         application="speech",
@@ -165,6 +173,7 @@ ENTRIES: Final[tuple[Entry, ...]] = (
         hub_revision=None,
         tiny_recipe=1,
         libraries=("torch", "diffusers", "transformers"),
+        limits=SALE_LIMIT,
     ),
     Entry(
         application="transcription",
@@ -240,6 +249,15 @@ ENTRIES: Final[tuple[Entry, ...]] = (
         ),
     ),
 )
+
+PIPELINES: Final[Mapping[str, Mapping[str, str]]] = {
+    "dub": {
+        "audio.transcribe": "transcription",
+        "text.translate": "translation",
+        "voice.clone": "voice",
+    },
+}
+"""Applications that are none of their own: the Runner has their jobs done by others, task by task."""
 
 
 def entry_for(application: str, entries: tuple[Entry, ...] = ENTRIES) -> Entry:

@@ -27,6 +27,8 @@ CONTENT_TYPES: Final = {
 _CONTAINERS: Final = {"mp3": "mp3", "wav": "wav", "flac": "flac", "opus": "ogg"}
 _CODECS: Final = {"mp3": "libmp3lame", "wav": "pcm_s16le", "flac": "flac", "opus": "libopus"}
 _SAMPLE_FORMATS: Final = {"mp3": "s16p", "wav": "s16", "flac": "s16", "opus": "s16"}
+MAX_STREAMS: Final = 16
+"""A film with several languages has fewer; a made-up file can have thousands, each with a decoder of its own."""
 _LAYOUTS: Final = {1: "mono", 2: "stereo"}
 _MP3_BITS_PER_S: Final = 192_000
 """From there on few people tell it from the original."""
@@ -123,6 +125,8 @@ def decode(file: InputFile, field: str, rate: int, max_s: float) -> np.ndarray[A
     length = 0
     try:
         with av.open(io.BytesIO(file.data), "r") as container:
+            if len(container.streams) > MAX_STREAMS:
+                raise ModelRefused(field, f"has more than {MAX_STREAMS} streams in it")
             if not container.streams.audio:
                 raise ModelRefused(field, "has no sound in it")
             resampler = av.AudioResampler("fltp", None, rate)

@@ -1,7 +1,4 @@
-"""A transcript as files: JSON with the times of segments and words, and subtitles in both formats that players read.
-
-Source: WebVTT (W3C); SubRip has no standard, its times have commas.
-"""
+"""A transcript as files: JSON with the times of segments and words, and subtitles in both formats that players read."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deployments.models.contract import Media
+from deployments.models.subtitles import Subtitle, srt, vtt
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +37,6 @@ class Segment:
         """Return the segment as it is said so much later."""
         words = tuple(replace(w, start_ms=w.start_ms + by_ms, end_ms=w.end_ms + by_ms) for w in self.words)
         return Segment(self.start_ms + by_ms, self.end_ms + by_ms, self.text, words)
-
-
-def one_line(text: str) -> str:
-    """Return words without what would end a subtitle's block or look like its times."""
-    printed = "".join(char if char.isprintable() else " " for char in text)
-    return " ".join(printed.replace("\ufffd", "").replace("-->", "→").split())
 
 
 def rising(segments: Sequence[Segment]) -> list[Segment]:
@@ -77,18 +69,11 @@ def files(segments: Sequence[Segment], facts: dict[str, Any]) -> list[Media]:
     """Return the transcript as JSON, SubRip and WebVTT."""
     text = " ".join(segment.text for segment in segments)
     whole = {**facts, "text": text, "segments": [_shown(segment) for segment in segments]}
-    srt = "".join(
-        f"{number}\n{_clock(s.start_ms, ',')} --> {_clock(s.end_ms, ',')}\n{s.text}\n\n"
-        for number, s in enumerate(segments, 1)
-    )
-    notice = f"NOTE {facts['notice']}\n\n" if "notice" in facts else ""
-    vtt = f"WEBVTT\n\n{notice}" + "".join(
-        f"{_clock(s.start_ms, '.')} --> {_clock(s.end_ms, '.')}\n{_escaped(s.text)}\n\n" for s in segments
-    )
+    shown = [Subtitle(each.start_ms, each.end_ms, each.text) for each in segments]
     return [
         Media("application/json", json.dumps(whole, ensure_ascii=False).encode(), {**facts, "text": text}),
-        Media("application/x-subrip", srt.encode(), facts),
-        Media("text/vtt", vtt.encode(), facts),
+        Media("application/x-subrip", srt(shown), facts),
+        Media("text/vtt", vtt(shown, facts.get("notice", "")), facts),
     ]
 
 
@@ -107,13 +92,3 @@ def _shown(segment: Segment) -> dict[str, Any]:
             for word in segment.words
         ],
     }
-
-
-def _clock(at_ms: int, point: str) -> str:
-    """Write a time as subtitles do: hours, minutes, seconds, milliseconds."""
-    seconds, milli = divmod(at_ms, 1000)
-    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{point}{milli:03}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

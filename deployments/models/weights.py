@@ -30,7 +30,10 @@ OnBuild = Callable[[str, BuildState], None]
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """One line of `farebox models list`. `note` says what a reader would otherwise get wrong."""
+    """One line of `farebox models list`. `note` says what a reader would otherwise get wrong.
+
+    `profile` is whose weights run: tiny ones where the platform's has none. Units: `size_bytes` as they lie here.
+    """
 
     application: str
     task: str
@@ -39,6 +42,10 @@ class ModelRow:
     source: str
     present: bool
     note: str
+    profile: Profile
+    revision: str | None
+    size_bytes: int
+    limits: str
 
 
 def list_models(profile: Profile, models_dir: Path, entries: tuple[Entry, ...] = ENTRIES) -> list[ModelRow]:
@@ -46,7 +53,8 @@ def list_models(profile: Profile, models_dir: Path, entries: tuple[Entry, ...] =
     rows: list[ModelRow] = []
     for entry in entries:
         weights = registry.resolve(entry.application, profile, models_dir, entries=entries)
-        present = weights.directory is not None and registry.read_manifest(weights.directory) is not None
+        manifest = registry.read_manifest(weights.directory) if weights.directory is not None else None
+        size_bytes = sum(file["size_bytes"] for file in (manifest or {}).get("files", {}).values())
         licence, note = entry.licence, ""
         if weights.profile == "small" and entry.small is not None:
             licence, note = entry.small.licence, "smaller weights than production's, for a CPU"
@@ -57,7 +65,19 @@ def list_models(profile: Profile, models_dir: Path, entries: tuple[Entry, ...] =
         elif weights.revision is None:
             note = "no revision pinned: the newest weights of the hub"
         rows.extend(
-            ModelRow(entry.application, task, weights.model, licence, weights.source, present, note)
+            ModelRow(
+                entry.application,
+                task,
+                weights.model,
+                licence,
+                weights.source,
+                manifest is not None,
+                note,
+                weights.profile,
+                weights.revision,
+                size_bytes,
+                entry.limits if weights.profile == "gpu" else "",
+            )
             for task in entry.tasks
         )
     return rows
@@ -205,7 +225,7 @@ def pull(
         listed = {sibling.rfilename: sibling for sibling in listing.siblings or []}
         _keep_only(partial, listed.keys())
         files = _hash_files(partial)
-        if damaged := _damaged(listed, files):
+        if damaged := _damaged(listed, files) or next(iter(_not_as_pinned(entry, files)), None):
             shutil.rmtree(partial)
             raise WeightsMissing(
                 f"{entry.hub_id} arrived damaged ({damaged})", "the download was removed; pull again"
@@ -239,7 +259,16 @@ def verify(
     problems = [f"{name}: missing" for name in sorted(expected.keys() - found.keys())]
     problems += [f"{name}: not in the manifest" for name in sorted(found.keys() - expected.keys())]
     both = sorted(expected.keys() & found.keys())
-    return problems + [f"{name}: changed" for name in both if expected[name] != found[name]]
+    problems += [f"{name}: changed" for name in both if expected[name] != found[name]]
+    pinned = (
+        _not_as_pinned(registry.entry_for(application, entries), found) if weights.profile == "gpu" else []
+    )
+    return problems + [f"{name}: not the file that the registry pins" for name in pinned]
+
+
+def _not_as_pinned(entry: Entry, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the files of production weights that are not what the registry pins."""
+    return [name for name, sha256 in entry.checksums if files.get(name, {}).get("sha256") != sha256]
 
 
 def _keep_only(directory: Path, names: Collection[str]) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from deployments.models import fields, loading, sound, transcript
+from deployments.models import fields, loading, sound, subtitles, transcript
 from deployments.models.contract import (
     GenerateRequest,
     IsCanceled,
@@ -170,11 +170,11 @@ class Whisper:
     @staticmethod
     def _segments(found: Iterable[Any], end_ms: int) -> Iterator[Segment]:
         for part in found:
-            if text := transcript.one_line(part.text):
+            if text := subtitles.one_line(part.text):
                 words = [
                     Word(_ms(word.start), _ms(word.end), said, float(word.probability))
                     for word in part.words or ()
-                    if (said := transcript.one_line(word.word))
+                    if (said := subtitles.one_line(word.word))
                 ]
                 yield Segment(min(end_ms, _ms(part.start)), min(end_ms, _ms(part.end)), text, tuple(words))
 

@@ -8,17 +8,17 @@ from typing import Any, Final
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
-from gateway.answers import FileDeleted, Files, FileShown
 from gateway.bodies import StrictRoute
 from gateway.deps import SECURED, CallerKey, Parts, PartsOf, credential_of, own_id, page_before
-from gateway.downloads import content_path, disposition, signed_url
+from gateway.downloads import content_path, disposition, preview_path, preview_url, signed_url
+from gateway.file_answers import FileDeleted, Files, FileShown
 from gateway.forms import Upload, read_form, require_form
 from gateway.listing import FileCursor, Limit, page
 from gateway.openapi import CONTENT, READ, UPLOAD, WRITE, problems
 from gateway.ports import StoredFile
 from gateway.responses import json_response
 from gateway.uploads import delete_bytes, keep_upload
-from kit.errors import InvalidRequest
+from kit.errors import InvalidRequest, NotFound
 from ledger import scopes
 
 router = APIRouter(prefix="/api/v1", tags=["Files"], route_class=StrictRoute)
@@ -91,6 +91,41 @@ async def delete_file(file_id: str, credential: CallerKey, parts: PartsOf) -> Re
 
 
 @router.get(
+    "/files/{file_id}/preview",
+    operation_id="previewFile",
+    summary="Download a picture's thumbnail or a film's poster",
+    response_class=Response,
+    responses=CONTENT | problems(*READ, "not_found"),
+    openapi_extra={"security": [*SECURED["security"], {}]},
+)
+async def preview_file(request: Request, file_id: str, parts: PartsOf) -> Response:
+    """A small WebP, for whoever has the file's key or a signed URL. Kept in a bucket, it comes by redirect."""
+    own_id("file", file_id)
+    if "signature" in request.query_params:
+        parts.signer.verify(preview_path(file_id), request.query_params, int(time.time()))
+        file = await parts.ledger.signed_file(file_id)
+    else:
+        file = await parts.ledger.file(credential_of(request), file_id)
+    if file.preview_key is None:
+        raise NotFound("preview")
+    bucket_url = await parts.objects.presigned_url(file.preview_key, parts.settings.url_ttl_s)
+    if bucket_url is not None:
+        return RedirectResponse(
+            bucket_url, 307, {"cache-control": "no-store", "referrer-policy": "no-referrer"}
+        )
+    return Response(
+        await parts.objects.get(file.preview_key),
+        media_type="image/webp",
+        headers={
+            "content-disposition": "inline",
+            "content-security-policy": UNTRUSTED,
+            "cache-control": "private, no-store",
+            "referrer-policy": "no-referrer",
+        },
+    )
+
+
+@router.get(
     "/files/{file_id}/content",
     operation_id="downloadFile",
     summary="Download a file",
@@ -139,6 +174,8 @@ def shown(parts: Parts, file: StoredFile) -> dict[str, Any]:
         "createdAt": file.created_at,
         "url": url,
         "expiresAt": expires_at,
+        "keptUntil": file.kept_until,
+        **preview_url(parts, file),
     }
 
 

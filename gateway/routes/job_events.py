@@ -16,7 +16,7 @@ from gateway.openapi import READ, problems
 from gateway.ports import FINAL_STATUSES, Job
 from gateway.problems import problem_body
 from gateway.responses import dump
-from gateway.routes.media import shown
+from gateway.routes.media import shown, starts_in_s
 from gateway.watching import LOOK_S, watch
 from kit.errors import AppError, Unavailable
 from ledger.keys import Credential
@@ -76,7 +76,11 @@ async def _events(parts: Parts, credential: Credential, job_id: str) -> AsyncGen
             async for job in looks:
                 quiet = quiet + 1 if job is None else 0
                 if job is not None:
-                    yield _event("job", {"ok": True, **shown(parts, job)}, _name(job))
+                    yield _event(
+                        "job",
+                        {"ok": True, **shown(parts, job, await starts_in_s(parts, credential.world, job))},
+                        _name(job),
+                    )
                 elif quiet % QUIET_LOOKS == 0:
                     yield b": still here\n\n"
     except Unavailable:

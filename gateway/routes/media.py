@@ -24,7 +24,7 @@ from gateway.deps import (
     own_id,
     page_before,
 )
-from gateway.downloads import signed_url
+from gateway.downloads import preview_url, signed_url
 from gateway.errors import CostExceedsLimit
 from gateway.fingerprints import fingerprint
 from gateway.listing import JobCursor, Limit, page
@@ -33,13 +33,15 @@ from gateway.ports import FINAL_STATUSES, Job, JobStatus, StoredFile
 from gateway.responses import REPLAY, in_credits, json_response
 from gateway.routes.webhooks import own_url
 from gateway.schemas import SubmitJob
+from gateway.stages import as_json, at_work
 from gateway.task_schemas import media_of, task_input
 from gateway.watching import ended_within, wait_preferred
-from gateway.worlds import working_application
+from gateway.worlds import application_in, working_application
 from gateway.x402 import JOB_KEY_DAYS, credential_of_payment, paid_call, payment_headers, payment_shown
 from gateway.x402_answers import PaidJobAccepted, PaidJobShown
-from kit.errors import AppError, NotFound
+from kit.errors import AppError, NotFound, Unavailable
 from kit.ids import new_id
+from ledger.accounts import World
 from ledger.keys import Credential
 from payments.x402_payments import Paid
 from payments.x402_wire import Call
@@ -218,7 +220,8 @@ async def list_jobs(  # noqa: PLR0913  # its query parameters
     if job_id is not None:
         return await get_job(job_id, credential, parts)
     jobs = await parts.ledger.jobs(ports.JobQuery(credential, limit + 1, page_before("job", cursor), status))
-    return json_response({"ok": True, **page(jobs, limit, lambda job: shown(parts, job))})
+    starting = {job.id: await starts_in_s(parts, credential.world, job) for job in jobs}
+    return json_response({"ok": True, **page(jobs, limit, lambda job: shown(parts, job, starting[job.id]))})
 
 
 @router.get(
@@ -232,7 +235,7 @@ async def list_jobs(  # noqa: PLR0913  # its query parameters
 async def get_job(job_id: str, credential: CallerKey, parts: PartsOf) -> Response:
     """The job as it stands. Its output's URLs download without a key until they expire."""
     job = await parts.ledger.job(credential, own_id("job", job_id))
-    return json_response({"ok": True, **shown(parts, job)})
+    return json_response({"ok": True, **shown(parts, job, await starts_in_s(parts, credential.world, job))})
 
 
 @router.post(
@@ -249,8 +252,19 @@ async def cancel_job(job_id: str, credential: CallerKey, parts: PartsOf) -> Resp
     return json_response({"ok": True, **shown(parts, job)})
 
 
-def shown(parts: Parts, job: Job) -> dict[str, Any]:
-    """Return a job as its owner sees it."""
+async def starts_in_s(parts: Parts, world: World, job: Job) -> int | None:
+    """Return how long the model takes to start that an unfinished job waits for; None where it works."""
+    task = parts.catalog.tasks.get(job.task)
+    if job.status in FINAL_STATUSES or job.progress_percent or task is None:
+        return None
+    with suppress(Unavailable):
+        state = (await parts.model_states()).get(await application_in(parts, world, task.application))
+        return state.starts_in_s if state is not None else None
+    return None
+
+
+def shown(parts: Parts, job: Job, starting_s: int | None = None) -> dict[str, Any]:
+    """Return a job as its owner sees it; `starting_s` of `starts_in_s`."""
     held_tokens = 0 if job.status in FINAL_STATUSES else job.quoted_tokens
     return {
         "jobId": job.id,
@@ -260,7 +274,10 @@ def shown(parts: Parts, job: Job) -> dict[str, Any]:
         "input": job.input,
         "cost": _cost(job.quoted_tokens, held_tokens, job.charged_tokens),
         "progress": job.progress_percent / 100,
+        "stage": at_work(job.stages),
+        "stages": as_json(job.stages),
         "queuePosition": job.queue_position,
+        "startsInSeconds": starting_s,
         "cancelRequested": job.cancel_requested,
         "output": [_output(parts, file) for file in job.output],
         "error": {"code": job.error_code, "message": job.error_message or ""} if job.error_code else None,
@@ -274,15 +291,30 @@ def shown(parts: Parts, job: Job) -> dict[str, Any]:
 
 
 def _output(parts: Parts, file: StoredFile) -> dict[str, Any]:
+    if file.deleted_at is not None:
+        return {
+            **file.facts,
+            "id": file.id,
+            "url": None,
+            "contentType": file.content_type,
+            "sizeBytes": file.size_bytes,
+            "sha256": file.sha256,
+            "expiresAt": None,
+            "keptUntil": file.kept_until,
+            "deletedAt": file.deleted_at,
+        }
     url, expires_at = signed_url(parts, file.id)
     return {
         **file.facts,
+        **preview_url(parts, file),
         "id": file.id,
         "url": url,
         "contentType": file.content_type,
         "sizeBytes": file.size_bytes,
         "sha256": file.sha256,
         "expiresAt": expires_at,
+        "keptUntil": file.kept_until,
+        "deletedAt": None,
     }
 
 

@@ -148,7 +148,7 @@ def minutes_at_most(data: bytes) -> int:
 
 async def _transcript(parts: Parts, body: TranscribeAudio, finished: Done) -> Response:
     outputs: list[StoredFile] = finished.succeeded[0].output
-    by_type = {file.content_type: file for file in outputs}
+    by_type = {file.content_type: file for file in outputs if file.deleted_at is None}
     wanted = TYPES.get(body.response_format, "application/json")
     if wanted in by_type and wanted != "application/json":
         text = (await parts.objects.get(by_type[wanted].storage_key)).decode()

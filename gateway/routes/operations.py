@@ -8,9 +8,10 @@ from http import HTTPStatus
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from gateway.answers import HealthReport, TrialBalance
+from gateway.answers import TrialBalance
 from gateway.bodies import LeanRoute
 from gateway.deps import parts_of
+from gateway.health_answers import HealthReport
 from gateway.openapi import problems
 from gateway.responses import in_credits, json_response
 from kit.telemetry import render_metrics

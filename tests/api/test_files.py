@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from gateway.answers import FileDeleted, Files, FileShown
 from gateway.app import create_app
 from gateway.downloads import disposition, media_type, plain_name
+from gateway.file_answers import FileDeleted, Files, FileShown
 from kit.errors import Unavailable
 
 FILES = "/api/v1/files"

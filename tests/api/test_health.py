@@ -7,9 +7,9 @@ import asyncio
 import httpx
 import pytest
 
-from gateway.answers import HealthReport
 from gateway.app import create_app
 from gateway.catalog import load_catalog
+from gateway.health_answers import HealthReport
 from gateway.ports import ModelState
 from kit.errors import Unavailable
 from payments.stripe_checkout import checkout_for
@@ -26,7 +26,10 @@ async def test_health_names_every_part(web: httpx.AsyncClient):
     assert body["profile"] == "tiny"
     assert body["ledger"] == {"state": "ready", "reason": None}
     applications = {task.application for task in load_catalog().tasks.values()}
-    assert body["models"] == {name: {"state": "ready", "reason": None} for name in applications}
+    assert body["models"] == {
+        name: {"state": "ready", "reason": None, "asleep": False, "startsInSeconds": None}
+        for name in applications
+    }
     assert body["payments"] == {"state": "unavailable", "mode": "off"}
     assert (body["status"], body["sandbox"]) == ("degraded", False)
 
@@ -55,7 +58,12 @@ async def test_money_moves_without_models(web, models, state):
     answer = await web.get(HEALTH)
     assert answer.status_code == 200
     assert answer.json()["status"] == "degraded"
-    assert answer.json()["models"]["image"] == {"state": state, "reason": "weights are being loaded"}
+    assert answer.json()["models"]["image"] == {
+        "state": state,
+        "reason": "weights are being loaded",
+        "asleep": False,
+        "startsInSeconds": None,
+    }
 
 
 async def test_models_that_cannot_be_asked_count_as_unavailable(web, models):

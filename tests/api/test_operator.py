@@ -81,7 +81,7 @@ async def test_customers_strangers_and_revoked_operators_get_401_everywhere(
         if route.path.startswith(ROOT)
         for method in route.methods - {"HEAD"}
     ]
-    assert len(served) == 20
+    assert len(served) == 21
     for method, path in served:
         place = path.replace("{transfer_id}", "1").format(
             user_id=f"user_{UNKNOWN}", hold_id="hold_x", job_id="job_x", voucher_id="voucher_x"
@@ -470,3 +470,14 @@ async def test_the_log_comes_in_pages_and_by_user(operator, customer, user_id):
     assert first["data"] + rest["data"] == lines
     of_one = (await operator.get(f"{ROOT}/audit", params={"userId": one})).json()["data"]
     assert [line["userId"] for line in of_one] == [one, one]
+
+
+async def test_a_share_is_set_by_an_operator_alone(operator, customer, user_id):
+    owner = await customer()
+    place = f"{ROOT}/users/{await user_id(owner)}/share"
+    done = await operator.post(place, json={**WHY, "weight": 3, "concurrency": 8})
+    assert (done.status_code, done.json()["share"]) == (200, {"weight": 3, "concurrency": 8})
+    for wrong in ({"weight": 0}, {"weight": 101}, {"concurrency": 0}, {"weight": True}):
+        assert refused(await operator.post(place, json={**WHY, **wrong}), 400, "invalid_request")
+    assert (await owner.client.post(place, json={**WHY, "weight": 3})).status_code in (401, 403)
+    assert [line["action"] for line in await told(operator)] == ["account.share"]

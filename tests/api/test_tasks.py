@@ -46,6 +46,15 @@ OTHERS: dict[str, tuple[dict[str, Any], int]] = {
     "music.generate": ({"prompt": "calm piano", "durationSeconds": 40}, 80),
     "sfx.generate": ({"prompt": "a hammer hits wood", "durationSeconds": 4}, 12),
     "audio.transcribe": ({"audioUrl": "https://cdn.example.com/talk.mp3", "maxMinutes": 3}, 30),
+    "video.dub": (
+        {
+            "videoUrl": "https://cdn.example.com/talk.mp4",
+            "targetLanguage": "French",
+            "sourceLanguage": "English",
+            "maxMinutes": 3,
+        },
+        600,
+    ),
     "text.translate": ({"text": "x" * 101, "targetLanguage": "French"}, 2),
     "chat.complete": ({"messages": [{"role": "user", "content": "Hello"}], "maxTokens": 9}, 5),
 }
@@ -107,6 +116,12 @@ async def test_a_request_is_accepted_and_its_quote_held(customer, db, assert_sou
         ("sfx.generate", {"durationSeconds": 48}, "input.durationSeconds"),
         ("audio.transcribe", {"maxMinutes": 0}, "input.maxMinutes"),
         ("audio.transcribe", {"language": "tlh"}, "input.language"),
+        ("video.dub", {"videoUrl": None}, "input"),
+        ("video.dub", {"targetLanguage": "Auto"}, "input.targetLanguage"),
+        ("video.dub", {"targetLanguage": "Klingon"}, "input.targetLanguage"),
+        ("video.dub", {"sourceLanguage": "en"}, "input.sourceLanguage"),
+        ("video.dub", {"keepBackground": "yes"}, "input.keepBackground"),
+        ("video.dub", {"maxMinutes": 31}, "input.maxMinutes"),
         ("text.translate", {"targetLanguage": "Fr\nench"}, "input.targetLanguage"),
         ("text.translate", {"targetLanguage": None}, "input.targetLanguage"),
         ("text.translate", {"text": "x" * 10_001}, "input.text"),

@@ -110,7 +110,7 @@ def serve_config() -> dict[str, Any]:
         "application": "image",
         "family": "gated_model:Gated",
         "profiles": {
-            "tiny": {
+            "cluster": {
                 "max_ongoing_requests": 2,  # the rest of the backlog waits for the next replica
                 "graceful_shutdown_timeout_s": 5,
                 "ray_actor_options": {"num_cpus": 0.1, "num_gpus": 1},
@@ -128,8 +128,11 @@ def serve_config() -> dict[str, Any]:
             }
         },
     }
-    kept["sfx"]["args"] |= {"family": "broken_model:Broken", "profiles": {"tiny": {"num_replicas": 1}}}
-    kept["farebox"]["args"] |= {"places": {"image": 2 * MAX_NODES, "sfx": 1}}
+    kept["sfx"]["args"] |= {"family": "broken_model:Broken", "profiles": {"cluster": {"num_replicas": 1}}}
+    kept["farebox"]["args"] |= {
+        "places": {"image": 1, "sfx": 1},
+        "cluster_places": {"image": 2 * MAX_NODES, "sfx": 1},
+    }
     config["applications"] = [kept[name] for name in ("farebox", "image", "sfx")]
     return config
 
@@ -143,7 +146,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, front_port: int) -> Iterat
     (place / "autoscaler.json").write_text(json.dumps(autoscaler(HeadPorts.pick(front_port).gcs)))
     (place / "data" / "gates").mkdir(parents=True)
     settings = load_settings(
-        data_dir=place / "data", port=front_port, profile="tiny", database_url="", public_url="", lease_s=3
+        data_dir=place / "data",
+        port=front_port,
+        profile="gpu",
+        scale="cluster",
+        database_url="",
+        public_url="",
+        lease_s=3,
     )
     with pytest.MonkeyPatch.context() as variables:
         for name, value in {

@@ -13,6 +13,7 @@ import pytest
 
 from deployments.books import in_books
 from gateway.audit import JOB_CHECKS
+from gateway.cold_starts import start_times
 from ledger.audit import LEDGER_CHECKS, run_checks
 from payments.audit import PAYMENT_CHECKS
 
@@ -55,6 +56,10 @@ def ended(http: httpx.Client, job_id: str) -> dict:
     )
 
 
+def model(http: httpx.Client) -> dict:
+    return http.get("/api/v1/health").json()["models"]["image"]
+
+
 def balance(http: httpx.Client) -> tuple[int, int]:
     body = http.get("/api/v1/credits/balance").json()
     return body["tokens"], body["held"]["tokens"]
@@ -68,6 +73,9 @@ def assert_sound(cluster) -> None:
 
 def test_backlog_brings_nodes_and_idleness_takes_them_away(cluster, http):
     until(lambda: not cluster.nodes(), "nodes are there without work")
+    asleep = until(lambda: (m := model(http))["asleep"] and m, "the model without work does not sleep")
+    assert asleep["state"] == "starting"
+    assert asleep["startsInSeconds"] > 0
     job_ids = [submit(http, "scale") for _ in range(8)]
 
     def spread() -> bool:
@@ -76,6 +84,7 @@ def test_backlog_brings_nodes_and_idleness_takes_them_away(cluster, http):
     until(spread, "the backlog did not reach three nodes")
     assert len(cluster.nodes()) == 3
     (cluster.gates / "scale").touch()
+    assert in_books(cluster.platform.settings.database_url, start_times, "cluster")["image"] > 0
     jobs = [ended(http, job_id) for job_id in job_ids]
     assert {(job["status"], job["cost"]["chargedTokens"]) for job in jobs} == {("succeeded", 100)}
     assert balance(http) == (200, 0)

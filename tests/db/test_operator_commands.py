@@ -132,3 +132,12 @@ def test_lists_over_all_accounts_are_plain_lines_where_no_terminal_is(farebox, n
 def test_what_is_found_at_the_command_line_is_what_the_books_say(farebox, owner, fresh_url):
     (found,) = in_books(fresh_url, find_users, UserQuery("dev@", None, 10))
     assert f"{found.id}\t{found.email}\t10.00" in farebox("account", "find")
+
+
+def test_a_share_is_shown_set_in_part_and_logged(farebox):
+    ada = ("account", "shares", "dev@example.com")
+    assert "weight 1, concurrency as for everybody" in farebox(*ada)
+    assert "weight 3, concurrency 8" in farebox(*ada, "--weight", "3", "--concurrency", "8")
+    assert "weight 5, concurrency 8" in farebox(*ada, "--weight", "5")
+    assert "weight 5, concurrency as for everybody" in farebox(*ada, "--concurrency", "0")
+    assert [line["action"] for line in told(farebox)] == ["account.share"] * 3

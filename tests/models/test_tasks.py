@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import ssl
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import av
 import httpx
+import numpy as np
 import pytest
 import pytest_asyncio
 import soundfile
@@ -24,7 +26,8 @@ from PIL import Image
 
 from deployments.handles import local_ledger
 from deployments.ledger import LedgerServer
-from deployments.models import registry
+from deployments.models import registry, sound
+from deployments.models.contract import TINY_NOTICE, Metrics, Output
 from deployments.models.server import ModelServer
 from deployments.runner import Runner
 from gateway.app import create_app
@@ -103,7 +106,7 @@ async def customer(db, fresh_url, tmp_path, customers, models, assert_sound):  #
     async def call(method, *args):
         return await getattr(server, method)(*args)
 
-    places = {entry.application: 1 for entry in registry.ENTRIES}
+    places = {entry.application: 1 for entry in registry.ENTRIES} | dict.fromkeys(registry.PIPELINES, 1)
     fetcher = Near(resolve=resolve, may_connect=lambda _: True, tls=ours)
     runner = asyncio.create_task(Runner(settings, call, models, objects, [], places, fetcher=fetcher).run())
     async with db.transaction() as conn:
@@ -203,6 +206,44 @@ async def test_a_translation_stands_in_the_answer(customer):
     job, [data] = await result(customer, "text.translate", text="Hello.", targetLanguage="French")
     assert job["output"][0]["text"] == data.decode() != ""
     assert job["cost"]["chargedTokens"] == 1
+
+
+class StandInVoice:
+    """Speaks a second of noise: the real family runs in an environment of its own (tests/models/test_qwen3_tts.py)."""
+
+    def generate(self, request, on_progress, is_canceled):
+        heard = sound.decode(request.media["referenceAudio"], "referenceAudioUrl", 24_000, 60)
+        assert len(heard) >= 24_000
+        samples = np.random.default_rng(request.input["seed"]).uniform(-0.3, 0.3, (1, 24_000))
+        media = sound.finished(samples, 24_000, request.input["outputFormat"], {})
+        return Output([media], Metrics(1, 0.0, 1), "Qwen3-TTS", 1_000)
+
+
+async def test_a_film_is_dubbed_by_the_tiny_transcription_and_translation(customer, models):
+    models.servers["voice"] = ModelServer("voice", "tiny", "", family=StandInVoice())
+    _, [film] = await result(customer, "video.generate", prompt="a talk", durationSeconds=2, seed=1)
+    upload = {"file": ("talk.mp4", film, "video/mp4")}
+    file_id = (await customer.post("/api/v1/files", files=upload)).json()["id"]
+    job, files = await result(
+        customer,
+        "video.dub",
+        videoFileId=file_id,
+        targetLanguage="French",
+        sourceLanguage="English",
+        maxMinutes=1,
+    )
+    assert [stage["state"] for stage in job["stages"]] == ["done"] * 7
+    assert job["stage"] is None
+    with av.open(io.BytesIO(files[0])) as dubbed, av.open(io.BytesIO(film)) as original:
+        assert {stream.codec_context.name for stream in dubbed.streams} == {"h264", "aac"}
+        assert dubbed.duration == original.duration
+        shown = [[frame.to_ndarray() for frame in each.decode(video=0)] for each in (dubbed, original)]
+        assert np.array_equal(*shown)
+    facts = job["output"][0]
+    assert (facts["notice"], facts["background"]) == (TINY_NOTICE, "lowered")
+    assert json.loads(files[1])["lines"]
+    assert files[3].startswith(b"WEBVTT")
+    assert (job["cost"]["quotedTokens"], job["cost"]["chargedTokens"]) == (200, 7)  # two seconds of a minute
 
 
 def certificate(place: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from deployments.handles import _state
+from deployments.handles import _of_pipelines, _state
 from gateway.ports import ModelState
 
 TRACE = """The deployment failed to start 3 times in a row. Error:
@@ -16,17 +16,21 @@ deployments.models.environments.EnvironmentMissing: environment_missing: The spe
 """
 
 
-def overview(status: str, message: str = "", deployment: str = "") -> SimpleNamespace:
-    return SimpleNamespace(
-        status=status, message=message, deployments={"Model": SimpleNamespace(message=deployment)}
-    )
+def overview(
+    status: str, message: str = "", deployment: str = "", replicas: dict[str, int] | None = None
+) -> SimpleNamespace:
+    model = SimpleNamespace(message=deployment, replica_states=replicas or {})
+    return SimpleNamespace(status=status, message=message, deployments={"Model": model})
 
 
 @pytest.mark.parametrize(
     ("found", "state"),
     [
         (None, ModelState("x", "unavailable", "not deployed")),
-        (overview("RUNNING"), ModelState("x", "ready", None)),
+        (overview("RUNNING", replicas={"RUNNING": 1}), ModelState("x", "ready", None)),
+        (overview("RUNNING", replicas={"RUNNING": 1, "STARTING": 1}), ModelState("x", "ready", None)),
+        (overview("RUNNING", replicas={"STARTING": 1}), ModelState("x", "starting", None)),
+        (overview("RUNNING"), ModelState("x", "starting", None, asleep=True)),
         (overview("DEPLOYING"), ModelState("x", "starting", None)),
         (overview("UNHEALTHY"), ModelState("x", "unavailable", "unhealthy")),
         (
@@ -38,6 +42,12 @@ def overview(status: str, message: str = "", deployment: str = "") -> SimpleName
             ModelState("x", "unavailable", "The speech environment does not work.", failed=True),
         ),
         (
+            overview(
+                "DEPLOY_FAILED", "contract.WeightsMissing: weights_missing: /place is not there: build it"
+            ),
+            ModelState("x", "unavailable", "its weights are not on this server.", failed=True),
+        ),
+        (
             overview("DEPLOY_FAILED", 'File "/somewhere", line 1\nRuntimeError: secret'),
             ModelState("x", "unavailable", "its model could not be started.", failed=True),
         ),
@@ -45,3 +55,30 @@ def overview(status: str, message: str = "", deployment: str = "") -> SimpleName
 )
 def test_a_state_says_what_callers_may_know(found, state):
     assert _state("x", found) == state
+
+
+@pytest.mark.parametrize(
+    ("voice", "translation", "state"),
+    [
+        ("ready", "ready", ModelState("dub", "ready", None)),
+        ("ready", "starting", ModelState("dub", "starting", "translation: why")),
+        ("unavailable", "starting", ModelState("dub", "unavailable", "voice: why")),
+    ],
+)
+def test_a_pipeline_is_as_well_as_the_least_well_of_its_models(voice, translation, state):
+    states = {
+        name: ModelState(name, its, None if its == "ready" else "why")
+        for name, its in (("voice", voice), ("translation", translation), ("transcription", "ready"))
+    }
+    assert _of_pipelines(states) == {"dub": state}
+
+
+def test_a_pipeline_is_given_up_with_one_of_its_models_and_unknown_without():
+    away = ModelState("translation", "unavailable", None)
+    failed = ModelState("voice", "unavailable", "no environment", failed=True)
+    states = {each.application: each for each in (away, failed, ModelState("transcription", "ready", None))}
+    assert _of_pipelines(states)["dub"] == ModelState(
+        "dub", "unavailable", "voice: no environment", failed=True
+    )
+    del states["voice"]
+    assert _of_pipelines(states) == {}

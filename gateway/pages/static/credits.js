@@ -18,6 +18,60 @@ if (who.ok) {
   say(who.message, "failure");
 }
 
+const auto = document.getElementById("auto");
+if (auto && who.ok) {
+  const tell = teller("auto-status");
+  const REASONS = {
+    authentication_required: "your bank wants you to confirm: buy a package above, then switch it on again",
+    card_declined: "the card was declined",
+    no_card: "no card is saved",
+    package_changed: "the package is not sold at that price any more",
+  };
+  const show = (found) => {
+    const wish = found.autoTopup;
+    byId("auto-off").hidden = !wish;
+    if (!wish) {
+      byId("auto-state").textContent = "It is off.";
+      return;
+    }
+    byId("auto-threshold").value = wish.threshold.credits;
+    byId("auto-package").value = wish.packageCode;
+    byId("auto-most").value = wish.monthMostMinor;
+    const why = wish.reason ? `: ${REASONS[wish.reason]}` : "";
+    byId("auto-state").textContent = `It is ${wish.state}${why}. Charged this month: ${wish.spentMinor} of ${wish.monthMostMinor} (${wish.currency.toUpperCase()}, minor units).`;
+  };
+  const ask = async (path, body, method) => {
+    const got = await call(`/account/auto-topup${path}`, body, method);
+    if (!got.ok) tell(got.message, "failure");
+    return got;
+  };
+  const now = await ask("");
+  if (now.ok) show(now);
+  auto.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const got = await ask("", {
+      threshold: Number(byId("auto-threshold").value),
+      packageCode: byId("auto-package").value,
+      monthMostMinor: Number(byId("auto-most").value),
+    }, "PUT");
+    if (got.ok) {
+      show(got);
+      tell("Saved.");
+    }
+  });
+  byId("auto-off").addEventListener("click", async () => {
+    const got = await ask("", {}, "DELETE");
+    if (got.ok) {
+      show(got);
+      tell("Nothing more is charged by itself.");
+    }
+  });
+  byId("auto-card").addEventListener("click", async () => {
+    const got = await ask("/card", {});
+    if (got.ok) location.assign(got.cardUrl);
+  });
+}
+
 for (const button of buttons) {
   button.addEventListener("click", async () => {
     for (const each of buttons) each.disabled = true;

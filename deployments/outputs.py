@@ -1,0 +1,64 @@
+"""What a model made, on its way into the object store: signed where that is wanted, with a small preview beside."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from datetime import UTC, datetime
+from typing import Final
+
+from deployments.models.contract import Media
+from deployments.previews import preview
+from deployments.provenance import Provenance
+from gateway.leases import ClaimedJob
+from gateway.ports import StoredFile
+from kit.ids import new_id
+from kit.storage import ObjectStore
+
+EXTENSIONS: Final = {
+    "image/png": "png",
+    "image/webp": "webp",
+    "image/jpeg": "jpg",
+    "video/mp4": "mp4",
+    "audio/mpeg": "mp3",
+    "audio/wav": "wav",
+    "audio/flac": "flac",
+    "audio/ogg": "ogg",
+    "application/json": "json",
+    "application/x-subrip": "srt",
+    "text/vtt": "vtt",
+    "text/plain": "txt",
+}
+
+
+class Outputs:
+    """Stores the files of jobs."""
+
+    def __init__(self, objects: ObjectStore, provenance: Provenance | None) -> None:
+        self._objects = objects
+        self._provenance = provenance
+
+    async def store(self, job: ClaimedJob, place: int, media: Media) -> StoredFile:
+        """Store one file under a name of this attempt, so that a late writer of an older one overwrites nothing."""
+        data = media.data
+        if self._provenance is not None:
+            data = await asyncio.to_thread(self._provenance.sign, data, media.content_type, media.facts)
+        extension = EXTENSIONS.get(media.content_type, "bin")
+        key = f"outputs/{job.id}/{job.fence}-{place}.{extension}"
+        await self._objects.put(key, data, media.content_type)
+        preview_key = None
+        if (small := await asyncio.to_thread(preview, media)) is not None:
+            preview_key = f"previews/{job.id}/{job.fence}-{place}.webp"
+            await self._objects.put(preview_key, small, "image/webp")
+        return StoredFile(
+            id=new_id("file"),
+            name=f"{job.id}-{place}.{extension}",
+            storage_key=key,
+            content_type=media.content_type,
+            size_bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            created_at=datetime.now(UTC),
+            job_id=job.id,
+            facts=media.facts,
+            preview_key=preview_key,
+        )

@@ -1,0 +1,16 @@
+"""Automatic top-ups with a saved card. The statements stand beside this file as SQL."""
+
+from pathlib import Path
+
+from alembic import op
+
+revision = "0018"
+down_revision = "0017"
+
+
+def upgrade() -> None:
+    """Add what a customer wishes to be topped up with, and each charge of it."""
+    # The driver's own connection: several statements in one string, and a % in them is only a %.
+    driver = op.get_bind().connection.driver_connection
+    assert driver is not None, "migrations run on a live connection"
+    driver.execute(Path(__file__).with_suffix(".sql").read_text())

@@ -1,0 +1,16 @@
+"""Retention of files and previews of outputs. The statements stand beside this file as SQL."""
+
+from pathlib import Path
+
+from alembic import op
+
+revision = "0023"
+down_revision = "0021"
+
+
+def upgrade() -> None:
+    """Let files expire, and give them previews."""
+    # The driver's own connection: several statements in one string, and a % in them is only a %.
+    driver = op.get_bind().connection.driver_connection
+    assert driver is not None, "migrations run on a live connection"
+    driver.execute(Path(__file__).with_suffix(".sql").read_text())

@@ -1,16 +1,20 @@
 # Two commands do everything: `make up` and `make test`. The rest are their neighbours.
 PYTHON ?= python3
-BIN := .venv/bin
-STAMP := .venv/.installed
-# Qwen3-TTS runs in an environment of its own: its package pins other versions.
-SPEECH := .venv-speech
-SPEECH_STAMP := $(SPEECH)/.installed
-FAST := unit db api
-SLOW := models serve browser chaos cluster
 # pip's progress where somebody watches, its errors alone where not.
 QUIET := $(shell test -t 1 || echo --quiet)
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Models whose packages pin other versions run in environments of their own, .venv-speech and .venv-chat.
+ENVIRONMENTS := speech chat
+# Installed last, without what it names: a demo page's toolkit, and torchaudio.
+speech_BARE := qwen-tts==0.1.1
+# The list is whole: what it leaves out comes from .venv, or is a part that nothing here starts.
+chat_FLAGS := --no-deps
+PIP_INSTALL := -m pip install $(QUIET) --disable-pip-version-check
+FAST := unit db api
+SLOW := models serve browser chaos cluster
 
-.PHONY: up demo test lint check format bench install speech clean
+.PHONY: up demo test lint check format bench install $(ENVIRONMENTS) clean
 
 up: install          ## start the whole platform; Ctrl-C ends it
 	@exec $(BIN)/farebox up
@@ -39,25 +43,25 @@ bench: install       ## every benchmark; QUICK=1 for the short form
 	@for bench in bench_platform bench_tools ledger wrong_keys; do $(BIN)/python -m benchmarks.$$bench $(if $(QUICK),--quick) || exit 1; done
 
 install: $(STAMP)
-	@$(MAKE) --no-print-directory $(SPEECH_STAMP) || echo "Speech is off: $(SPEECH) could not be made. Everything else works; try again with: make speech"
+	@for name in $(ENVIRONMENTS); do $(MAKE) --no-print-directory .venv-$$name/.installed || echo "The models of .venv-$$name are off: it could not be made. Everything else works; try again with: make $$name"; done
 
-speech: $(SPEECH_STAMP)  ## the environment of the speech models alone
+$(ENVIRONMENTS): %: .venv-%/.installed  ## the environment of some models alone
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Farebox needs Python 3.11 or newer; {sys.executable} is {v.major}.{v.minor}. Try: make PYTHON=python3.12")'
 	@echo "Installing into .venv (some minutes the first time: torch and Ray are large)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install $(QUIET) --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-$(SPEECH_STAMP): deployments/environments/speech.txt | $(STAMP)
-	@echo "Installing into $(SPEECH) (the speech models' own versions)"
-	@$(PYTHON) -m venv $(SPEECH)
-	@$(SPEECH)/bin/python -m pip install $(QUIET) --disable-pip-version-check --requirement $<
-	@$(SPEECH)/bin/python -m pip install $(QUIET) --disable-pip-version-check --no-deps qwen-tts==0.1.1
+.venv-%/.installed: deployments/environments/%.txt | $(STAMP)
+	@echo "Installing into .venv-$* (its models' own versions)"
+	@$(PYTHON) -m venv .venv-$*
+	@.venv-$*/bin/python $(PIP_INSTALL) $($*_FLAGS) --requirement $<
+	@$(if $($*_BARE),.venv-$*/bin/python $(PIP_INSTALL) --no-deps $($*_BARE))
 	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(" + repr(sysconfig.get_path("purelib")) + ")")' \
-		> "$$($(SPEECH)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/farebox.pth"
+		> "$$(.venv-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/farebox.pth"
 	@touch $@
 
 clean:               ## remove the installation, never data
-	rm -rf .venv $(SPEECH)
+	rm -rf .venv $(addprefix .venv-,$(ENVIRONMENTS))

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
+from deployments.models.chat import ChatServer
 from deployments.models.environments import python_of
 from deployments.models.registry import entry_for
 from deployments.models.server import ModelServer
@@ -57,6 +58,15 @@ class ModelReplica(ModelServer):
         super().__init__(*args, **kwargs)
 
 
+class ChatReplica(ChatServer):
+    """A ChatServer in a process of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        settings = load_settings()
+        configure_logging(settings.log_level, settings.log_format)
+        super().__init__(*args, **kwargs)
+
+
 def farebox(args: FareboxArgs) -> Application:
     """Build the platform: the surface, the books, the runner. Money goes on whatever the models do."""
     # Here, so that the many processes of models, which import this module too, are spared the rest of the platform.
@@ -82,9 +92,11 @@ def model(args: ModelArgs) -> Application:
     cpu_offload = options.pop("cpu_offload", args.cpu_offload)
     if (environment := entry_for(args.application).environment) and args.family is None:
         actor = options.get("ray_actor_options", {})
-        python = {"py_executable": str(python_of(environment))}
+        entry = entry_for(args.application)
+        python = {"py_executable": str(python_of(environment)), "env_vars": dict(entry.variables)}
         options = {**options, "ray_actor_options": {**actor, "runtime_env": python}}
-    return serve.deployment(name="Model", **options)(ModelReplica).bind(
+    replica = ChatReplica if entry_for(args.application).is_chat else ModelReplica
+    return serve.deployment(name="Model", **options)(replica).bind(
         args.application,
         profile,
         str(settings.weights_dir),

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
+from deployments.chats import ChatHandles
 from deployments.cold_starts import StartTimes
 from deployments.handles import ModelHandles, ledger_call, remote_ledger
 from deployments.models.registry import ENTRIES
@@ -48,6 +49,7 @@ class Ingress:
             ),
             checkout_for(self._settings, ledger),
             ObjectStore(self._settings.objects_url),
+            chats=ChatHandles(),
             crypto=crypto_for(self._settings, ledger),
             x402=x402_for(self._settings, ledger),
             names_requests=False,  # Serve names each answer after the header that the surface reads

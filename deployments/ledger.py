@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments.books import announce_books, forget_books
 from deployments.ledger_billing import LedgerBilling
+from deployments.ledger_chat import LedgerChat
 from deployments.ledger_desk import LedgerDesk
 from deployments.ledger_files import LedgerFiles
 from deployments.ledger_job_sets import LedgerJobSets
@@ -69,6 +70,7 @@ class LedgerServer(
     LedgerBilling,
     LedgerX402,
     LedgerStarts,
+    LedgerChat,
     LedgerFiles,
     LedgerStages,
     LedgerReconcile,

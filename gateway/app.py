@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
 from gateway.catalog import CatalogError, load_catalog
+from gateway.conversations import Chats
 from gateway.deps import Parts, key_pattern, operator_pattern
 from gateway.health import Health, PaymentsMode
 from gateway.kept import Kept
@@ -25,6 +26,7 @@ from gateway.routes import (
     alerts,
     auto_topup,
     balance,
+    chat,
     consumption,
     files,
     job_events,
@@ -77,9 +79,9 @@ NO_TELEMETRY: Final = {
 """FastAPI's own OpenTelemetry hooks cost every request and would send what our logs redact."""
 
 ROUTERS: Final = (
-    tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, x402_purchases,
-    refills, pricing, vouchers, referral, sign_in, account, alerts, auto_topup, webhooks, pages, manual, operator_users,
-    operator_desk, operator_shares, openai_models, openai_images, openai_audio,
+    tools, balance, chat, media, job_events, operations, keys, usage, receipts, files, consumption, purchases,
+    x402_purchases, refills, pricing, vouchers, referral, sign_in, account, alerts, auto_topup, webhooks, pages, manual,
+    operator_users, operator_desk, operator_shares, openai_models, openai_images, openai_audio,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 
@@ -93,6 +95,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
     *,
     crypto: CryptoCheckouts | None = None,
     x402: X402Checkout | None = None,
+    chats: Chats | None = None,
     names_requests: bool = True,
 ) -> FastAPI:
     """Build the surface over its parts.
@@ -131,6 +134,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
         checkout=checkout,
         crypto=crypto,
         x402=x402,
+        chats=chats,
         objects=objects,
         catalog=catalog,
         signer=UrlSigner(settings.secret.get_secret_value().encode()),

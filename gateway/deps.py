@@ -16,6 +16,7 @@ from fastapi import Depends, Header, Request
 from structlog.contextvars import get_contextvars
 
 from gateway.catalog import Catalog
+from gateway.conversations import Chats
 from gateway.kept import Kept
 from gateway.operator_ports import Signed
 from gateway.patterns import RETRY_KEY, SENT_RETRY_KEY
@@ -53,6 +54,8 @@ class Parts:
     crypto: CryptoCheckouts | None
     x402: X402Checkout | None
     """Sells single calls to wallets; None: strangers hear 401."""
+    chats: Chats | None
+    """None: there is no chat here."""
     objects: ObjectStore
     catalog: Catalog
     """The file as it was read. What is sold now, with the prices that hold now, is `await parts.price_list()`."""

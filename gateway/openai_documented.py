@@ -43,6 +43,14 @@ OPENAI_REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
             "response_format": "url",
         }
     },
+    "createChatCompletion": {
+        "a question": {
+            "model": "qwen3-8b",
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "max_tokens": 100,
+            "temperature": 0.7,
+        }
+    },
     "createSpeech": {
         "a greeting": {
             "model": "qwen3-tts",
@@ -54,6 +62,26 @@ OPENAI_REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
     },
 }
 OPENAI_ANSWERS: Final[Mapping[str, Any]] = {
+    "createChatCompletion": {
+        "id": "chatcmpl_01k8z0c6m5n7q2r4t6v8x0y2z4",
+        "object": "chat.completion",
+        "created": 1795305600,
+        "model": "Qwen3-8B",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "Paris.", "refusal": None},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {
+            "prompt_tokens": 14,
+            "completion_tokens": 3,
+            "total_tokens": 17,
+            "cost": {"credits": 0.05, "tokens": 5},
+        },
+    },
     "listModels": {"object": "list", "data": [_MODEL]},
     "getModel": _MODEL,
     "createImages": _IMAGES,

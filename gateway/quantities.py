@@ -65,6 +65,7 @@ QUANTITIES: Final[Mapping[str, Quantity]] = {
     "music.generate": ASKED_SECONDS,
     "sfx.generate": ASKED_SECONDS,
     "audio.transcribe": Quantity("minute", lambda job: int(job["maxMinutes"]) * MILLI),
+    "chat.complete": Quantity("turn", lambda _: MILLI),
     "video.dub": Quantity("minute", lambda job: int(job["maxMinutes"]) * MILLI),
     "text.translate": Quantity("character", lambda job: len(job["text"]) * MILLI),
 }

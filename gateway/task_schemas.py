@@ -36,6 +36,9 @@ MAX_VOICE_CHARS: Final = 1000
 """A voice in a few sentences."""
 MAX_TRANSLATE_CHARS: Final = 10_000
 """About four pages, and what a language model translates without losing the thread."""
+MAX_MESSAGES: Final = 200
+MAX_MESSAGE_CHARS: Final = 100_000
+"""About 25,000 tokens: most of what the largest model reads."""
 MAX_SEED: Final = 2**32 - 1
 """Every client's JSON numbers hold it exactly, JavaScript's too."""
 MAX_URL_CHARS: Final = 2048
@@ -346,6 +349,34 @@ class VoiceClone(_Speech):
     ] = None
 
 
+class ChatMessage(BaseModel):
+    """One message of a conversation."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[Text, Field(max_length=MAX_MESSAGE_CHARS)]
+
+
+class ChatComplete(TaskInput):
+    """The input of `chat.complete`."""
+
+    messages: Annotated[
+        list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, description="Oldest first.")
+    ]
+    max_tokens: Annotated[
+        Annotated[int, Field(ge=1, le=32_768), AS_WHOLE] | None,
+        Field(description="The most that the answer may be, in the model's tokens."),
+    ] = None
+    temperature: Annotated[
+        Decimal,
+        BeforeValidator(whole_as_decimal),
+        Field(ge=0, le=2, description="0 takes the likeliest words; higher draws more freely."),
+        WithJsonSchema({"type": "number", "minimum": 0, "maximum": 2}),
+    ] = Decimal(1)
+    seed: Seed = None
+
+
 class VideoDub(TaskInput):
     """The input of `video.dub`. `maxMinutes` is held; what is charged is the film's length.
 
@@ -387,6 +418,7 @@ INPUTS: Final[Mapping[str, type[TaskInput]]] = {
     "sfx.generate": SfxGenerate,
     "audio.transcribe": AudioTranscribe,
     "text.translate": TextTranslate,
+    "chat.complete": ChatComplete,
     "video.dub": VideoDub,
 }
 """The input of each task that this code knows. The catalogue says which are on sale, and for how much."""

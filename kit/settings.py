@@ -218,6 +218,10 @@ class Settings(BaseSettings):
     """The same for one key."""
     tool_hold_s: int = Field(default=600, ge=1)
     """What a check set aside for a tool is free again after ten minutes: most work is charged well before."""
+    chat_start_s: int = Field(default=180, ge=1)
+    """How long a chat turn waits for its first word: a cold engine takes a minute or two."""
+    chat_turn_s: int = Field(default=600, ge=1)
+    """How long a chat turn may speak: the longest answer of a small model on a CPU."""
     metrics_dir: Path | None = Field(default=None, validation_alias=_variable("PROMETHEUS_MULTIPROC_DIR"))
     """Where the processes of one node share their counters; set by the launcher."""
 

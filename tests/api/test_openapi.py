@@ -102,6 +102,7 @@ ROUTES = {
     "POST /v1/images/edits",
     "POST /v1/audio/speech",
     "POST /v1/audio/transcriptions",
+    "POST /v1/chat/completions",
 }
 PUBLIC = {
     "getHealth",

@@ -56,6 +56,7 @@ OTHERS: dict[str, tuple[dict[str, Any], int]] = {
         600,
     ),
     "text.translate": ({"text": "x" * 101, "targetLanguage": "French"}, 2),
+    "chat.complete": ({"messages": [{"role": "user", "content": "Hello"}], "maxTokens": 9}, 5),
 }
 TASKS = PUBLISHED | OTHERS
 

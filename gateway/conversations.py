@@ -1,0 +1,166 @@
+"""A turn of a chat: what crosses from the HTTP surface to the model and back, and the two ports that a turn needs.
+
+A turn's money is held before the model works, taken once when the turn ends, and freed when it fails. Who leaves after
+words were delivered has had the turn: it is charged, and the model stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from gateway.catalog import Price
+from kit.errors import AppError
+from ledger.keys import Credential
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What the model is to answer. `max_tokens`: None for as many as fit. Units: the model's own tokens."""
+
+    id: str
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]]
+    max_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    stop: list[str]
+    seed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """The conversation was accepted. `notice`: what a reader must know of these weights, if there is something."""
+
+    model: str
+    notice: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A piece of the answer: text, or the calls of tools that it ends with. Pieces that gathered travel as one."""
+
+    text: str
+    tool_calls: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last word of a turn. Units: the model's own tokens, which have nothing to do with those of money."""
+
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+
+
+Event = Began | Said | Ended
+
+
+class Chats(Protocol):
+    """The chat models."""
+
+    def stream(self, application: str, conversation: Conversation) -> AsyncGenerator[Event, None]:
+        """Yield that it began, what the model says as it says it, and how it ended; leaving early stops the model.
+
+        Raises: ChatBusy when too many wait; Unavailable before it began; the model's own AppError.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class BeginTurn:
+    """A turn to be held for. `completion_id` is the charge's reference."""
+
+    credential: Credential
+    completion_id: str
+    price: Price
+    idempotency_key: str | None
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class TurnBegun:
+    """The turn's money is set aside; or `answer` is what the same key was answered before, and nothing was held."""
+
+    hold_id: str
+    answer: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnCharged:
+    """What a turn cost, and what is free after it. Units: tokens of money."""
+
+    cost_tokens: int
+    balance_after_tokens: int
+
+
+class TurnBooks(Protocol):
+    """The books, as far as turns need them."""
+
+    async def begin_turn(self, command: BeginTurn) -> TurnBegun:
+        """Hold the cost of a turn, or say what its key was answered.
+
+        Raises: AuthRequired, Forbidden, AccountFrozen, InsufficientCredits, KeyCapReached, IdempotencyKeyReused,
+        TurnUnderWay.
+        """
+
+    async def finish_turn(
+        self, hold_id: str, completion_id: str, answer: dict[str, Any] | None
+    ) -> TurnCharged:
+        """Charge a turn, once however often this is called, and keep the answer for its idempotency key.
+
+        Raises: HoldResolved when the hold is over: nothing is charged.
+        """
+
+    async def abandon_turn(self, hold_id: str) -> None:
+        """Free what a turn held; one that is resolved stays so."""
+
+
+@dataclass
+class ChatBusy(AppError):
+    """As many turns wait as may. Nothing was held or is charged."""
+
+    wait_s: int
+    code = "rate_limited"
+    status = 429
+    retryable = True
+
+    @property
+    def message(self) -> str:
+        return f"The chat model has more to do than it can; try again in {self.wait_s} s."
+
+    @property
+    def retry_after_s(self) -> int:
+        return self.wait_s
+
+
+@dataclass
+class TurnUnderWay(AppError):
+    """The same idempotency key's first request is still being answered. Nothing was held again."""
+
+    key: str
+    code = "request_under_way"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return f"The first request with the idempotency key {self.key!r} is still being answered; try again soon."
+
+    @property
+    def retry_after_s(self) -> int:
+        return 2
+
+
+@dataclass
+class ChatFailed(AppError):
+    """The model failed in the middle of the turn. Nothing is charged."""
+
+    reason: str
+    code = "model_failed"
+    status = 500
+
+    @property
+    def message(self) -> str:
+        return f"{self.reason} Nothing was charged."

@@ -1,0 +1,336 @@
+"""Chat completions over the real books, by OpenAI's own client over real sockets; the model is played."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import openai
+import pytest
+import pytest_asyncio
+import uvicorn
+from sqlalchemy import text
+
+from deployments.models.contract import ModelBroken, ModelRefused
+from gateway.app import create_app
+from gateway.conversations import Began, ChatBusy, Conversation, Ended, Event, Said
+from gateway.ports import ModelState
+from kit.errors import AppError
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+WORDS = ["Par", "is", "."]
+
+
+@dataclass
+class PlayedChats:
+    """A chat model that says its lines. `gate` is waited for before each line but the first."""
+
+    lines: list[Event | AppError] = field(
+        default_factory=lambda: [
+            Began("Played-1B", None),
+            *(Said(word, []) for word in WORDS),
+            Ended("stop", 12, 3),
+        ]
+    )
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    asked: list[Conversation] = field(default_factory=list)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def stream(self, application: str, conversation: Conversation) -> AsyncGenerator[Event, None]:
+        assert application == "chat"
+        self.asked.append(conversation)
+        whole = False
+        try:
+            for line in self.lines:
+                if isinstance(line, AppError):
+                    raise line
+                yield line
+                if isinstance(line, Said):
+                    await self.gate.wait()
+            whole = True
+        finally:
+            if not whole:
+                self.left.set()
+
+
+@pytest.fixture
+def chats() -> PlayedChats:
+    played = PlayedChats()
+    played.gate.set()
+    return played
+
+
+@pytest.fixture
+def app(settings, ledger, models, objects, chats):
+    return create_app(settings, ledger, models, None, objects, chats=chats)
+
+
+@pytest_asyncio.fixture
+async def address(app) -> AsyncIterator[str]:
+    """The surface on a port of this machine, on the loop of the test."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+    serving = asyncio.create_task(server.serve([listening]))
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+    server.should_exit = True
+    await serving
+    listening.close()
+
+
+@pytest_asyncio.fixture
+async def client_of(address: str) -> AsyncIterator[Callable[[Any], openai.AsyncOpenAI]]:
+    """OpenAI's client with a customer's key; it asks once."""
+    made = []
+
+    def client(owner: Any) -> openai.AsyncOpenAI:
+        made.append(openai.AsyncOpenAI(base_url=address, api_key=owner.key, max_retries=0))
+        return made[-1]
+
+    yield client
+    for each in made:
+        await each.close()
+
+
+@pytest_asyncio.fixture
+async def owner(customer):
+    """A customer with 100 tokens: twenty turns."""
+    return await customer(100)
+
+
+async def holds(db) -> list[tuple[str, int]]:
+    async with db.transaction() as conn:
+        rows = await conn.execute(text("SELECT state, captured FROM holds ORDER BY id"))
+        return [tuple(row) for row in rows]
+
+
+async def until(true: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(20):
+        while not await true():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_completion_is_whole_charged_and_says_its_cost(owner, client_of, chats, db, assert_sound):
+    answer = await client_of(owner).chat.completions.create(
+        model="qwen3-8b", messages=QUESTION, temperature=0.5, max_tokens=9, stop="END", seed=3
+    )
+    assert answer.choices[0].message.content == "Paris."
+    assert (answer.choices[0].finish_reason, answer.model) == ("stop", "Played-1B")
+    assert answer.id.startswith("chatcmpl_")
+    assert answer.usage.total_tokens == 15
+    assert answer.usage.cost == {"credits": 0.05, "tokens": 5}
+    [asked] = chats.asked
+    assert (asked.messages, asked.max_tokens, asked.temperature) == (QUESTION, 9, 0.5)
+    assert (asked.stop, asked.seed) == (["END"], 3)
+    assert await owner.tokens() == 95
+    assert await holds(db) == [("captured", 5)]
+    await assert_sound(db)
+
+
+@pytest.mark.parametrize("include_usage", [False, True])
+async def test_a_stream_says_the_words_then_what_it_cost(owner, client_of, include_usage):
+    stream = await client_of(owner).chat.completions.create(
+        model="chat.complete",
+        messages=QUESTION,
+        stream=True,
+        stream_options={"include_usage": True} if include_usage else openai.omit,
+    )
+    chunks = [chunk async for chunk in stream]
+    said = [chunk for chunk in chunks if chunk.choices]
+    assert [chunk.choices[0].delta.content for chunk in said] == [*WORDS, None]
+    assert said[0].choices[0].delta.role == "assistant"
+    assert said[-1].choices[0].finish_reason == "stop"
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert chunks[-1].usage.cost == {"credits": 0.05, "tokens": 5}
+    assert [chunk.usage for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert bool(chunks[-1].choices) is not include_usage
+    assert await owner.tokens() == 95
+
+
+async def test_who_leaves_a_stream_after_words_pays_and_the_model_stops(
+    owner, client_of, chats, db, assert_sound
+):
+    chats.gate.clear()
+    stream = await client_of(owner).chat.completions.create(model="qwen3-8b", messages=QUESTION, stream=True)
+    assert (await anext(aiter(stream))).choices[0].delta.content == "Par"
+    assert await holds(db) == [("pending", 0)]
+    await stream.close()
+    async with asyncio.timeout(20):
+        await chats.left.wait()
+    await until(lambda: _are(db, [("captured", 5)]))
+    assert await owner.tokens() == 95
+    await assert_sound(db)
+
+
+async def _are(db, wanted: list[tuple[str, int]]) -> bool:
+    return await holds(db) == wanted
+
+
+async def test_a_stream_that_breaks_ends_with_openais_error_and_costs_nothing(owner, client_of, chats, db):
+    chats.lines[2:] = [ModelBroken("The chat engine failed.")]
+    stream = await client_of(owner).chat.completions.create(model="qwen3-8b", messages=QUESTION, stream=True)
+    heard = []
+    with pytest.raises(openai.APIError, match="engine failed"):  # noqa: PT012  # it breaks in the loop
+        async for chunk in stream:
+            heard.append(chunk.choices[0].delta.content)  # noqa: PERF401  # what was heard stays
+    assert heard == ["Par"]
+    assert await owner.tokens() == 100
+    assert await holds(db) == [("voided", 0)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("refusal", "error"),
+    [
+        (ModelRefused("tools", "this model calls none"), openai.BadRequestError),
+        (ChatBusy(5), openai.RateLimitError),
+        (ModelBroken("The chat engine failed."), openai.InternalServerError),
+    ],
+)
+async def test_a_refusal_before_the_first_word_keeps_its_status_and_costs_nothing(  # noqa: PLR0917
+    owner, client_of, chats, db, refusal, error, *, stream
+):
+    chats.lines[:] = [refusal]
+    with pytest.raises(error) as raised:
+        await client_of(owner).chat.completions.create(model="qwen3-8b", messages=QUESTION, stream=stream)
+    if isinstance(refusal, ChatBusy):
+        assert raised.value.response.headers["retry-after"] == "5"
+    assert await holds(db) == [("voided", 0)]
+    assert await owner.tokens() == 100
+
+
+async def test_too_poor_a_caller_hears_402_before_the_model_hears_anything(customer, client_of, chats):
+    poor = await customer(4)
+    with pytest.raises(openai.APIStatusError) as raised:
+        await client_of(poor).chat.completions.create(model="qwen3-8b", messages=QUESTION, stream=True)
+    assert raised.value.status_code == 402
+    assert raised.value.body["cost_tokens"] == 5
+    assert chats.asked == []
+
+
+async def test_an_idempotency_key_answers_once_in_either_form(owner, client_of, chats):
+    client = client_of(owner)
+    ask = {"model": "qwen3-8b", "messages": QUESTION, "extra_headers": {"Idempotency-Key": "turn-1"}}
+    first = await client.chat.completions.create(**ask)
+    again = await client.chat.completions.with_raw_response.create(**ask)
+    assert again.headers["idempotent-replayed"] == "true"
+    assert again.parse() == first
+    streamed = [chunk async for chunk in await client.chat.completions.create(**ask, stream=True)]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == "Paris."
+    assert streamed[-1].usage == first.usage
+    assert len(chats.asked) == 1
+    assert await owner.tokens() == 95
+    with pytest.raises(openai.ConflictError, match="used before"):
+        await client.chat.completions.create(**ask | {"messages": [{"role": "user", "content": "Else?"}]})
+
+
+async def test_a_key_whose_turn_failed_is_free_and_one_under_way_is_busy(owner, client_of, chats):
+    client = client_of(owner)
+    ask = {"model": "qwen3-8b", "messages": QUESTION, "extra_headers": {"Idempotency-Key": "turn-1"}}
+    lines = list(chats.lines)
+    chats.lines[:] = [ModelBroken("The chat engine failed.")]
+    with pytest.raises(openai.InternalServerError):
+        await client.chat.completions.create(**ask)
+    chats.lines[:] = lines
+    chats.gate.clear()
+    first = asyncio.create_task(client.chat.completions.create(**ask))
+    await until(lambda: _asked(chats, 2))
+    with pytest.raises(openai.ConflictError, match="still being answered"):
+        await client.chat.completions.create(**ask)
+    chats.gate.set()
+    assert (await first).choices[0].message.content == "Paris."
+    assert await owner.tokens() == 95
+
+
+async def _asked(chats: PlayedChats, times: int) -> bool:
+    return len(chats.asked) == times
+
+
+async def test_a_model_that_does_not_start_in_time_is_503_and_free(  # noqa: PLR0917
+    settings, ledger, models, objects, chats, owner, db
+):
+    chats.lines[:] = [Said("", [])]  # said before it began: the gate holds
+    chats.gate.clear()
+
+    async def silent(*_: object) -> AsyncGenerator[Event, None]:
+        await chats.gate.wait()
+        yield Began("never", None)
+
+    chats.stream = silent  # type: ignore[method-assign]
+    owner.client._transport.app = create_app(
+        settings.model_copy(update={"chat_start_s": 1}), ledger, models, None, objects, chats=chats
+    )
+    answer = await owner.client.post("/v1/chat/completions", json={"messages": QUESTION})
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"]
+    assert await holds(db) == [("voided", 0)]
+
+
+async def test_a_cold_start_keeps_the_stream_open_with_comments(owner, chats, monkeypatch):
+    monkeypatch.setattr("gateway.completions.TICK_S", 0.01)
+    began = chats.lines[0]
+
+    async def cold(*_: object) -> AsyncGenerator[Event, None]:
+        await asyncio.sleep(0.1)
+        yield began
+        yield Said("Hi", [])
+        yield Ended("stop", 1, 1)
+
+    chats.stream = cold  # type: ignore[method-assign]
+    answer = await owner.client.post("/v1/chat/completions", json={"messages": QUESTION, "stream": True})
+    assert answer.text.startswith(": starting\n\n")
+    frames = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
+    assert frames[-1] == "[DONE]"
+    assert json.loads(frames[0])["choices"][0]["delta"] == {"role": "assistant", "content": "Hi"}
+
+
+async def test_a_model_given_up_is_503_and_nothing_is_held(owner, client_of, models, db):
+    models.known["chat"] = ModelState(
+        "chat", "unavailable", "The chat environment is not installed.", failed=True
+    )
+    with pytest.raises(openai.InternalServerError, match="chat environment is not installed"):
+        await client_of(owner).chat.completions.create(model="qwen3-8b", messages=QUESTION)
+    assert await holds(db) == []
+
+
+async def test_calls_of_tools_pass_through(owner, client_of, chats):
+    call = {
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "weather", "arguments": '{"city": "Paris"}'},
+    }
+    chats.lines[1:] = [Said("", [call]), Ended("tool_calls", 20, 9)]
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}, "limit": {"maximum": 1.5}}}
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": parameters}}]
+    ask = {"model": "qwen3-8b", "messages": QUESTION, "tools": tools}
+    answer = await client_of(owner).chat.completions.create(**ask)
+    assert answer.choices[0].finish_reason == "tool_calls"
+    assert answer.choices[0].message.content is None
+    assert answer.choices[0].message.tool_calls[0].function.name == "weather"
+    assert chats.asked[0].tools == tools
+    chunks = [chunk async for chunk in await client_of(owner).chat.completions.create(**ask, stream=True)]
+    assert chunks[0].choices[0].delta.tool_calls[0].function.arguments == '{"city": "Paris"}'
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user"}]}, "messages.0"),
+        ({"n": 2}, "n"),
+        ({"temperature": 2.5}, "temperature"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"logprobs": True}, "logprobs"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"model": "gpt-9"}, "model"),
+    ],
+)
+async def test_a_wrong_field_is_named_and_nothing_is_held(owner, wrong, field, db):
+    answer = await owner.client.post("/v1/chat/completions", json={"messages": QUESTION, **wrong})
+    assert answer.status_code == (404 if field == "model" else 400)
+    assert answer.json()["error"]["param"] == field
+    assert await holds(db) == []

@@ -11,7 +11,7 @@ from ray.serve import Application
 
 from deployments.models.environments import python_of
 from deployments.models.registry import entry_for
-from deployments.models.server import ModelServer
+from deployments.models.server import MAX_WAITING, ModelServer
 from kit.settings import Profile, load_settings
 from kit.telemetry import configure_logging
 
@@ -28,6 +28,7 @@ class ModelArgs(BaseModel):
     """A model application and, for each profile, the options of its deployment (numbers only).
 
     `profile` sets the weights whatever the platform's profile is: the tiny models of the test world beside real ones.
+    `max_batch`: how many jobs may share a call of the pipeline under each profile, one unless it is said here.
     `family` replaces the registry's class as `module:Class`: fault tests put slow and failing models there.
     """
 
@@ -40,6 +41,7 @@ class ModelArgs(BaseModel):
     cpu_offload: bool = False
     family: str | None = None
     profile: Profile | None = None
+    max_batch: dict[str, int] = Field(default_factory=dict)
 
 
 class ModelReplica(ModelServer):
@@ -83,4 +85,6 @@ def model(args: ModelArgs) -> Application:
         revision=args.revision,
         cpu_threads=args.cpu_threads,
         cpu_offload=args.cpu_offload,
+        max_batch=args.max_batch.get(profile, 1),
+        max_waiting=options.get("max_ongoing_requests", MAX_WAITING),
     )

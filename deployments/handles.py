@@ -16,8 +16,10 @@ from typing import Any, Final, Generic, TypeVar, cast
 import structlog
 from ray import serve
 from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError
 
-from deployments.models.contract import GenerateRequest, Output, Progress
+from deployments.models.batching import BUSY_WAIT_S
+from deployments.models.contract import GenerateRequest, ModelBusy, Output, Progress
 from deployments.models.environments import EnvironmentMissing
 from gateway.errors import RateLimited
 from gateway.limits import tallies
@@ -246,7 +248,8 @@ class ModelHandles:
     ) -> AsyncGenerator[Progress | Output, None]:
         """Yield the job's progress, then its output; leaving early stops the work at its next step.
 
-        Raises: ModelAway before work began, ModelGone when the replica died in it, or the model's own AppError.
+        Raises: ModelAway or ModelBusy before work began, ModelGone when the replica died in it, or the model's own
+        AppError.
         """
         began = False
         stream: Any = None
@@ -259,6 +262,8 @@ class ModelHandles:
             if stream is not None:
                 stream.cancel()
             raise
+        except BackPressureError as error:
+            raise ModelBusy(application, BUSY_WAIT_S) from error
         except Exception as error:
             refusal = _app_error(error)
             if refusal is None:

@@ -90,7 +90,7 @@ class Seat:
 class Batches:
     """Runs a family's jobs, at most `max_batch` in a call, and refuses those for whom there is no room to wait."""
 
-    def __init__(  # noqa: PLR0913  # what serve_config.yaml sets of it
+    def __init__(
         self,
         family: ModelFamily,
         placement: Placement,
@@ -136,8 +136,8 @@ class Batches:
             return self._family.batch_key(request)
         except AppError:
             raise
-        except Exception:
-            raise self._failed([request.job_id]) from None
+        except Exception as error:  # noqa: BLE001  # logged there
+            raise self._failed([request.job_id], error) from None
 
     async def _run_all(self) -> None:
         while self._waiting:
@@ -237,14 +237,14 @@ class Batches:
         if isinstance(error, AppError):
             return error
         if is_out_of_memory(error):
-            log.exception("job_too_large", jobs=_ids(group), application=self._application)
+            log.error("job_too_large", jobs=_ids(group), application=self._application, exc_info=error)
             return TooLarge("The work does not fit into the model's memory.")
-        return self._failed(_ids(group))
+        return self._failed(_ids(group), error)
 
-    def _failed(self, jobs: list[str]) -> ModelFailed:
-        """Return what a caller is told of an unexpected error: not its text, and not its cause, which Ray would send."""
+    def _failed(self, jobs: list[str], error: Exception) -> ModelFailed:
+        """Return what a caller is told of an unexpected error: not its text, nor its cause, which Ray would send."""
         errors_total.labels("model").inc()
-        log.exception("model_failed", jobs=jobs, application=self._application)
+        log.error("model_failed", jobs=jobs, application=self._application, exc_info=error)
         return ModelFailed("The model failed while working on this job.")
 
     def _free_memory(self) -> None:

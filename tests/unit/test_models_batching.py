@@ -288,9 +288,8 @@ async def test_progress_never_falls_when_a_batch_begins_again() -> None:
     seen: list[float] = []
 
     async def watch() -> None:
-        async for event in server.generate(GenerateRequest("a", "image.generate", {})):
-            if isinstance(event, Progress):
-                seen.append(event.fraction)
+        events = server.generate(GenerateRequest("a", "image.generate", {}))
+        seen.extend([event.fraction async for event in events if isinstance(event, Progress)])
 
     watched, other = asyncio.ensure_future(watch()), call(server, "b")
     await arrived()
@@ -304,11 +303,15 @@ async def test_progress_never_falls_when_a_batch_begins_again() -> None:
 async def test_a_failed_job_is_metered_too() -> None:
     server = serve(family := BatchFamily(lambda _: RuntimeError("no")))
     family.run_freely()
-    told: list[Progress] = []
-    with pytest.raises(ModelFailed):
+    told: list[Progress | Output] = []
+
+    async def watch() -> None:
         async for event in server.generate(GenerateRequest("a", "image.generate", {})):
-            assert isinstance(event, Progress)
-            told.append(event)
+            told.append(event)  # noqa: PERF401  # what came before the error counts
+
+    with pytest.raises(ModelFailed):
+        await watch()
+    assert isinstance(told[-1], Progress)
     assert told[-1].metrics is not None
     assert told[-1].metrics.busy_seconds > 0
 

@@ -206,7 +206,7 @@ def progress_of_all(members: Sequence[Member]) -> OnProgress:
 
 def all_canceled(members: Sequence[Member]) -> IsCanceled:
     """Return what tells whether nobody is left. Each member is asked each time: who has gone is let go at once."""
-    return lambda: all([member.is_canceled() for member in members])
+    return lambda: [member.is_canceled() for member in members].count(False) == 0
 
 
 @dataclass

@@ -175,22 +175,20 @@ class Qwen3Translator:
         begun = prompt["input_ids"].shape[1]
         own = prompt["attention_mask"].sum(dim=1).tolist()
         most = [TINY_WORDS if self._tiny else 2 * length + SPARE_WORDS for length in own]
-        nobody_left = all_canceled(members)
 
         class AtEachWord(StoppingCriteria):
             def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:  # noqa: ARG002
-                if nobody_left():
+                gone = [member.is_canceled() for member in members]
+                if all(gone):
                     raise ModelCanceled
                 words = input_ids.shape[1] - begun
                 for member, end in zip(members, most, strict=True):
                     told = min(words, end - 1)
                     member.on_progress(Progress(told / end, told, end))
-                over = [
-                    words >= end or member.is_canceled() for member, end in zip(members, most, strict=True)
-                ]
+                over = [words >= end or left for end, left in zip(most, gone, strict=True)]
                 return torch.tensor(over, device=input_ids.device)
 
-        if nobody_left():
+        if all_canceled(members)():
             raise ModelCanceled
         for member, end in zip(members, most, strict=True):
             member.on_progress(Progress(0.0, 0, end))

@@ -111,7 +111,7 @@ def test_a_translation_that_is_canceled_leaves_the_others_alone(model: Qwen3Tran
     request = GenerateRequest("job_1", "text.translate", {"text": "Hello.", "targetLanguage": "French"})
     seen: list[Progress] = []
     gone = Member(request, seen.append, lambda: len(seen) >= 2)
-    left, stays = model.generate_many([gone, Member(request, lambda _: None, lambda: False)])
+    _, stays = model.generate_many([gone, Member(request, lambda _: None, lambda: False)])
     assert isinstance(stays, Output)
     assert stays.media == model.generate(request, lambda _: None, lambda: False).media
     with pytest.raises(ModelCanceled):

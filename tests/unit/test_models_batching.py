@@ -1,4 +1,4 @@
-"""Batches of jobs: who shares a call, who leaves it, what splits it and who bears its time. The test takes each step."""
+"""Batches of jobs: who shares a call, who leaves it, what splits it, who bears its time. The test takes each step."""
 
 from __future__ import annotations
 
@@ -208,7 +208,9 @@ async def test_a_job_that_is_canceled_while_it_waits_is_in_no_batch() -> None:
     assert family.calls == [["first"], ["b"]]
 
 
-@pytest.mark.parametrize("error", [MemoryError, lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory")])  # fmt: skip
+@pytest.mark.parametrize(
+    "error", [MemoryError, lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
 async def test_a_batch_without_memory_is_halved_until_it_fits_and_its_size_is_remembered(error) -> None:
     family = BatchFamily(lambda jobs: error() if len(jobs) > 1 else None)
     server = serve(family)

@@ -20,6 +20,7 @@ from deployments.books import announce_books, forget_books
 from deployments.ledger_billing import LedgerBilling
 from deployments.ledger_desk import LedgerDesk
 from deployments.ledger_keys import LedgerKeys
+from deployments.ledger_metering import LedgerMetering
 from deployments.ledger_people import LedgerPeople
 from deployments.ledger_quotas import counted
 from deployments.ledger_reads import LedgerReads
@@ -62,6 +63,7 @@ class LedgerServer(
     LedgerReferrals,
     LedgerBilling,
     LedgerX402,
+    LedgerMetering,
 ):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
 

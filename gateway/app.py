@@ -32,6 +32,7 @@ from gateway.routes import (
     media,
     operations,
     operator_desk,
+    operator_revenue,
     operator_users,
     pages,
     pricing,
@@ -72,7 +73,7 @@ NO_TELEMETRY: Final = {
 ROUTERS: Final = (
     tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, x402_purchases,
     refills, pricing, vouchers, referral, sign_in, account, alerts, webhooks, pages, manual, operator_users,
-    operator_desk,
+    operator_desk, operator_revenue,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, Literal, Protocol
 
+from gateway.metering import Meters
 from gateway.operator_ports import Desk
 from gateway.quotas import Quota, Take
 from gateway.tool_holds import Held, PlaceHold, SpendHeld
@@ -226,7 +227,7 @@ class DeleteAccount:
     forfeit: bool
 
 
-class Ledger(Desk, Webhooks, Protocol):
+class Ledger(Desk, Webhooks, Meters, Protocol):
     """The books. Every method raises `kit.errors.Unavailable` while Postgres is away.
 
     Then nothing was written, but for one case: the connection was lost while it committed, and nobody knows. The same

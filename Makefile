@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 SPEECH := .venv-speech
 SPEECH_STAMP := $(SPEECH)/.installed
 FAST := unit db api
-SLOW := models serve browser chaos
+SLOW := models serve browser chaos cluster
 # pip's progress where somebody watches, its errors alone where not.
 QUIET := $(shell test -t 1 || echo --quiet)
 

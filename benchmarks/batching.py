@@ -58,7 +58,7 @@ LOADS: Final = (
 def main() -> None:
     """Run, print the table, keep the figures."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--quick", action="store_true", help="under 50 s: one round of each")
+    options.add_argument("--quick", action="store_true", help="under 50 s: one round of half the jobs")
     options.add_argument("--json", type=Path, help="write the figures here")
     options.add_argument("--only", help=argparse.SUPPRESS)  # one model, in its own environment
     options.add_argument("--models", type=Path, help=argparse.SUPPRESS)
@@ -114,8 +114,9 @@ def show(report: dict[str, Any]) -> None:
 
 
 async def _measure(load: Load, models: Path, rounds: int) -> dict[str, Any]:
+    jobs = load.jobs if rounds > 1 else load.jobs // 2
     servers = {
-        size: ModelServer(load.application, "tiny", str(models), max_batch=size, max_waiting=load.jobs)
+        size: ModelServer(load.application, "tiny", str(models), max_batch=size, max_waiting=jobs)
         for size in (1, load.max_batch)
     }
     rates: dict[int, list[float]] = {size: [] for size in servers}
@@ -125,7 +126,7 @@ async def _measure(load: Load, models: Path, rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         for size, server in servers.items():
             began = time.perf_counter()
-            outputs = await _round(server, load, load.jobs)
+            outputs = await _round(server, load, jobs)
             rates[size].append(_made(load, outputs) / (time.perf_counter() - began))
             if size > 1:
                 shared += [output.metrics.batch_size for output in outputs]

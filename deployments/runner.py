@@ -14,17 +14,18 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, Final, Literal, Protocol, TypeVar
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, Protocol, TypeVar, cast
 
 import structlog
 from ray.serve.handle import DeploymentHandle
 
 from deployments.courier import Courier
-from deployments.handles import Call, ModelAway, ModelHandles, ledger_call, remote_ledger
+from deployments.handles import Call, LedgerClient, ModelAway, ModelHandles, ledger_call, remote_ledger
 from deployments.inputs import Inputs
 from deployments.models.contract import GenerateRequest, Metrics, ModelBusy, Output, Progress
 from deployments.postman import Postman
+from deployments.provenance import provenance_for
 from gateway.leases import ClaimedJob, Failure, Heartbeat, LeaseLost, Settlement
 from gateway.mail import mailer_for
 from gateway.ports import StoredFile
@@ -39,6 +40,7 @@ from kit.telemetry import configure_logging, errors_total, job_run_seconds, jobs
 from payments.cards import CardBooks, CardCheckout
 from payments.checkout import Checkout
 from payments.crypto import crypto_for
+from payments.reconciler import Reconciler, ReconciliationBooks
 from payments.stripe_checkout import checkout_for
 from payments.x402 import X402Checkout, x402_for
 
@@ -62,15 +64,19 @@ PURCHASES_A_SWEEP: Final = 20
 NOT_CONFIGURED: Final = "its provider is not configured on this server"
 CATCH_UP_S: Final = 600.0
 """How often the provider is asked for events that no webhook brought: a lost one is never longer noticed."""
+RECONCILE_LOOK_S: Final = 300.0
+"""How often it is asked whether a reconciliation is due: it is a day's work, and a minute's delay is nothing."""
 HAND_BACK_S: Final = 4.0
 """Time to give jobs back at the end: two calls to the books and some air."""
 EXTENSIONS: Final = {
     "image/png": "png",
     "image/webp": "webp",
+    "image/jpeg": "jpg",
     "video/mp4": "mp4",
     "audio/mpeg": "mp3",
     "audio/wav": "wav",
     "audio/flac": "flac",
+    "audio/ogg": "ogg",
     "application/json": "json",
     "application/x-subrip": "srt",
     "text/vtt": "vtt",
@@ -126,9 +132,13 @@ class Runner:
         self._objects = objects
         self._checkouts = {checkout.provider.name: checkout for checkout in checkouts}
         self._x402 = x402
+        self._reconciler = Reconciler(
+            cast("ReconciliationBooks", LedgerClient(ledger)), checkouts, wallets=x402 is not None
+        )
         self._postman = Postman(ledger, mailer_for(settings))
         self._courier = Courier(ledger, _poster_for(settings))
         self._places = dict(places)
+        self._provenance = provenance_for(settings)
         self._inputs = Inputs(ledger, objects, fetcher or Fetcher(), settings.max_upload_bytes)
         self._runs: dict[str, _Run] = {}
         self._away_until: dict[str, float] = {}
@@ -140,6 +150,8 @@ class Runner:
             group.create_task(self._every(min(BEAT_S, self._settings.lease_s / 3), self._beat))
             group.create_task(self._every(SWEEP_S, self._sweep))
             group.create_task(self._every(MAIL_S, self._postman.deliver))
+            if self._settings.reconcile_every_s and self._reconciler.providers:
+                group.create_task(self._every(RECONCILE_LOOK_S, self._reconcile))
             if any(isinstance(checkout, CardCheckout) for checkout in self._checkouts.values()):
                 group.create_task(self._every(CATCH_UP_S, self._ask_for_events))
             group.create_task(self._courier.run())
@@ -267,16 +279,19 @@ class Runner:
 
     async def _store(self, job: ClaimedJob, place: int, media: Any) -> StoredFile:
         """Store one file under a name of this attempt, so that a late writer of an older one overwrites nothing."""
+        data = media.data
+        if self._provenance is not None:
+            data = await asyncio.to_thread(self._provenance.sign, data, media.content_type, media.facts)
         extension = EXTENSIONS.get(media.content_type, "bin")
         key = f"outputs/{job.id}/{job.fence}-{place}.{extension}"
-        await self._objects.put(key, media.data, media.content_type)
+        await self._objects.put(key, data, media.content_type)
         return StoredFile(
             id=new_id("file"),
             name=f"{job.id}-{place}.{extension}",
             storage_key=key,
             content_type=media.content_type,
-            size_bytes=len(media.data),
-            sha256=hashlib.sha256(media.data).hexdigest(),
+            size_bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
             created_at=datetime.now(UTC),
             job_id=job.id,
             facts=media.facts,
@@ -372,6 +387,12 @@ class Runner:
         for checkout in self._checkouts.values():
             if isinstance(checkout, CardCheckout) and (missed := await checkout.catch_up()):
                 log.warning("webhooks were missed", events=missed)
+
+    async def _reconcile(self) -> None:
+        """Compare the providers with the books, once in a while and by one runner."""
+        every = timedelta(seconds=self._settings.reconcile_every_s)
+        back = timedelta(days=self._settings.reconcile_days)
+        await self._reconciler.run_if_due(every, back, repairs=self._settings.reconcile_repairs)
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:

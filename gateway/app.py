@@ -30,6 +30,9 @@ from gateway.routes import (
     keys,
     manual,
     media,
+    openai_audio,
+    openai_images,
+    openai_models,
     operations,
     operator_desk,
     operator_revenue,
@@ -61,6 +64,8 @@ TRIAL_BALANCE_KEPT_S: Final = 5.0
 """It sums every entry and is public: at most one such query runs at a time, every five seconds."""
 FORM_BYTES: Final = 64 << 10
 """What a form may weigh beside the file in it: boundaries, headers, names."""
+UPLOADS: Final = ("/api/v1/files", "/v1/images/edits", "/v1/audio/transcriptions")
+"""Paths whose bodies carry a file."""
 NO_TELEMETRY: Final = {
     "tracing": False,
     "metrics": False,
@@ -73,7 +78,7 @@ NO_TELEMETRY: Final = {
 ROUTERS: Final = (
     tools, balance, media, job_events, operations, keys, usage, receipts, files, consumption, purchases, x402_purchases,
     refills, pricing, vouchers, referral, sign_in, account, alerts, webhooks, pages, manual, operator_users,
-    operator_desk, operator_revenue,
+    operator_desk, operator_revenue, openai_models, openai_images, openai_audio,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 
@@ -147,7 +152,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
     app.add_middleware(
         Edge,
         max_body_bytes=settings.max_body_bytes,
-        larger={"/api/v1/files": settings.max_upload_bytes + FORM_BYTES},
+        larger=dict.fromkeys(UPLOADS, settings.max_upload_bytes + FORM_BYTES),
         names_request=names_requests,
     )
     for module in ROUTERS:  # not include_router, which matches an included route twice for every request

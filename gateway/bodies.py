@@ -242,14 +242,19 @@ def _decimal(number: str) -> object:
         return _BOUNDLESS
 
 
+def refuse_controls(value: str, field: str) -> None:
+    """Refuse a text that holds what no text has. Raises: InvalidRequest."""
+    if _FORBIDDEN.search(value):
+        raise InvalidRequest(_shown(field), "holds control characters or half a character")
+
+
 def _refuse_forbidden(value: Any, path: str) -> None:
     if value is _BOUNDLESS:
         raise InvalidRequest(path or "body", "is a number out of all bounds")
     if isinstance(value, Decimal) and not value.is_finite():
         raise InvalidRequest(path or "body", f"{value} is not a number in JSON")
     if isinstance(value, str):
-        if _FORBIDDEN.search(value):
-            raise InvalidRequest(path or "body", "holds control characters or half a character")
+        refuse_controls(value, path or "body")
     elif isinstance(value, dict):
         for name, item in value.items():
             here = f"{path}.{name}" if path else name

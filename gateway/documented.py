@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from gateway.openai_documented import OPENAI_ANSWERS, OPENAI_REQUESTS
+
 _JOB_ID: Final = "job_01k8z0c6m5n7q2r4t6v8x0y2z4"
 _JOB_URL: Final = f"https://api.example.com/api/v1/media/jobs/{_JOB_ID}"
 _FILE_ID: Final = "file_01k8z0d1b3c5d7f9g1h3j5k7m9"
@@ -91,6 +93,7 @@ OFFER: Final = {
 """What a 402 asks a stranger for."""
 
 REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    **OPENAI_REQUESTS,
     "startStripeCheckout": {"A package": {"email": "dev@company.com", "packageCode": "builder_600"}},
     "buyWithX402": {"A package": {"packageCode": "builder_600", "keyLabel": "Primary key"}},
     "claimStripeKey": {"The first key": {"sessionId": "cs_test_...", "keyLabel": "Primary key"}},
@@ -161,6 +164,7 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
                 "steps": 30,
                 "guidance": 4.5,
                 "outputFormat": "webp",
+                "outputQuality": 80,
             },
         },
     },
@@ -188,6 +192,7 @@ _CLAIMED: Final = {
 }
 
 ANSWERS: Final[Mapping[str, Any]] = {
+    **OPENAI_ANSWERS,
     "buyWithX402": {
         "ok": True,
         **_KEY,

@@ -122,6 +122,13 @@ async def delete_file(conn: AsyncConnection, account_id: int, file_id: str) -> S
     return _file(row)
 
 
+async def delete_upload(conn: AsyncConnection, account_id: int, file_id: str) -> StoredFile:
+    """Forget an upload, never an output of a job; its bytes may then be deleted. Raises: NotFound."""
+    if (await file(conn, file_id, account_id)).job_id is not None:
+        raise NotFound("file")
+    return await delete_file(conn, account_id, file_id)
+
+
 async def delete_all(conn: AsyncConnection, account_id: int) -> list[str]:
     """Forget every file of an account, names too; returns the storage keys of bytes that may then be deleted."""
     kept = await conn.scalars(

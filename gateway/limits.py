@@ -230,7 +230,7 @@ class Gate:
                 try:
                     await tally.count(parts_of(request).ledger)
                 except AppError as refusal:
-                    await problem_response(refusal)(scope, receive, answer.send)
+                    await problem_response(refusal, scope["path"])(scope, receive, answer.send)
                     return
             await self._app(scope, receive, answer.send)
         finally:
@@ -270,7 +270,8 @@ class _Answer:
                 await self._tally.count(self._counter)
             except RateLimited as refusal:
                 self._refused = True
-                await problem_response(refusal)(self._scope, self._receive, self._send_counted)
+                answer = problem_response(refusal, self._scope["path"])
+                await answer(self._scope, self._receive, self._send_counted)
                 return
             except AppError:  # the books are away; this answer did not need them
                 pass

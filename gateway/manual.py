@@ -23,6 +23,9 @@ from markdown_it.utils import EnvType, OptionsDict
 from gateway.catalog import Catalog
 from gateway.deps import Parts
 from gateway.limits import BUCKETS, ROUTES, WINDOW_S
+from gateway.openai_errors import speaks_openai
+from gateway.openai_models import models_of
+from gateway.openai_schemas import VOICES, formats_of
 
 PAGES: Final = Path(__file__).with_name("pages")
 NAMES: Final = (
@@ -31,6 +34,7 @@ NAMES: Final = (
     "payments",
     "jobs",
     "tools",
+    "openai",
     "idempotency",
     "errors",
     "rate-limits",
@@ -105,6 +109,10 @@ def facts(parts: Parts, catalog: Catalog, document: Mapping[str, Any]) -> dict[s
         ],
         "problem": lambda name: json.dumps(next(body for (_, code), body in found if code == name), indent=2),
         "limits": _limits(parts, document),
+        "models": models_of(catalog),
+        "voices": list(VOICES),
+        "formats": formats_of,
+        "answer_wait_s": settings.answer_wait_s,
     }
 
 
@@ -130,7 +138,8 @@ def _refusals(document: Mapping[str, Any]) -> list[tuple[tuple[str, str], dict[s
     """Return an example of each error that any operation describes, by status and code."""
     found = {
         (status, code): example["value"]
-        for methods in document["paths"].values()
+        for path, methods in document["paths"].items()
+        if not speaks_openai(path)
         for operation in methods.values()
         for status, response in operation["responses"].items()
         for code, example in response.get("content", {})

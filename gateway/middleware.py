@@ -85,7 +85,7 @@ class Edge:
             log.exception("a request ended in an error that nobody expected", path=shown_path(scope["path"]))
             if visit.status:  # the answer is under way: only a broken connection tells that it is not whole
                 raise
-            await problem_response(Internal())(scope, visit.receive, visit.send)
+            await problem_response(Internal(), scope["path"])(scope, visit.receive, visit.send)
 
     def _account(self, scope: Scope, visit: _Visit, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", None) or (

@@ -6,6 +6,7 @@ Examples of refusals are made from the errors themselves, so that the document c
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -32,6 +33,8 @@ from gateway.errors import (
     WrongCode,
 )
 from gateway.limits import WINDOW_S, Gate
+from gateway.openai_answers import OpenAIProblem
+from gateway.openai_errors import openai_body, openai_code, speaks_openai
 from gateway.problems import problem_body
 from gateway.task_schemas import INPUTS
 from kit.errors import (
@@ -49,6 +52,7 @@ from ledger.errors import AccountFrozen, AmbiguousPrefix, HoldResolved, Insuffic
 from payments.errors import (
     AccountExists,
     AlreadyClaimed,
+    ClaimExpired,
     PaymentFailed,
     PaymentIncomplete,
     PaymentMismatch,
@@ -93,6 +97,7 @@ _SAMPLES: Final[dict[str, AppError]] = {
         PaymentIncomplete("pur_01k8z0c6m5n7q2r4t6v8x0y2z4", 4_000, 5_000, "usd"),
         PaymentFailed(),
         AlreadyClaimed(),
+        ClaimExpired(30),
         AccountExists(),
         PaymentRequired(ASK, encode(OFFER)),
         PaymentReused("payment"),
@@ -120,6 +125,7 @@ _MEANINGS: Final = {
     429: "Too many requests; nothing was done. Try again after `Retry-After` seconds.",
     500: "Our fault. What was done is whole or not at all: repeat a write under its idempotency key.",
     503: "A part is away for now; nothing was charged. Try again after `Retry-After` seconds.",
+    504: "The work goes on; this answer waited long enough.",
 }
 _RETRY_AFTER: Final = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
 _OFFERED: Final = {
@@ -255,6 +261,10 @@ _TAGS: Final = [
     {"name": "Referral", "description": "Bring a customer; their first order earns you credits."},
     {"name": "Files", "description": "Uploads and outputs."},
     {
+        "name": "OpenAI-compatible",
+        "description": "OpenAI's routes and shapes, for its clients: change the base URL and the key.",
+    },
+    {
         "name": "Alerts and webhooks",
         "description": "What you are told without asking: by mail, and by webhooks that are signed as Standard Webhooks"
         " has it.",
@@ -295,7 +305,20 @@ answer with `RateLimit` and `RateLimit-Policy`; past the limit 429 `rate_limited
 """
 
 
-def problems(*refusals: str | AppError) -> dict[int | str, dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How the refusals of a route look: their schema, their body, the code that it states."""
+
+    model: type[BaseModel]
+    body: Callable[[AppError], dict[str, Any]]
+    code: Callable[[AppError], str]
+
+
+OURS: Final = Shape(Problem, problem_body, lambda error: error.code)
+OPENAI: Final = Shape(OpenAIProblem, openai_body, openai_code)
+
+
+def problems(*refusals: str | AppError, shape: Shape = OURS) -> dict[int | str, dict[str, Any]]:
     """Describe a route's refusals, by their codes or as it words them, grouped by status.
 
     Says that others look the same.
@@ -306,17 +329,19 @@ def problems(*refusals: str | AppError) -> dict[int | str, dict[str, Any]]:
         response = described.setdefault(
             sample.status,
             {
-                "model": Problem,
+                "model": shape.model,
                 "description": _MEANINGS[sample.status],
                 "content": {"application/json": {"examples": {}}},
             },
         )
-        response["content"]["application/json"]["examples"][sample.code] = {"value": problem_body(sample)}
+        response["content"]["application/json"]["examples"][shape.code(sample)] = {
+            "value": shape.body(sample)
+        }
         if sample.retry_after_s is not None:
             response["headers"] = _RETRY_AFTER
         if isinstance(sample, PaymentRequired):
             response["headers"] = _OFFERED
-    described["default"] = {"model": Problem, "description": "Any other refusal has the same shape."}
+    described["default"] = {"model": shape.model, "description": "Any other refusal has the same shape."}
     return described
 
 
@@ -368,16 +393,16 @@ def _document(
     _offer(schemas, catalog)
     parts["headers"] = _LIMIT_FIELDS
     gates = {route.operation_id: route.app for route in app.routes if isinstance(route, APIRoute)}
-    for path in made["paths"].values():
-        for operation in path.values():
+    for path, operations in made["paths"].items():
+        for operation in operations.values():
             _complete(operation)
             gate = gates[operation["operationId"]]
             if isinstance(gate, Gate):
-                _limit(operation["responses"], gate)
+                _limit(operation["responses"], gate, OPENAI if speaks_openai(path) else OURS)
     return made
 
 
-def _limit(responses: dict[str, Any], gate: Gate) -> None:
+def _limit(responses: dict[str, Any], gate: Gate, shape: Shape) -> None:
     """Describe the limit of a route: its 429, and the fields that all its counted answers carry."""
     refusal = RateLimited(gate.bucket.name, gate.limit, WINDOW_S, 12)
     responses["429"] = {
@@ -385,8 +410,8 @@ def _limit(responses: dict[str, Any], gate: Gate) -> None:
         "headers": {**_RETRY_AFTER},
         "content": {
             "application/json": {
-                "schema": {"$ref": "#/components/schemas/Problem"},
-                "examples": {refusal.code: {"value": problem_body(refusal)}},
+                "schema": {"$ref": f"#/components/schemas/{shape.model.__name__}"},
+                "examples": {shape.code(refusal): {"value": shape.body(refusal)}},
             }
         },
     }

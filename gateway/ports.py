@@ -390,7 +390,7 @@ class Ledger(Desk, Webhooks, Meters, Protocol):
     async def claim(self, provider: str, session_id: str, label: str) -> Claim:
         """Mint the first key of a payment, once.
 
-        Raises: NotFound, PaymentPending, PaymentIncomplete, AlreadyClaimed, AccountExists.
+        Raises: NotFound, PaymentPending, PaymentIncomplete, AlreadyClaimed, AccountExists, ClaimExpired.
         """
 
     async def referral(self, credential: Credential) -> Standing:
@@ -433,6 +433,12 @@ class Ledger(Desk, Webhooks, Meters, Protocol):
 
     async def due_x402(self, limit: int) -> list[Settling]:
         """Take payments whose outcome is not known, to be asked about again."""
+
+    async def submit_job_set(self, commands: list[SubmitJob]) -> list[JobReceipt]:
+        """Write several jobs of one caller with their holds, all or nothing. Raises: as `submit_job`."""
+
+    async def take_back_upload(self, credential: Credential, file_id: str) -> StoredFile:
+        """Forget an upload that this caller's request brought; its bytes may then be deleted. Raises: NotFound."""
 
     async def trial_balance(self) -> TrialBalance:
         """Return the sums of entries by world and account kind, zero for each world, and the last sealed block."""

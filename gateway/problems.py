@@ -1,4 +1,5 @@
-"""Errors to HTTP, in one place: every refusal leaves as `{"ok": false, "error", "message", "details"?, ...}`.
+"""Errors to HTTP, in one place: every refusal leaves as `{"ok": false, "error", "message", "details"?, ...}`, and in
+OpenAI's shape under `/v1`.
 
 The domain raises `AppError`s, the framework its own; both end here. An answer says only what was written for
 the caller: no other exception's text comes this way.
@@ -18,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 
+from gateway.openai_errors import openai_body, openai_headers, speaks_openai
 from gateway.responses import json_response
 from kit.errors import (
     AppError,
@@ -66,8 +68,8 @@ def problem_body(error: AppError) -> dict[str, Any]:
     return body | error.extra
 
 
-def problem_response(error: AppError) -> Response:
-    """Return the answer that an error means to its caller."""
+def problem_response(error: AppError, path: str) -> Response:
+    """Return the answer that an error means to whoever called this path."""
     headers = dict(error.headers)
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
@@ -75,6 +77,8 @@ def problem_response(error: AppError) -> Response:
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, MethodNotAllowed) and error.allowed:
         headers["allow"] = error.allowed
+    if speaks_openai(path):
+        return json_response(openai_body(error), error.status, headers | openai_headers(error))
     return json_response(problem_body(error), error.status, headers)
 
 
@@ -117,21 +121,21 @@ def translate_http(error: HTTPException, request: Request) -> AppError:  # noqa:
 def add_problem_handlers(app: FastAPI) -> None:
     """Answer every expected error in the contract's shape. Unexpected ones are caught at the edge."""
 
-    async def app_error(_: Request, error: Exception) -> Response:
+    async def app_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, AppError)
         if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             # One line, not a stack: while a part is away, every request ends here.
             cause = error.__cause__ and repr(error.__cause__)[:500]
             log.warning("answered with an error of ours", error=error.code, text=error.message, cause=cause)
-        return problem_response(error)
+        return problem_response(error, request.scope["path"])
 
-    async def validation_error(_: Request, error: Exception) -> Response:
+    async def validation_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return problem_response(field_faults(error.errors()))
+        return problem_response(field_faults(error.errors()), request.scope["path"])
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return problem_response(translate_http(error, request))
+        return problem_response(translate_http(error, request), request.scope["path"])
 
     app.add_exception_handler(AppError, app_error)
     app.add_exception_handler(RequestValidationError, validation_error)

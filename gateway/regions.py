@@ -43,9 +43,8 @@ class RegionBlock:
         if scope["type"] == "http" and not _is_open(scope["path"]):
             told = ",".join(Headers(scope=scope).getlist(self._header))
             if self._blocked & {country.strip().upper() for country in told.split(",")}:
-                await problem_response(Forbidden("This service is not offered in your region."))(
-                    scope, receive, send
-                )
+                refusal = Forbidden("This service is not offered in your region.")
+                await problem_response(refusal, scope["path"])(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

@@ -133,8 +133,10 @@ WHISPER_LANGUAGES: Final[tuple[str, ...]] = tuple(
     " am yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su yue".split()
 )
 """What Whisper hears, by its own codes. Source: its tokenizer."""
-AudioFormat = Literal["mp3", "wav", "flac"]
-"""What every browser plays."""
+AudioFormat = Annotated[
+    Literal["mp3", "wav", "flac", "opus"],
+    Field(description="What every browser plays; `opus` is 48 kHz in an Ogg file, `wav` has 16 bits."),
+]
 
 
 LanguageName = Annotated[
@@ -172,7 +174,17 @@ class _Picture(TaskInput):
     seed: Seed = None
     steps: Steps = None
     guidance: Guidance | None = None
-    output_format: Literal["png", "webp"] = "png"
+    output_format: Literal["png", "webp", "jpeg"] = "png"
+    output_quality: Annotated[
+        Annotated[int, Field(ge=1, le=100), AS_WHOLE] | None,
+        Field(description="For `webp` and `jpeg`: lower is smaller. Without it, 90."),
+    ] = None
+
+    @model_validator(mode="after")
+    def _quality_needs_a_lossy_format(self) -> _Picture:
+        if self.output_quality is not None and self.output_format == "png":
+            raise ValueError("outputQuality has no effect on png, which loses nothing; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _negative_prompt_needs_guidance(self) -> _Picture:
@@ -286,6 +298,9 @@ class VideoGenerate(TaskInput):
     aspect_ratio: AspectRatio = "16:9"
     negative_prompt: NegativePrompt = None
     sound: Annotated[bool, Field(description="Whether the film has a sound track.")] = True
+    output_format: Annotated[
+        Literal["mp4"], Field(description="H.264 and AAC, which every browser plays from its first bytes.")
+    ] = "mp4"
     seed: Seed = None
     steps: Steps = None
 

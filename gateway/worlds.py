@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from gateway.catalog import Task
 from gateway.deps import Parts
+from gateway.errors import TaskUnavailable
 from kit.errors import Unavailable
 from ledger.accounts import World
 
@@ -25,3 +27,12 @@ async def application_in(parts: Parts, world: World, application: str) -> str:
     if state is None or state.state == "unavailable":
         raise Unavailable(f"The test world's {application} model", 30)
     return tiny
+
+
+async def working_application(parts: Parts, world: World, task: Task) -> str:
+    """Return who does a world's jobs of a task, if they can be done at all. Raises: Unavailable, TaskUnavailable."""
+    application = await application_in(parts, world, task.application)
+    state = (await parts.model_states()).get(application)
+    if state is not None and state.failed:
+        raise TaskUnavailable(task.name, state.reason or "its model could not be started.")
+    return application

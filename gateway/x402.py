@@ -18,7 +18,14 @@ JOB_KEY_DAYS: Final = 1
 
 
 async def paid_call(  # noqa: PLR0913  # what is bought, and how its key is made
-    request: Request, parts: Parts, call: Call, retry_key: str | None, *, key_label: str, key_days: int | None
+    request: Request,
+    parts: Parts,
+    call: Call,
+    retry_key: str | None,
+    *,
+    key_label: str,
+    key_days: int | None,
+    topup_user_id: str | None = None,
 ) -> Paid:
     """Return this call's settled payment. Raises: PaymentRequired and the other refusals of `X402Checkout.pay`."""
     assert parts.x402 is not None, "routes ask for payment where wallets can pay"
@@ -26,7 +33,9 @@ async def paid_call(  # noqa: PLR0913  # what is bought, and how its key is made
     if header is not None:
         await limit_by(request, "wallet", parse_payment(header).payer)
     url = parts.settings.base_url + request.url.path
-    return await parts.x402.pay(call, url, header, retry_key, key_label=key_label, key_days=key_days)
+    return await parts.x402.pay(
+        call, url, header, retry_key, key_label=key_label, key_days=key_days, topup_user_id=topup_user_id
+    )
 
 
 def credential_of_payment(request: Request, parts: Parts, paid: Paid) -> Credential:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from gateway.answers import Answer, JobAccepted, JobShown, KeyCreated, Tokens
+from gateway.answers import Answer, JobAccepted, JobShown, KeyCreated, Ok, Tokens
 from gateway.patterns import LINE
 from gateway.schemas import Label, Request
 
@@ -53,6 +53,13 @@ class PaidJobShown(JobShown):
 
 class PackageBought(KeyCreated):
     """A full key to the wallet's account, with the payment that bought its credits."""
+
+    package_code: str
+    payment: PaymentShown
+
+
+class AccountToppedUp(Ok):
+    """A package into the account of the key that it was bought with: no further key comes with it."""
 
     package_code: str
     payment: PaymentShown

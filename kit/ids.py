@@ -8,7 +8,7 @@ from ulid import ULID
 
 Prefix = Literal[
     "user", "key", "pur", "hold", "job", "file", "req", "run", "evt", "ses", "op", "act", "voucher", "ref", "ret",
-    "hook", "msg", "x402",
+    "hook", "msg", "x402", "rec",
 ]  # fmt: skip
 
 

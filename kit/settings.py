@@ -115,6 +115,14 @@ class Settings(BaseSettings):
     """Stripe Tax works the tax out: on top of the price, or within it. Empty: no tax."""
     webhook_tolerance_s: int = Field(default=300, ge=10)
     """How old a webhook's signature may be: Stripe's own five minutes."""
+    claim_days: int = Field(default=30, ge=1)
+    """How long a payment's link hands out its first key. Later its owner signs in by e-mail; the credits stay."""
+    reconcile_every_s: int = Field(default=24 * 3600, ge=0)
+    """How often the providers' records are compared with the books. 0: only by `farebox reconcile`."""
+    reconcile_days: int = Field(default=3, ge=1, le=365)
+    """How far back that looks at least: a provider's outage over a weekend is still seen on Monday."""
+    reconcile_repairs: bool = True
+    """Grants what was paid and takes back what went back, should no webhook have brought it. The rest is reported."""
     sandbox: bool | None = None
     """The payment sandbox: on when unset and no provider is configured. Never beside live keys."""
 
@@ -149,6 +157,15 @@ class Settings(BaseSettings):
     """Uploads that one user may keep, so that a loop cannot fill the disk."""
     url_ttl_s: int = Field(default=3600, ge=1)
     """A download URL lives an hour: long enough for a person, short enough for a leaked log line."""
+    output_days: int = Field(default=30, ge=0)
+    """After so many days a job's files are deleted; the job stays. 0 keeps them."""
+    upload_days: int = Field(default=30, ge=0)
+    """The same for uploads."""
+    test_file_days: int = Field(default=7, ge=0)
+    """The same for all files of test keys: what they make means nothing."""
+    c2pa_certificates: Path | None = None
+    """A chain in PEM, its end first: outputs are then signed as Content Credentials. With `c2pa_key`, or neither."""
+    c2pa_key: Path | None = None
 
     limit_key: int = Field(default=60_000, ge=0)
     """Requests a minute of one key on tool, job and other routes: as many as a laptop's front door carries from all
@@ -182,6 +199,9 @@ class Settings(BaseSettings):
     """One crash is bad luck, three are the job's own fault."""
     job_queue_ttl_s: int = Field(default=3600, ge=1)
     """A job that no model took within the hour expires, and its hold with it."""
+    answer_wait_s: int = Field(default=300, ge=0, le=3600)
+    """How long a request under `/v1` waits for its job: below the ten minutes of OpenAI's clients. A proxy
+    in front that closes silent requests sooner wants a smaller number."""
     job_run_ttl_s: int = Field(default=1800, ge=1)
     """A run that is not over after half an hour hangs; it is stopped and tried again."""
     test_credits: int = Field(default=1_000, ge=0, le=10**7)
@@ -296,6 +316,12 @@ class Settings(BaseSettings):
             raise ValueError(
                 "FAREBOX_BLOCKED_COUNTRIES needs FAREBOX_COUNTRY_HEADER beside it: nobody would be blocked"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _c2pa_is_whole(self) -> Settings:
+        if (self.c2pa_certificates is None) != (self.c2pa_key is None):
+            raise ValueError("FAREBOX_C2PA_CERTIFICATES and FAREBOX_C2PA_KEY are set together or not at all")
         return self
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import prometheus_client
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Histogram, multiprocess
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
 
 _SECRETS: Final = re.compile(
     r"\b(\w{2,12}_(?:live|test)_)[0-9A-Za-z]{8,}|(whsec_|Bearer\s+|code=|signature=)[^\s\"'&]+"
@@ -56,6 +56,15 @@ webhooks_total = Counter(
 )
 webhooks_sent_total = Counter(
     "farebox_webhooks_sent", "Webhooks posted to customers, by outcome.", ["outcome"]
+)
+reconciliations_total = Counter(
+    "farebox_reconciliations", "Comparisons of providers with the books, by outcome.", ["outcome"]
+)
+reconciliation_differences = Gauge(
+    "farebox_reconciliation_differences",
+    "Differences that the last comparison with a provider left.",
+    ["provider"],
+    multiprocess_mode="mostrecent",
 )
 errors_total = Counter("farebox_unexpected_errors", "Exceptions that reached a process edge.", ["edge"])
 

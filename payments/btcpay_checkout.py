@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import orjson
 
@@ -28,6 +30,8 @@ from payments.webhooks import ProviderEvent
 
 EXPIRATION_MINUTES: Final = 60
 """An hour to pay, as with the other providers; rates are fixed for that long."""
+PAGE: Final = 100
+"""Invoices in one answer."""
 INVOICE_ID: Final = re.compile(r"[1-9A-HJ-NP-Za-km-z]{16,23}")
 """Base58 of sixteen bytes."""
 
@@ -81,6 +85,24 @@ class BtcpayCheckout:
         invoice = await self._api.ask("GET", path, self._authorization, repeatable=True)
         methods = await self._api.ask("GET", f"{path}/payment-methods", self._authorization, repeatable=True)
         return self._session(invoice, methods)
+
+    async def payments(self, since: datetime, until: datetime) -> AsyncIterator[ProviderSession]:
+        """Go over the invoices of a span, each as it stands now. Raises: PaymentsUnavailable.
+
+        New ones may push others to the next page, where they come a second time; none is missed.
+        """
+        span = {"startDate": int(since.timestamp()), "endDate": math.ceil(until.timestamp()), "take": PAGE}
+        skip = 0
+        while True:
+            path = f"{self._invoices}?{urlencode(span | {'skip': skip})}"
+            page = await self._api.ask("GET", path, self._authorization, repeatable=True)
+            if not isinstance(page, list):
+                raise PaymentsUnavailable(NOT_UNDERSTOOD)
+            for invoice in page:
+                yield await self.retrieve(quote(str(invoice.get("id")), safe=""))
+            if len(page) < PAGE:
+                return
+            skip += PAGE
 
     async def session_of(self, event: ProviderEvent) -> ProviderSession | None:
         """Read the invoice that an event names. Raises: NotFound, PaymentsUnavailable."""

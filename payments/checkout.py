@@ -193,7 +193,7 @@ class Checkout:
     async def claim(self, session_id: str, label: str) -> Claim:
         """Hand out the first key of a payment, also when its webhook has not come yet.
 
-        Raises: NotFound, PaymentPending, PaymentFailed, AlreadyClaimed, AccountExists, PaymentMismatch,
+        Raises: NotFound, PaymentPending, PaymentFailed, AlreadyClaimed, AccountExists, ClaimExpired, PaymentMismatch,
         PaymentsUnavailable.
         """
         if not self.knows(session_id):

@@ -13,8 +13,10 @@ import re
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import datetime
 from typing import Any, Final
+from urllib.parse import urlencode
 
 import jwt
 import orjson
@@ -34,6 +36,8 @@ from payments.webhooks import ProviderEvent
 
 TOKEN_LIFE_S: Final = 120
 """What Coinbase accepts at most; each request carries a token of its own."""
+PAGE: Final = 100
+"""Checkouts in one answer."""
 CHECKOUT_ID: Final = re.compile(r"[0-9a-f]{24}")
 CURRENCIES: Final = frozenset({"usd", "eur", "sgd", "gbp"})
 """What a checkout may be priced in, beside USDC itself."""
@@ -108,6 +112,39 @@ class CoinbaseCheckout:
         path = f"/checkouts/{session_id}"
         answer = await self._api.ask("GET", path, lambda: self._authorization("GET", path), repeatable=True)
         return self._session(answer)
+
+    async def payments(self, since: datetime, until: datetime) -> AsyncIterator[ProviderSession]:
+        """Go over the checkouts that were opened or changed in a span, each as it stands now.
+
+        Coinbase sorts its list by nothing that it promises and filters it by no date: all of it is read.
+        Raises: PaymentsUnavailable.
+        """
+        token = ""
+        while True:
+            query = urlencode({"pageSize": PAGE} | ({"pageToken": token} if token else {}))
+            answer = await self._api.ask(
+                "GET",
+                f"/checkouts?{query}",
+                lambda: self._authorization("GET", "/checkouts"),
+                repeatable=True,
+            )
+            try:
+                page, token = list(answer["checkouts"]), str(answer.get("nextPageToken") or "")
+                moments = [
+                    [
+                        datetime.fromisoformat(each[name])
+                        for name in ("createdAt", "updatedAt")
+                        if name in each
+                    ]
+                    for each in page
+                ]
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                raise PaymentsUnavailable(NOT_UNDERSTOOD) from error
+            for each, touched in zip(page, moments, strict=True):
+                if any(since <= moment < until for moment in touched) or not touched:
+                    yield self._session(each)
+            if not token:
+                return
 
     async def session_of(self, event: ProviderEvent) -> ProviderSession | None:
         """Read the checkout that an event names. Raises: NotFound, PaymentsUnavailable."""

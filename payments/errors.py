@@ -87,6 +87,22 @@ class AlreadyClaimed(AppError):
 
 
 @dataclass
+class ClaimExpired(AppError):
+    """The payment was not claimed in time: whoever holds its link gets no key any more. Its credits are kept."""
+
+    days: int
+    code = "claim_expired"
+    status = 409
+
+    @property
+    def message(self) -> str:
+        return (
+            f"The key of this payment had to be claimed within {self.days} days. The credits are safe: sign in with "
+            "the e-mail address that paid."
+        )
+
+
+@dataclass
 class AccountExists(AppError):
     """The payer's e-mail owned an account before: the credits went there, and no key is given out."""
 

@@ -30,6 +30,7 @@ from payments.customers import remember_customer
 from payments.errors import (
     AccountExists,
     AlreadyClaimed,
+    ClaimExpired,
     PaymentIncomplete,
     PaymentMismatch,
     PaymentPending,
@@ -338,13 +339,18 @@ async def take_due(conn: AsyncConnection, limit: int) -> list[Purchase]:
     return [_purchase(row) for row in rows]
 
 
-async def claim(conn: AsyncConnection, provider: str, session_id: str, label: str, *, brand: str) -> Claim:
-    """Mint the first key of a payment, once; of two at the same time one gets it.
+async def claim(
+    conn: AsyncConnection, provider: str, session_id: str, label: str, *, brand: str, days: int
+) -> Claim:
+    """Mint the first key of a payment, once and within `days` of it; of two at the same time one gets it.
 
-    Raises: NotFound, PaymentPending, PaymentIncomplete, AlreadyClaimed, AccountExists.
+    Raises: NotFound, PaymentPending, PaymentIncomplete, AlreadyClaimed, AccountExists, ClaimExpired.
     """
+    late = purchases.c.fulfilled_at + timedelta(days=days) <= func.now()
     row = (
-        await conn.execute(select(purchases).where(_named(provider, session_id)).with_for_update())
+        await conn.execute(
+            select(purchases, late.label("late")).where(_named(provider, session_id)).with_for_update()
+        )
     ).one_or_none()
     if row is None:
         raise NotFound("checkout session")
@@ -356,6 +362,8 @@ async def claim(conn: AsyncConnection, provider: str, session_id: str, label: st
         raise AlreadyClaimed
     if not row.opened_account:
         raise AccountExists
+    if row.late:
+        raise ClaimExpired(days)
     minted = await mint(conn, row.user_id, label, brand=brand)
     await conn.execute(
         update(purchases).where(purchases.c.id == row.id).values(key_id=minted.key.id, claimed_at=func.now())

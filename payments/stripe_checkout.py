@@ -5,9 +5,11 @@ Source: Stripe's Checkout Sessions API and webhook signatures, API version of st
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, TypeVar
@@ -203,6 +205,40 @@ class StripeCheckout:
             *[stripe_returns.refund(each.to_dict()) async for each in _all(refunds)],
             *[stripe_returns.dispute(each.to_dict()) async for each in _all(disputes)],
         )
+
+    async def payments(self, since: datetime, until: datetime) -> AsyncIterator[ProviderSession]:
+        """Go over the payments that were begun, made, refunded or disputed in a span, each as it stands now.
+
+        A session is begun before anything happens to it: what went back since then is all that went back of it. Of an
+        older one the whole is read by itself. Raises: PaymentsUnavailable.
+        """
+        begun: Any = {"gte": int(since.timestamp()), "lt": math.ceil(until.timestamp())}
+        returns = await self._returns_since(begun["gte"])
+        sessions: Any = {"created": begun, "limit": PAGE, "expand": [f"data.{EXPANDED}"]}
+        seen: set[str] = set()
+        async for session in _all(await _answered(self._client.v1.checkout.sessions.list_async(sessions))):
+            payment_id = _id(session.payment_intent) or ""
+            seen.add(payment_id)
+            yield _session(session, tuple(returns.get(payment_id, ())), warned=False)
+        intents: Any = {"created": begun, "limit": PAGE}
+        made = _all(await _answered(self._client.v1.payment_intents.list_async(intents)))
+        older = {each.id async for each in made if "purchase_id" in each.metadata} | returns.keys()
+        for payment_id in sorted(older - seen):
+            with suppress(NotFound):  # of a shop beside ours
+                yield await self.retrieve(payment_id)
+
+    async def _returns_since(self, moment: int) -> dict[str, list[Return]]:
+        """Return the refunds and disputes since then, by their payment."""
+        since: Any = {"created": {"gte": moment}, "limit": PAGE}
+        found: dict[str, list[Return]] = {}
+        async for each in _all(await _answered(self._client.v1.refunds.list_async(since))):
+            found.setdefault(_id(each.payment_intent) or "", []).append(stripe_returns.refund(each.to_dict()))
+        async for each in _all(await _answered(self._client.v1.disputes.list_async(since))):
+            found.setdefault(_id(each.payment_intent) or "", []).append(
+                stripe_returns.dispute(each.to_dict())
+            )
+        found.pop("", None)  # a charge without a payment was never a checkout's
+        return found
 
     # -- customers and refunds ---------------------------------------------------------------------------------
 

@@ -243,6 +243,7 @@ x402_payments = Table(
     Column("amount_minor", BigInteger, nullable=False),
     Column("key_label", Text, nullable=False),
     Column("key_days", Integer),
+    Column("topup_user_id", Text, ForeignKey("users.id")),
     Column("payload", JSONB, nullable=False),
     Column("state", Text, nullable=False, server_default=text("'settling'")),
     Column("attempts", Integer, nullable=False, server_default=text("1")),
@@ -262,7 +263,8 @@ x402_payments = Table(
     CheckConstraint("state IN ('settling', 'settled', 'refused', 'unclear') AND attempts > 0", name="state"),
     CheckConstraint(
         "(state = 'settled') = (settled_at IS NOT NULL) AND (state = 'settled') = (transaction_hash IS NOT NULL)"
-        " AND (state = 'settled') = (purchase_id IS NOT NULL) AND (state = 'settled') = (key_id IS NOT NULL)",
+        " AND (state = 'settled') = (purchase_id IS NOT NULL)"
+        " AND (state = 'settled' AND topup_user_id IS NULL) = (key_id IS NOT NULL)",
         name="settled_whole",
     ),
     Index(None, "due_at", postgresql_where=text("state = 'settling'")),
@@ -278,4 +280,28 @@ x402_payments = Table(
 )
 """A wallet's signed payments. `due_at`: until then one caller settles it; past it, anyone may ask the facilitator
 again. `retry_key`: the caller's idempotency key. `payload`: what the facilitator is sent. `key_days`: how long its key
-lives; empty: for ever. Units: `amount_minor` millionths of a USDC."""
+lives; empty: for ever. `topup_user_id`: whose account it fills, who has a key; empty: the wallet's own, and a key
+comes with it. Units: `amount_minor` millionths of a USDC."""
+
+reconciliations = Table(
+    "reconciliations",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("scheduled", Boolean, nullable=False),
+    Column("repairs", Boolean, nullable=False),
+    Column("since", DateTime(timezone=True), nullable=False),
+    Column("until", DateTime(timezone=True), nullable=False),
+    Column("began_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("ended_at", DateTime(timezone=True)),
+    Column("payments", Integer, nullable=False, server_default=text("0")),
+    Column("differences", Integer, nullable=False, server_default=text("0")),
+    Column("repaired", Integer, nullable=False, server_default=text("0")),
+    Column("report", JSONB),
+    CheckConstraint("since < until", name="range"),
+    CheckConstraint("payments >= 0 AND differences >= 0 AND repaired >= 0", name="counts"),
+    CheckConstraint("repairs OR repaired = 0", name="repaired"),
+    CheckConstraint("(ended_at IS NULL) = (report IS NULL)", name="ended_whole"),
+    Index("reconciliations_scheduled_idx", "began_at", postgresql_where=text("scheduled")),
+)
+"""Comparisons of providers' records with the books. `differences`: what was left of them, each in `report`, beside who
+could not be asked and what cannot be compared. What ended never changes, by trigger."""

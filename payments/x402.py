@@ -85,6 +85,7 @@ class X402Checkout:
         *,
         key_label: str,
         key_days: int | None,
+        topup_user_id: str | None = None,
     ) -> Paid:
         """Return the payment of this call once it is settled and granted, however often it is sent.
 
@@ -94,7 +95,7 @@ class X402Checkout:
         if header is None:
             raise self._required(call, url, ASK)
         payment = parse_payment(header)
-        bill = self._bill(call, payment, retry_key, key_label, key_days)
+        bill = replace(self._bill(call, payment, retry_key, key_label, key_days), topup_user_id=topup_user_id)
         # Before the offer is looked at: a payment that was sent in time is answered later, too.
         outcome = await self._books.resume_x402(bill)
         if outcome is None:

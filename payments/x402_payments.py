@@ -8,6 +8,7 @@ first question: after a question without an answer, the money may have moved.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -24,7 +25,7 @@ from ledger import keys
 from ledger.grants import clock
 from ledger.keys import ApiKey, Limits
 from ledger.tables import users
-from ledger.users import account_of_email
+from ledger.users import account_of_email, require_user
 from payments import purchases
 from payments.currencies import USDC
 from payments.errors import PaymentReused
@@ -50,6 +51,7 @@ class Bill:
     """A verified payment and what it buys; `payload` is what the facilitator is sent.
 
     Units: `amount_minor` millionths of a USDC. `key_days`: how long its key lives and is limited; None: a full key.
+    `topup_user_id`: whose account it fills, without any key; None: the wallet's own.
     """
 
     network: str
@@ -67,11 +69,12 @@ class Bill:
     key_label: str
     key_days: int | None
     payload: dict[str, Any]
+    topup_user_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Paid:
-    """A settled payment, with the key to what it granted. Units: tokens; millionths of a USDC."""
+    """A settled payment, with the key to what it granted; none for a top-up. Units: tokens; millionths of a USDC."""
 
     payment_id: str
     payer: str
@@ -80,7 +83,7 @@ class Paid:
     amount_minor: int
     credits_tokens: int
     price_version: int
-    key: ApiKey
+    key: ApiKey | None
     secret: str
     replayed: bool
 
@@ -174,6 +177,7 @@ async def begin(conn: AsyncConnection, bill: Bill, minter: Minter) -> Outcome:
                 amount_minor=bill.amount_minor,
                 key_label=bill.key_label,
                 key_days=bill.key_days,
+                topup_user_id=bill.topup_user_id,
                 payload=bill.payload,
                 due_at=func.now() + LEASE,
             )
@@ -278,8 +282,14 @@ async def _grant(conn: AsyncConnection, row: Row[Any], said: Settlement, minter:
         row.package_code, row.package_code, row.credits_tokens, row.amount_minor, USDC, row.price_version
     )
     email = address_of(row.payer, row.network)
+    topup: str | None = None
+    if row.topup_user_id is not None:
+        # The credits of an account that was deleted meanwhile are the wallet's own.
+        with suppress(NotFound):
+            user = await require_user(conn, row.topup_user_id)
+            topup, email = user.id, user.email
     opened = await purchases.open_purchase(
-        conn, OpenPurchase(new_id("pur"), PROVIDER, email, package, None), None
+        conn, OpenPurchase(new_id("pur"), PROVIDER, email, package, None), topup
     )
     await purchases.fulfil(
         conn,
@@ -287,13 +297,7 @@ async def _grant(conn: AsyncConnection, row: Row[Any], said: Settlement, minter:
             PROVIDER, row.id, opened.id, row.amount_minor, USDC, livemode=False, expect_livemode=False
         ),
     )
-    owner = await account_of_email(conn, email)
-    limits = Limits()
-    if row.key_days is not None:
-        limits = Limits(scopes=JOB_KEY_SCOPES, expires_at=await clock(conn) + timedelta(days=row.key_days))
-    minted = await keys.mint(
-        conn, owner.user_id, row.key_label, brand=minter.brand, limits=limits, derive_from=minter.root(row.id)
-    )
+    minted = None if row.topup_user_id is not None else await _minted(conn, row, email, minter)
     settled = (
         await conn.execute(
             update(x402_payments)
@@ -303,21 +307,36 @@ async def _grant(conn: AsyncConnection, row: Row[Any], said: Settlement, minter:
                 settled_at=func.now(),
                 transaction_hash=said.transaction,
                 purchase_id=opened.id,
-                key_id=minted.key.id,
+                key_id=None if minted is None else minted.key.id,
             )
             .returning(x402_payments)
         )
     ).one()
+    if minted is None:
+        return _shown(settled, None, "", replayed=False)
     return _shown(settled, minted.key, minted.secret, replayed=False)
 
 
+async def _minted(conn: AsyncConnection, row: Row[Any], email: str, minter: Minter) -> keys.NewApiKey:
+    """Make the key of a wallet's payment."""
+    owner = await account_of_email(conn, email)
+    limits = Limits()
+    if row.key_days is not None:
+        limits = Limits(scopes=JOB_KEY_SCOPES, expires_at=await clock(conn) + timedelta(days=row.key_days))
+    return await keys.mint(
+        conn, owner.user_id, row.key_label, brand=minter.brand, limits=limits, derive_from=minter.root(row.id)
+    )
+
+
 async def _paid(conn: AsyncConnection, row: Row[Any], minter: Minter) -> Paid:
+    if row.key_id is None:
+        return _shown(row, None, "", replayed=True)
     key = await keys.find(conn, row.key_id)
     secret = keys.spelled(minter.brand, key.world, keys.derive_secret(minter.root(row.id), key.id))
     return _shown(row, key, secret, replayed=True)
 
 
-def _shown(row: Row[Any], key: ApiKey, secret: str, *, replayed: bool) -> Paid:
+def _shown(row: Row[Any], key: ApiKey | None, secret: str, *, replayed: bool) -> Paid:
     return Paid(
         payment_id=row.id,
         payer=row.payer,

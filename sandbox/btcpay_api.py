@@ -28,6 +28,7 @@ _BASE58: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 # Fixed at an invoice's creation; so many of its currency for one coin.
 RATE: Final = Decimal(50_000)
 EXPIRES_IN_MINUTES: Final = 15
+TAKE_DEFAULT: Final = 50
 
 
 class Btcpay:
@@ -182,6 +183,25 @@ async def create_invoice(request: Request, store_id: str) -> Response:
         payment = state.open(order, float(minutes) * 60)
         payment["url"] = twin.page_url(request, payment["id"])
         return shape(payment)
+
+    return await answer(request, operation)
+
+
+@router.get("")
+async def list_invoices(request: Request, store_id: str) -> Response:
+    """List invoices of a stretch of time, newest first, as many as are asked for."""
+    _authenticate(request, store_id)
+    query = request.query_params
+    since, until = float(query.get("startDate", "0")), float(query.get("endDate", "inf"))
+    skip, take = int(query.get("skip", "0")), int(query.get("take", str(TAKE_DEFAULT)))
+
+    def operation(state: CryptoState, _body: Json) -> list[Json]:
+        rows = [
+            shape(payment)
+            for payment in reversed(state.document["payments"].values())
+            if since <= payment["created"] <= until
+        ]
+        return rows[skip : skip + take]
 
     return await answer(request, operation)
 

@@ -208,6 +208,16 @@ async def expire_session(request: Request, session_id: str) -> Response:
 # Payments, refunds, customers
 
 
+@router.get("/payment_intents")
+async def list_payment_intents(request: Request) -> Response:
+    """List payments, newest first."""
+
+    def operation(state: TwinState, params: Params) -> Json:
+        return page(state.newest_first("payment_intents"), params, request.url.path, ("customer",))
+
+    return await _answer_read(request, "list of payment_intent", operation)
+
+
 @router.get("/payment_intents/{intent_id}")
 async def retrieve_payment_intent(request: Request, intent_id: str) -> Response:
     """Show one payment."""

@@ -209,6 +209,13 @@ def all_canceled(members: Sequence[Member]) -> IsCanceled:
     return lambda: [member.is_canceled() for member in members].count(False) == 0
 
 
+class SmallFamily(ModelFamily, Protocol):
+    """A family that has small weights too: `build_small` makes an empty directory of what lies unpacked in another."""
+
+    @staticmethod
+    def build_small(unpacked: Path, directory: Path) -> None: ...
+
+
 @dataclass
 class ModelRefused(AppError):
     """The model cannot do what the input asks: the job fails at once and no attempt is repeated."""

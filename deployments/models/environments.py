@@ -11,17 +11,18 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, cast
 
 import structlog
 
+from deployments.models.contract import SmallFamily
 from kit.errors import AppError
 from kit.settings import environment as variables
 
 log = structlog.get_logger(__name__)
 
 BUILD_TIMEOUT_S: Final = 600
-"""Tiny weights take seconds; the first import of their libraries on a busy laptop takes a minute."""
+"""Weights take seconds to make; the first import of their libraries on a busy laptop takes a minute."""
 _REQUIREMENTS: Final = Path(__file__).parent.parent / "environments"
 
 
@@ -58,9 +59,9 @@ def pins(environment: str) -> str:
     return hashlib.sha256((_REQUIREMENTS / f"{environment}.txt").read_bytes()).hexdigest()
 
 
-def build_tiny(environment: str, family: str, directory: Path, seed: int) -> None:
-    """Have a family's tiny weights built in its environment. Raises: EnvironmentMissing."""
-    command = [str(python_of(environment)), "-m", __name__, family, str(directory), str(seed)]
+def build(environment: str, family: str, kind: Literal["tiny", "small"], *arguments: str) -> None:
+    """Have a family's `build_tiny` or `build_small` run in its environment. Raises: EnvironmentMissing."""
+    command = [str(python_of(environment)), "-m", __name__, family, kind, *arguments]
     try:
         # Our own interpreter and module.
         subprocess.run(  # noqa: S603
@@ -68,7 +69,7 @@ def build_tiny(environment: str, family: str, directory: Path, seed: int) -> Non
         )
     except subprocess.CalledProcessError as error:
         log.warning(
-            "tiny weights not built", family=family, said=error.stderr.decode(errors="replace")[-2000:]
+            "weights not built", family=family, kind=kind, said=error.stderr.decode(errors="replace")[-2000:]
         )
         raise EnvironmentMissing(environment, "does not work (its log says why)") from error
     except subprocess.TimeoutExpired as error:
@@ -80,7 +81,14 @@ def _prefix(environment: str) -> Path:
     return Path(sys.prefix).with_name(f".venv-{environment}")
 
 
-if __name__ == "__main__":
+def _main(family: str, kind: str, first: str, second: str) -> None:
     from deployments.models.registry import load_family
 
-    load_family(sys.argv[1]).build_tiny(Path(sys.argv[2]), int(sys.argv[3]))
+    if kind == "tiny":
+        load_family(family).build_tiny(Path(first), int(second))
+    else:
+        cast("type[SmallFamily]", load_family(family)).build_small(Path(first), Path(second))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -13,6 +13,8 @@ from deployments.models.contract import Media, ModelFailed
 if TYPE_CHECKING:
     import numpy as np
 
+FORMATS: Final = ("mp4",)
+
 CRF: Final = "18"
 """x264's quality from which few people see a difference to the source."""
 PRESET: Final = "fast"

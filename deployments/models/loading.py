@@ -14,8 +14,10 @@ from deployments.models.registry import read_manifest
 
 def require_weights(weights: Weights, placement: Placement) -> None:
     """Set the process up for a model's device. Raises: WeightsMissing if weights or device cannot be had."""
-    if weights.directory is None and weights.profile == "tiny":
-        raise WeightsMissing(f"{weights.source} is not there", "run 'farebox models build tiny'")
+    if weights.directory is None and weights.profile != "gpu":
+        raise WeightsMissing(
+            f"{weights.source} is not there", f"run 'farebox models build {weights.profile}'"
+        )
     import torch
 
     if placement.device == "cuda" and not torch.cuda.is_available():

@@ -97,6 +97,7 @@ FIELDS: Final = frozenset(
         "sound",
         "seed",
         "steps",
+        "outputFormat",
     }
 )
 
@@ -127,6 +128,7 @@ class FilmOrder:
         sizes = TINY_SIZES if tiny else SIZES
         aspect_ratio = fields.choice(given, "aspectRatio", tuple(sizes), "16:9")
         width, height = sizes[aspect_ratio]
+        fields.choice(given, "outputFormat", film.FORMATS, "mp4")
         file = request.media.get("sourceImage")
         return cls(
             prompt=prompt,

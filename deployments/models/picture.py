@@ -13,12 +13,14 @@ from xml.sax.saxutils import quoteattr
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
+from deployments.models import fields
 from deployments.models.contract import InputFile, Media, ModelFailed, ModelRefused
 
 if TYPE_CHECKING:
     import numpy as np
 
-CONTENT_TYPES: Final = {"png": "image/png", "webp": "image/webp"}
+CONTENT_TYPES: Final = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
+LOSSY: Final = ("webp", "jpeg")
 
 SYNTHETIC: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """The press agencies' word for 'made by a model', which social networks and search engines read.
@@ -28,14 +30,24 @@ Source: IPTC NewsCodes, digital source type.
 
 FACTS_NAMESPACE: Final = "urn:farebox:facts:1"
 
-WEBP_QUALITY: Final = 90
-"""Above it a WebP grows towards the PNG's size without a difference that is seen."""
+QUALITY: Final = 90
+"""Above it a WebP or JPEG grows towards the PNG's size without a difference that is seen."""
 
 MAX_SOURCE_PIXELS: Final = 50_000_000
 """The largest cameras in use make as many; a small file can claim to be far larger than memory."""
 
 CAPTION_PX: Final = 12
 """The smallest size of Pillow's own font that reads well; tiny pictures are 144 pixels wide and more."""
+
+
+def asked(given: Mapping[str, Any]) -> tuple[str, int | None]:
+    """Return the format that a picture shall have and its quality. Raises: ModelRefused, naming the field."""
+    output_format = fields.choice(given, "outputFormat", tuple(CONTENT_TYPES), "png")
+    if given.get("outputQuality") is None:
+        return output_format, None
+    if output_format not in LOSSY:
+        raise ModelRefused("outputQuality", f"has no effect on {output_format}; leave it out")
+    return output_format, fields.integer(given, "outputQuality", 1, 100, QUALITY)
 
 
 def decode(file: InputFile, field: str) -> Image.Image:
@@ -58,8 +70,12 @@ def decode(file: InputFile, field: str) -> Image.Image:
     return Image.alpha_composite(ground, layered).convert("RGB")
 
 
-def finished(pixels: np.ndarray[Any, Any], output_format: str, facts: Mapping[str, Any]) -> Media:
+def finished(
+    pixels: np.ndarray[Any, Any], output_format: str, facts: Mapping[str, Any], quality: int | None = None
+) -> Media:
     """Return a model's pixels as a file that says how it was made, and on its face if that means nothing.
+
+    `quality`, 1 to 100, is for the formats that lose some of a picture; None: the usual one.
 
     Shapes: (height, width, 3), in 0..1.
 
@@ -73,7 +89,7 @@ def finished(pixels: np.ndarray[Any, Any], output_format: str, facts: Mapping[st
     facts = {**facts, "width": image.width, "height": image.height}
     if "notice" in facts:
         image = draw_notice(image, facts["notice"])
-    return Media(CONTENT_TYPES[output_format], encode(image, output_format, facts), facts)
+    return Media(CONTENT_TYPES[output_format], encode(image, output_format, facts, quality), facts)
 
 
 def draw_notice(image: Image.Image, notice: str) -> Image.Image:
@@ -97,10 +113,12 @@ def draw_notice(image: Image.Image, notice: str) -> Image.Image:
     return marked
 
 
-def encode(image: Image.Image, output_format: str, facts: Mapping[str, Any]) -> bytes:
-    """Return the picture as a PNG or WebP file that carries `facts`.
+def encode(
+    image: Image.Image, output_format: str, facts: Mapping[str, Any], quality: int | None = None
+) -> bytes:
+    """Return the picture as a PNG, WebP or JPEG file that carries `facts`.
 
-    Both formats get one XMP packet with the facts and the mark of synthetic media; a PNG also gets each fact
+    All formats get one XMP packet with the facts and the mark of synthetic media; a PNG also gets each fact
     as a text chunk, which plain tools print.
     """
     facts = {"software": "Farebox", **facts}
@@ -113,7 +131,8 @@ def encode(image: Image.Image, output_format: str, facts: Mapping[str, Any]) -> 
         chunks.add_itxt("XML:com.adobe.xmp", packet)
         image.save(file, "PNG", pnginfo=chunks)
     else:
-        image.save(file, "WEBP", quality=WEBP_QUALITY, xmp=packet.encode())
+        # A JPEG that grows sharper as it arrives is also the smaller one; other formats ignore the word.
+        image.save(file, output_format, quality=quality or QUALITY, xmp=packet.encode(), progressive=True)
     return file.getvalue()
 
 

@@ -83,7 +83,7 @@ MAX_PROMPT_CHARS: Final = 4000
 """About the 1,024 tokens that the pipeline reads at most; a longer text would be cut without effect."""
 
 FIELDS: Final = frozenset(
-    {"prompt", "negativePrompt", "aspectRatio", "seed", "steps", "guidance", "outputFormat"}
+    {"prompt", "negativePrompt", "aspectRatio", "seed", "steps", "guidance", "outputFormat", "outputQuality"}
 )
 
 
@@ -100,6 +100,7 @@ class ImageOrder:
     steps: int
     guidance: float
     output_format: str
+    output_quality: int | None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -134,6 +135,7 @@ class ImageOrder:
         negative_prompt = fields.text(given, "negativePrompt", "", MAX_PROMPT_CHARS).strip()
         if negative_prompt and guidance <= NO_GUIDANCE:
             raise ModelRefused("negativePrompt", "has no effect at guidance 1; leave one of them out")
+        output_format, output_quality = picture.asked(given)
         sizes = TINY_SIZES if tiny else SIZES
         aspect_ratio = fields.choice(given, "aspectRatio", tuple(sizes), ratio)
         width, height = sizes[aspect_ratio]
@@ -146,7 +148,8 @@ class ImageOrder:
             seed=fields.seed(request),
             steps=fields.integer(given, "steps", MIN_STEPS, MAX_STEPS, TINY_STEPS if tiny else steps),
             guidance=guidance,
-            output_format=fields.choice(given, "outputFormat", tuple(picture.CONTENT_TYPES), "png"),
+            output_format=output_format,
+            output_quality=output_quality,
         )
 
 
@@ -198,7 +201,7 @@ class QwenImage:
             if self._truncates(order.prompt):
                 facts["promptTruncated"] = True
             try:
-                made = picture.finished(pixels, order.output_format, facts)
+                made = picture.finished(pixels, order.output_format, facts, order.output_quality)
             except AppError as error:
                 outcomes.append(error)
             else:

@@ -87,7 +87,7 @@ class QwenImageEdit:
         )
         metrics = meter.read()
         facts = {**loading.origin(self._weights, tiny=self._tiny), **order.facts}
-        media = picture.finished(result.images[0], order.output_format, facts)
+        media = picture.finished(result.images[0], order.output_format, facts, order.output_quality)
         return Output([media], metrics, self._weights.model)
 
     @staticmethod

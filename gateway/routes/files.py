@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import time
 from typing import Any, Final
 
-import structlog
 from fastapi import APIRouter, Request
-from python_multipart.exceptions import FormParserError
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from gateway.answers import FileDeleted, Files, FileShown
 from gateway.bodies import StrictRoute
 from gateway.deps import SECURED, CallerKey, Parts, PartsOf, credential_of, own_id, page_before
-from gateway.downloads import content_path, disposition, media_type, plain_name, signed_url
+from gateway.downloads import content_path, disposition, signed_url
+from gateway.forms import Upload, read_form, require_form
 from gateway.listing import FileCursor, Limit, page
 from gateway.openapi import CONTENT, READ, UPLOAD, WRITE, problems
-from gateway.ports import NewFile, StoredFile
+from gateway.ports import StoredFile
 from gateway.responses import json_response
-from kit.errors import AppError, InvalidRequest, Unavailable, UnsupportedMediaType
-from kit.ids import new_id
+from gateway.uploads import delete_bytes, keep_upload
+from kit.errors import InvalidRequest
 from ledger import scopes
 
-log = structlog.get_logger(__name__)
 router = APIRouter(prefix="/api/v1", tags=["Files"], route_class=StrictRoute)
 
-UPLOAD_TIMEOUT_S: Final = 300.0
-"""The largest upload on a line of a megabit a second takes four minutes."""
 FORM_FIELDS: Final = 4
 """One more than any sensible form: the surplus is refused by name rather than read on."""
 UNTRUSTED: Final = "sandbox; default-src 'none'"
@@ -47,28 +39,9 @@ UNTRUSTED: Final = "sandbox; default-src 'none'"
 )
 async def upload_file(request: Request, credential: CallerKey, parts: PartsOf) -> Response:
     """Keeps a file for use as a job's input. Its type is read from its content."""
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise UnsupportedMediaType("multipart/form-data (curl: -F file=@picture.png)")
+    require_form(request, "-F file=@picture.png")
     await parts.ledger.whoami(credential, scopes.ADD_FILES)  # a stranger's megabytes are not read
-    name, data = await _read_upload(request)
-    file_id = new_id("file")
-    command = NewFile(
-        credential=credential,
-        id=file_id,
-        name=name,
-        storage_key=f"uploads/{file_id}",
-        content_type=media_type(data[:32]),
-        size_bytes=len(data),
-        sha256=await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest()),
-    )
-    await parts.objects.put(command.storage_key, data, command.content_type)
-    try:
-        file = await parts.ledger.add_file(command)
-    except AppError as error:
-        # While the outcome is open, bytes without a row are better than a row without bytes.
-        if not error.retryable:
-            await parts.objects.delete(command.storage_key)
-        raise
+    file = await keep_upload(parts, credential, await _read_upload(request))
     return json_response({"ok": True, **shown(parts, file)})
 
 
@@ -113,10 +86,7 @@ async def get_file(file_id: str, credential: CallerKey, parts: PartsOf) -> Respo
 async def delete_file(file_id: str, credential: CallerKey, parts: PartsOf) -> Response:
     """The file is gone, and download URLs given out before stop working."""
     file = await parts.ledger.delete_file(credential, own_id("file", file_id))
-    try:
-        await parts.objects.delete(file.storage_key)
-    except Unavailable:
-        log.exception("bytes of a deleted file stay behind", storage_key=file.storage_key)
+    await delete_bytes(parts, file)
     return json_response({"ok": True, "id": file.id, "deleted": True})
 
 
@@ -172,27 +142,18 @@ def shown(parts: Parts, file: StoredFile) -> dict[str, Any]:
     }
 
 
-async def _read_upload(request: Request) -> tuple[str, bytes]:
-    """Return the name and content of the form's one file.
+async def _read_upload(request: Request) -> Upload:
+    """Return the form's one file.
 
     Raises: InvalidRequest; PayloadTooLarge from the edge.
     """
-    try:
-        async with (
-            asyncio.timeout(UPLOAD_TIMEOUT_S),
-            request.form(max_files=FORM_FIELDS, max_fields=FORM_FIELDS) as form,
-        ):
-            for name, _ in form.multi_items():
-                if name != "file":
-                    raise InvalidRequest(name[:100], "is not a field of this form; send the file as 'file'")
-            sent = form.getlist("file")
-            if len(sent) != 1 or not isinstance(sent[0], UploadFile):
-                raise InvalidRequest("file", "send one file (curl: -F file=@picture.png)")
-            data = await sent[0].read()
-            if not data:
-                raise InvalidRequest("file", "is empty")
-            return plain_name(sent[0].filename), data
-    except TimeoutError as error:
-        raise InvalidRequest("body", f"did not arrive within {UPLOAD_TIMEOUT_S:.0f} s") from error
-    except (HTTPException, FormParserError) as error:
-        raise InvalidRequest("body", "cannot be read as multipart/form-data") from error
+    form = await read_form(request, max_files=FORM_FIELDS, max_texts=FORM_FIELDS)
+    for name in (*form.texts, *form.files):
+        if name != "file":
+            raise InvalidRequest(name, "is not a field of this form; send the file as 'file'")
+    sent = form.files.get("file", [])
+    if len(sent) != 1 or "file" in form.texts:
+        raise InvalidRequest("file", "send one file (curl: -F file=@picture.png)")
+    if not sent[0].data:
+        raise InvalidRequest("file", "is empty")
+    return sent[0]

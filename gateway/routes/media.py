@@ -25,7 +25,7 @@ from gateway.deps import (
     page_before,
 )
 from gateway.downloads import signed_url
-from gateway.errors import CostExceedsLimit, TaskUnavailable
+from gateway.errors import CostExceedsLimit
 from gateway.fingerprints import fingerprint
 from gateway.listing import JobCursor, Limit, page
 from gateway.openapi import LOCATION, PAID, READ, REPLAYED, WAITED, WRITE, X402, problems
@@ -35,7 +35,7 @@ from gateway.routes.webhooks import own_url
 from gateway.schemas import SubmitJob
 from gateway.task_schemas import media_of, task_input
 from gateway.watching import ended_within, wait_preferred
-from gateway.worlds import application_in
+from gateway.worlds import working_application
 from gateway.x402 import JOB_KEY_DAYS, credential_of_payment, paid_call, payment_headers, payment_shown
 from gateway.x402_answers import PaidJobAccepted, PaidJobShown
 from kit.errors import AppError, NotFound
@@ -139,6 +139,7 @@ async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
     also: dict[str, Any] = {}
     if paid is not None:
         headers |= payment_headers(paid)
+        assert paid.key is not None, "only a top-up brings none"
         key = {"apiKey": paid.secret, "apiKeyExpiresAt": paid.key.expires_at}
         also = {"payment": payment_shown(paid) | key}
     wait_s = wait_preferred(request.headers.getlist("prefer"))
@@ -160,12 +161,7 @@ async def _application(
             if credential is None:  # who pays for the call itself has no files here
                 raise NotFound("file")
             await parts.ledger.file(credential, own_id("file", value))
-    world = credential.world if credential else "live"
-    application = await application_in(parts, world, task.application)
-    state = (await parts.model_states()).get(application)
-    if state is not None and state.failed:
-        raise TaskUnavailable(task.name, state.reason or "its model could not be started.")
-    return application
+    return await working_application(parts, credential.world if credential else "live", task)
 
 
 async def _paid(  # noqa: PLR0913, PLR0917  # the call that is sold

@@ -41,6 +41,7 @@ CLAIM_PROBLEMS: Final = problems(
     "payment_incomplete",
     "payment_failed",
     "already_claimed",
+    "claim_expired",
     "account_exists",
     "payment_mismatch",
     "unavailable",
@@ -137,8 +138,9 @@ async def start_crypto_checkout(
 async def claim_key(request: Request, body: ClaimKey, parts: PartsOf) -> Response:
     """Shows the account's first key, once per payment.
 
-    409 `payment_pending`: not paid yet, try again. 409 `already_claimed`: shown before. 409 `account_exists`:
-    the e-mail owned an account already; the credits are there, and a key of that account spends them.
+    409 `payment_pending`: not paid yet, try again. 409 `already_claimed`: shown before. 409 `claim_expired`: too
+    late, sign in by e-mail. 409 `account_exists`: the e-mail owned an account already; the credits are there, and a
+    key of that account spends them.
     """
     await limit_by(request, "session", body.session_id)
     return _claimed(await _checkout(parts).claim(body.session_id, body.key_label))

@@ -108,8 +108,17 @@ class StubLedger:
         self.submitted.append(command)
         return JobReceipt(command.job_id, command.task, command.cost_tokens, 59_900, MOMENT, replayed)
 
+    async def submit_job_set(self, commands: list[SubmitJob]) -> list[JobReceipt]:
+        return [await self.submit_job(command) for command in commands]
+
     async def job(self, credential: Credential, job_id: str) -> Job:
         self._caller("job", credential)
+        for command in self.submitted:
+            if command.job_id == job_id:  # nobody works in the stub
+                return Job(
+                    job_id, command.task, command.tool, "canceled", command.input, command.cost_tokens, 0, 0, None,
+                    False, [], None, None, {}, 0, MOMENT, None, MOMENT,
+                )  # fmt: skip
         raise NotFound("job")
 
     async def jobs(self, query: JobQuery) -> list[Job]:

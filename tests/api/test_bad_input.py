@@ -155,6 +155,14 @@ def refused(answer: httpx.Response, statuses: set[int], field: str | None = None
     if answer.status_code not in statuses:
         return f"{answer.status_code} {answer.text[:200]}"
     problem = answer.json()
+    if isinstance(problem["error"], dict):  # OpenAI's shape
+        told = problem["error"]
+        problem = {
+            "ok": False,
+            "error": told["code"],
+            "message": told["message"],
+            "details": told.get("details", []),
+        }
     if problem["ok"] is not False or not problem["error"] or not problem["message"]:
         return f"no problem: {problem}"
     if field is not None and all(fault["field"] != field for fault in problem["details"]):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -33,6 +33,8 @@ from ledger.spends import Spend
 from payments.cards import CardCheckout
 from payments.errors import NotRefundable, PaymentFailed, PaymentPending
 from payments.packages import Package
+from payments.reconciler import Reconciler
+from payments.reconciliations import Span
 from payments.stripe_checkout import HANDLED_EVENTS, checkout_for
 from sandbox.stripe_twin import TwinSettings, create_twin
 from sandbox.stripe_webhooks import event_body, signature_header
@@ -576,6 +578,11 @@ async def test_the_books_end_where_the_provider_is_whatever_was_heard(
 
     await asyncio.to_thread(any_life)
     await assert_sound(db)
+    now = datetime.now(UTC)
+    span = Span(now - timedelta(days=1), now + timedelta(minutes=1))
+    seen = await Reconciler(server, [checkout], wallets=False).run(span, repairs=False)
+    assert (seen.differences, seen.silent) == ((), {})
+    assert seen.payments >= 20
 
 
 async def exists(db: Database, email: str) -> bool:

@@ -66,10 +66,15 @@ UNSAYABLE = (
     "This code is wrong",
     "must be an IPv4 or IPv6 address",
     "has bits beyond its prefix",
+    "letters and digits",  # a referral code: those of packages are drawn from answers
+    "no such shape is on offer",
+    "unknown voice; there are",
 )
 """Rules between fields, of time, of names: JSON Schema cannot state them, and these refusals are right."""
 WITHOUT_WALLETS = "Payments from wallets are not configured"
 """A signature cannot be drawn: `test_x402` plays the routes that wallets pay for."""
+UNFINISHED = 504
+"""Nobody works here, and an answer under `/v1` that waited long enough says so."""
 OPERATORS = "/api/v1/operator/"
 """A customer's key is refused there; tests of their own play them."""
 UNREACHED = {
@@ -85,6 +90,10 @@ UNREACHED = {
     "POST /api/v1/referral/apply",  # the code is somebody else's
     "POST /api/v1/webhooks/crypto",
     "POST /api/v1/webhooks/stripe",  # nobody but Stripe can sign
+    "POST /v1/images/generations",  # nobody works here: 504 at once
+    "POST /v1/images/edits",
+    "POST /v1/audio/speech",
+    "POST /v1/audio/transcriptions",
 }
 
 
@@ -118,13 +127,16 @@ class Run:
             elif (
                 answer.status_code != 405 and "No such path" not in answer.text
             ):  # else it met another operation
-                self.refusals.add((label, answer.status_code, answer.json()["error"]))
+                told = answer.json()["error"]
+                code = told if isinstance(told, str) else told["code"]  # OpenAI's shape
+                self.refusals.add((label, answer.status_code, code))
         for case_id, checks in recorder.checks.items():
             for check in checks:
                 if check.failure_info is None:
                     continue
                 answer = recorder.interactions[case_id].response
-                if WITHOUT_WALLETS in answer.text:
+                waits = check.name == "not_a_server_error" and answer.status_code == UNFINISHED
+                if waits or WITHOUT_WALLETS in answer.text:
                     continue
                 if check.name == "positive_data_acceptance" and any(
                     rule in answer.text for rule in UNSAYABLE
@@ -195,6 +207,7 @@ def app(  # noqa: PLR0917  # what it is made of
             # Limits stand in the description and are not what is looked at here.
             "limit_sensitive_auth": 10**6,
             "limit_purchase": 10**6,
+            "answer_wait_s": 0,
         }
     )
     server = LedgerServer(told)

@@ -97,7 +97,10 @@ async def test_a_request_is_accepted_and_its_quote_held(customer, db, assert_sou
         ("audio.speak", {"text": ""}, "input.text"),
         ("audio.speak", {"text": "x" * 4001}, "input.text"),
         ("audio.speak", {"language": "Klingon"}, "input.language"),
-        ("audio.speak", {"outputFormat": "ogg"}, "input.outputFormat"),
+        ("audio.speak", {"outputFormat": "aac"}, "input.outputFormat"),
+        ("image.generate", {"outputQuality": 80}, "input"),
+        ("image.generate", {"outputFormat": "webp", "outputQuality": 0}, "input.outputQuality"),
+        ("video.generate", {"outputFormat": "avi"}, "input.outputFormat"),
         ("voice.clone", {"referenceAudioUrl": None}, "input"),
         ("music.generate", {"durationSeconds": 241}, "input.durationSeconds"),
         ("sfx.generate", {"durationSeconds": 48}, "input.durationSeconds"),
@@ -177,4 +180,10 @@ def test_media_names_are_those_of_fields():
 
 def test_defaults_are_filled_in_for_the_model():
     filled = task_input("video.generate", {"prompt": "a fox"})
-    assert filled == {"prompt": "a fox", "durationSeconds": 5, "aspectRatio": "16:9", "sound": True}
+    assert filled == {
+        "prompt": "a fox",
+        "durationSeconds": 5,
+        "aspectRatio": "16:9",
+        "sound": True,
+        "outputFormat": "mp4",
+    }

@@ -23,7 +23,7 @@ from x402.mechanisms.evm.exact import ExactEvmScheme
 
 from gateway.answers import Problem
 from gateway.app import create_app
-from gateway.x402_answers import PackageBought, PaidJobAccepted
+from gateway.x402_answers import AccountToppedUp, PackageBought, PaidJobAccepted
 from kit.errors import Unavailable
 from kit.settings import Settings
 from payments.x402 import X402Checkout, x402_for
@@ -484,3 +484,49 @@ async def test_the_official_client_is_told_why_a_poor_wallet_cannot_pay(app, cha
         answer = await agent.post(JOBS, json=FOX)
     assert (answer.status_code, chain.settles) == (402, 0)
     assert "invalid_exact_evm_insufficient_balance" in answer.json()["message"]
+
+
+# -- into an account that is there -------------------------------------------------------------------------------
+
+
+async def test_200_for_a_package_into_the_account_of_a_key_once(client, chain, db, customers, assert_sound):
+    async with db.transaction() as conn:
+        customer = await customers(conn, 700)
+    client.headers["x-api-key"] = customer.secret
+    before = await wallet_tokens(client, customer.secret)
+    header = await signed(chain, client, BUY, BUILDER)
+    answers = [await client.post(BUY, json=BUILDER, headers=header) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert all("apiKey" not in answer.json() for answer in answers)
+    assert AccountToppedUp.model_validate_json(answers[0].content).package_code == "builder_600"
+    assert await wallet_tokens(client, customer.secret) == before + 60_000
+    async with db.transaction() as conn:
+        assert await conn.scalar(text("SELECT count(*) FROM users WHERE email LIKE '0x%'")) == 0
+    await assert_sound(db)
+
+
+async def test_402_for_a_top_up_that_was_offered_to_another_account(client, chain, db, customers):
+    async with db.transaction() as conn:
+        customer, other = await customers(conn, 0), await customers(conn, 0)
+    header = await signed(chain, client, BUY, BUILDER)  # a stranger's offer
+    client.headers["x-api-key"] = customer.secret
+    assert (await client.post(BUY, json=BUILDER, headers=header)).status_code == 402
+    header = await signed(chain, client, BUY, BUILDER)
+    client.headers["x-api-key"] = other.secret
+    assert (await client.post(BUY, json=BUILDER, headers=header)).status_code == 402
+    assert await wallet_tokens(client, other.secret) == 0
+
+
+async def test_409_for_a_top_up_that_another_account_shows_as_its_own(client, chain, db, customers):
+    async with db.transaction() as conn:
+        customer, other = await customers(conn, 0), await customers(conn, 0)
+    client.headers["x-api-key"] = customer.secret
+    header = await signed(chain, client, BUY, BUILDER)
+    assert (await client.post(BUY, json=BUILDER, headers=header)).status_code == 200
+    client.headers["x-api-key"] = other.secret
+    assert (await client.post(BUY, json=BUILDER, headers=header)).status_code == 409
+
+
+async def test_401_for_a_top_up_with_a_wrong_key(client):
+    client.headers["x-api-key"] = "amai_live_" + "x" * 43
+    assert (await client.post(BUY, json=BUILDER)).status_code == 401

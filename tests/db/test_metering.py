@@ -19,7 +19,8 @@ from gateway.metering import revenue
 from gateway.ports import StoredFile, SubmitJob
 from kit.ids import new_id
 from kit.settings import Settings
-from ledger import refunds
+from ledger import accounts, keys, refunds
+from ledger.refills import refill
 
 AGES = (datetime(2020, 1, 1, tzinfo=UTC), datetime.now(UTC) + timedelta(days=1))
 
@@ -48,10 +49,10 @@ async def customer(db, customers):
 def claimed(server, customer):
     """`await claimed()`: a job under a lease."""
 
-    async def submit():
+    async def submit(credential=customer.credential):
         command = SubmitJob(
-            customer.credential, new_id("job"), "image.generate", "image", "image", {"prompt": "fox"}, 1000,
-            100, 1, None, "f", 0, None,
+            credential, new_id("job"), "image.generate", "image", "image", {"prompt": "fox"}, 1000,
+            100, 1, None, "f", 0, None, world=credential.world or "live",
         )  # fmt: skip
         await server.submit_job_many([command])
         [job] = await server.claim_jobs("runner", {"image": 1}, 0.0)
@@ -121,15 +122,19 @@ async def test_an_attempt_that_never_ran_took_nothing(server, claimed, db):
     assert await told(db) == []
 
 
-async def test_only_live_customers_and_the_period_count(server, claimed, db):
+async def test_only_live_customers_and_the_period_count(server, claimed, customer, db):
     await settle(server, await claimed(), took(1.0))
     now = datetime.now(UTC)
     assert await told(db, now - timedelta(days=2), now - timedelta(days=1)) == []
     async with db.transaction() as conn:
-        await conn.execute(text("SET LOCAL session_replication_role = replica"))  # triggers guard the world
-        await conn.execute(text("UPDATE accounts SET world = 'test' WHERE kind = 'user'"))
-        assert await revenue(conn, *AGES) == []
-        await conn.rollback()
+        account_id = await accounts.open_account(conn, customer.user_id, "test")
+        await refill(conn, account_id, 500)
+        minted = await keys.mint(conn, customer.user_id, "test", brand="amai", world="test")
+    await settle(
+        server, await claimed(keys.Credential(keys.hash_key(minted.secret), None, "test")), took(9.0)
+    )
+    [image] = await told(db)
+    assert (image.attempts, image.busy_s, image.tokens) == (1, 1.0, 100)
 
 
 async def test_the_command_says_it_as_lines_and_as_json(server, claimed, fresh_url, monkeypatch):

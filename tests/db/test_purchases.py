@@ -18,6 +18,7 @@ from payments import purchases
 from payments.errors import (
     AccountExists,
     AlreadyClaimed,
+    ClaimExpired,
     PaymentIncomplete,
     PaymentMismatch,
     PaymentPending,
@@ -79,19 +80,28 @@ async def test_a_purchase_whose_session_was_never_written_down_is_fulfilled_by_i
 async def test_a_claim_mints_the_first_key_once(conn):
     paid = await opened(conn)
     with pytest.raises(PaymentPending):
-        await purchases.claim(conn, "stripe", paid.session_id, "Primary", brand="amai")
+        await purchases.claim(conn, "stripe", paid.session_id, "Primary", brand="amai", days=30)
     await purchases.fulfil(conn, paid)
-    claim = await purchases.claim(conn, "stripe", paid.session_id, "Primary", brand="amai")
+    claim = await purchases.claim(conn, "stripe", paid.session_id, "Primary", brand="amai", days=30)
     assert claim.secret.startswith("amai_live_")
     assert (claim.email, claim.credits_tokens, claim.balance_tokens) == ("dev@company.com", 60_000, 60_000)
     assert (await caller_of(conn, Credential(hash_key(claim.secret)), scopes.ANY)).email == "dev@company.com"
     with pytest.raises(AlreadyClaimed):
-        await purchases.claim(conn, "stripe", paid.session_id, "Again", brand="amai")
+        await purchases.claim(conn, "stripe", paid.session_id, "Again", brand="amai", days=30)
+
+
+async def test_a_claim_that_comes_too_late_gets_no_key_and_the_credits_stay(conn):
+    paid = await opened(conn)
+    await purchases.fulfil(conn, paid)
+    with pytest.raises(ClaimExpired):
+        await purchases.claim(conn, "stripe", paid.session_id, "Primary", brand="amai", days=0)
+    claim = await purchases.claim(conn, "stripe", paid.session_id, "Primary", brand="amai", days=1)
+    assert claim.balance_tokens == 60_000
 
 
 async def test_a_claim_of_an_unknown_session_is_not_found(conn):
     with pytest.raises(NotFound):
-        await purchases.claim(conn, "stripe", "cs_test_nobody", "Primary", brand="amai")
+        await purchases.claim(conn, "stripe", "cs_test_nobody", "Primary", brand="amai", days=30)
 
 
 async def test_a_claim_never_opens_an_account_that_existed_before_its_payment(conn, customers):
@@ -99,7 +109,7 @@ async def test_a_claim_never_opens_an_account_that_existed_before_its_payment(co
     paid = await opened(conn, email="Owner@Company.com")
     await purchases.fulfil(conn, paid)
     with pytest.raises(AccountExists):
-        await purchases.claim(conn, "stripe", paid.session_id, "Thief", brand="amai")
+        await purchases.claim(conn, "stripe", paid.session_id, "Thief", brand="amai", days=30)
     assert (await balance(conn, customer.account_id)).available_tokens == 60_000
 
 
@@ -107,9 +117,9 @@ async def test_a_second_payment_of_one_email_cannot_claim(conn):
     first, second = await opened(conn), await opened(conn)
     await purchases.fulfil(conn, first)
     await purchases.fulfil(conn, second)
-    assert (await purchases.claim(conn, "stripe", first.session_id, "Primary", brand="amai")).secret
+    assert (await purchases.claim(conn, "stripe", first.session_id, "Primary", brand="amai", days=30)).secret
     with pytest.raises(AccountExists):
-        await purchases.claim(conn, "stripe", second.session_id, "Second", brand="amai")
+        await purchases.claim(conn, "stripe", second.session_id, "Second", brand="amai", days=30)
     assert await tokens_of(conn, "dev@company.com") == 120_000
 
 
@@ -119,7 +129,7 @@ async def test_a_top_up_goes_to_the_account_of_the_key_whatever_the_email(conn, 
     await purchases.fulfil(conn, paid)
     assert (await balance(conn, customer.account_id)).available_tokens == 60_000
     with pytest.raises(AccountExists):
-        await purchases.claim(conn, "stripe", paid.session_id, "Primary", brand="amai")
+        await purchases.claim(conn, "stripe", paid.session_id, "Primary", brand="amai", days=30)
 
 
 async def test_concurrent_fulfilments_grant_once(db, assert_sound):
@@ -148,7 +158,7 @@ async def test_fifty_concurrent_claims_make_one_key(db):
 
     async def attempt():
         try:
-            return await db.run(purchases.claim, "stripe", paid.session_id, "Primary", brand="amai")
+            return await db.run(purchases.claim, "stripe", paid.session_id, "Primary", brand="amai", days=30)
         except AppError as refusal:
             return refusal
 
@@ -170,7 +180,7 @@ async def test_what_arrived_short_is_kept_and_grants_nothing(conn):
     kept = await purchases.by_session(conn, "stripe", paid.session_id)
     assert (kept.received_minor, kept.closed, kept.paid) == (3_000, True, False)
     with pytest.raises(PaymentIncomplete) as refused:
-        await purchases.claim(conn, "stripe", paid.session_id, "Primary", brand="amai")
+        await purchases.claim(conn, "stripe", paid.session_id, "Primary", brand="amai", days=30)
     assert refused.value.message.startswith("30.00 of 50.00 USD arrived")
     assert await tokens_of(conn, "dev@company.com") == 0
 
@@ -179,7 +189,7 @@ async def test_a_checkout_that_closed_with_nothing_is_still_waited_for(conn):
     paid = await opened(conn)
     await purchases.note_unpaid(conn, short(paid, 0, closed=True))
     with pytest.raises(PaymentPending):
-        await purchases.claim(conn, "stripe", paid.session_id, "Primary", brand="amai")
+        await purchases.claim(conn, "stripe", paid.session_id, "Primary", brand="amai", days=30)
     assert (await purchases.fulfil(conn, paid)).paid, "late, and whole"
 
 

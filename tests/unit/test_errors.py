@@ -29,6 +29,7 @@ def every_error() -> list[type[AppError]]:
                 "leases",
                 "problems",
                 "bodies",
+                "openai_errors",
             ):
                 importlib.import_module(module.name)
     found: list[type[AppError]] = []

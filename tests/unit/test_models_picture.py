@@ -26,7 +26,7 @@ def xmp_of(image: Image.Image) -> dict[str, str]:
     return {name.rpartition("}")[2]: value for name, value in description.attrib.items()}
 
 
-@pytest.mark.parametrize("output_format", ["png", "webp"])
+@pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
 def test_a_file_carries_its_facts_and_the_mark_of_synthetic_media(output_format: str) -> None:
     data = picture.encode(Image.new("RGB", (64, 48), "teal"), output_format, FACTS)
     image = Image.open(io.BytesIO(data))
@@ -36,6 +36,16 @@ def test_a_file_carries_its_facts_and_the_mark_of_synthetic_media(output_format:
     assert inside["model"] == FACTS["model"]
     assert (inside["seed"], inside["size"], inside["software"]) == ("7", "64x48", "Farebox")
     assert inside["DigitalSourceType"] == picture.SYNTHETIC
+
+
+@pytest.mark.parametrize("output_format", picture.LOSSY)
+def test_a_lower_quality_is_a_smaller_file_of_the_same_picture(output_format: str) -> None:
+    noise = Image.effect_noise((128, 128), 60).convert("RGB")
+    sizes = [len(picture.encode(noise, output_format, FACTS, quality)) for quality in (20, None, 100)]
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) == 3
+    small = Image.open(io.BytesIO(picture.encode(noise, output_format, FACTS, 20)))
+    assert (small.size, small.mode, xmp_of(small)["seed"]) == ((128, 128), "RGB", "7")
 
 
 def test_a_png_also_has_each_fact_as_text() -> None:

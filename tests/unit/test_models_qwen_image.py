@@ -90,6 +90,7 @@ def test_guidance_one_is_no_guidance() -> None:
         ("guidance", 10**400),
         ("guidance", False),
         ("outputFormat", "gif"),
+        ("outputQuality", 80),  # png loses nothing
         ("aspect_ratio", "1:1"),
     ],
 )
@@ -97,6 +98,13 @@ def test_a_value_that_cannot_be_served_is_refused_by_name(field: str, value: obj
     with pytest.raises(ModelRefused) as refusal:
         read(**{field: value})
     assert refusal.value.field == field
+
+
+@pytest.mark.parametrize("quality", [0, 101, True, "80", 80.5])
+def test_a_quality_is_a_whole_number_from_1_to_100(quality: object) -> None:
+    with pytest.raises(ModelRefused, match="outputQuality"):
+        read(outputFormat="jpeg", outputQuality=quality)
+    assert read(outputFormat="jpeg", outputQuality=1).output_quality == 1
 
 
 def test_a_negative_prompt_that_would_be_ignored_is_refused() -> None:
@@ -117,7 +125,8 @@ junk = st.none() | st.booleans() | st.integers() | st.floats() | words | st.list
             "seed": st.integers(-1, MAX_SEED + 1) | junk,
             "steps": st.integers(0, MAX_STEPS + 1) | junk,
             "guidance": st.floats(0, 11) | junk,
-            "outputFormat": st.sampled_from(["png", "webp", "gif"]) | junk,
+            "outputFormat": st.sampled_from(["png", "webp", "jpeg", "gif"]) | junk,
+            "outputQuality": st.integers(0, 101) | junk,
         },
     ),
     st.booleans(),

@@ -97,8 +97,8 @@ def test_a_build_that_fails_leaves_nothing_that_looks_built(build_with: BuildWit
 def test_progress_tells_built_from_present(build_with: BuildWith, tmp_path: Path) -> None:
     entries = (build_with(build),)
     told: list[tuple[str, str]] = []
-    weights.build_tiny_all(tmp_path, lambda *step: told.append(step), entries)
-    weights.build_tiny_all(tmp_path, lambda *step: told.append(step), entries)
+    weights.build_all("tiny", tmp_path, lambda *step: told.append(step), entries)
+    weights.build_all("tiny", tmp_path, lambda *step: told.append(step), entries)
     assert told == [("image", "building"), ("image", "built"), ("image", "present")]
 
 

@@ -25,7 +25,7 @@ from ledger.errors import AmbiguousPrefix, InsufficientCredits
 
 
 def body(error: AppError) -> dict[str, Any]:
-    return orjson.loads(problem_response(error).body)
+    return orjson.loads(problem_response(error, "/api/v1/balance").body)
 
 
 def test_insufficient_credits_prints_the_published_fields():
@@ -56,7 +56,7 @@ def test_insufficient_credits_prints_the_published_fields():
     ],
 )
 def test_every_refusal_has_the_contracts_shape(error: AppError, status: int, code: str):
-    response = problem_response(error)
+    response = problem_response(error, "/api/v1/balance")
     answer = orjson.loads(response.body)
     assert response.status_code == status
     assert (answer["ok"], answer["error"]) == (False, code)
@@ -66,9 +66,9 @@ def test_every_refusal_has_the_contracts_shape(error: AppError, status: int, cod
 
 
 def test_headers_say_what_to_do_next():
-    assert problem_response(Unavailable("The ledger", 7)).headers["retry-after"] == "7"
-    assert problem_response(AuthRequired()).headers["www-authenticate"] == "Bearer"
-    assert problem_response(MethodNotAllowed("GET, HEAD")).headers["allow"] == "GET, HEAD"
+    assert problem_response(Unavailable("The ledger", 7), "/api/v1/balance").headers["retry-after"] == "7"
+    assert problem_response(AuthRequired(), "/api/v1/balance").headers["www-authenticate"] == "Bearer"
+    assert problem_response(MethodNotAllowed("GET, HEAD"), "/api/v1/balance").headers["allow"] == "GET, HEAD"
 
 
 def test_an_ambiguous_prefix_lists_the_matches():

@@ -6,6 +6,7 @@ const PAUSE_MS = 3000;
 
 const REASONS = {
   already_claimed: "The key of this payment was shown before, and it is shown only once. If you do not have it any more, use another key of your account.",
+  claim_expired: "This payment's key was not claimed in time. The credits are safe: sign in with the e-mail address that paid, and create a key there.",
   account_exists: "Your e-mail owned an account already: the credits are on it, ready to spend with the keys that you have.",
   payment_incomplete: "Less than the price arrived before the checkout closed, so no credits were granted. Write to support with this page's address.",
   not_found: "No such checkout. Check that the address is the one that the payment page sent you to.",

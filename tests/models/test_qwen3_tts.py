@@ -57,11 +57,12 @@ for number, call in enumerate(calls):
                     "units_milli": output.units_milli, "steps": steps})
 from deployments.models.contract import Member
 def members(*texts):
-    tasks = ("audio.speak", {"voiceDescription": "Warm.", "outputFormat": "wav"})
-    return [
-        Member(GenerateRequest("job", tasks[0], {**tasks[1], "text": text, "seed": seed}, units, {}), lambda _: None, lambda: False)
-        for seed, (text, units) in enumerate(texts)
-    ]
+    made = []
+    for seed, (text, units) in enumerate(texts):
+        said = {"voiceDescription": "Warm.", "outputFormat": "wav", "text": text, "seed": seed}
+        request = GenerateRequest("job", "audio.speak", said, units, {})
+        made.append(Member(request, lambda _: None, lambda: False))
+    return made
 shared = members(("Good evening.", 8000), ("A longer text than the first one.", 8000), ("Good night.", 1000))
 together = models["speech"].generate_many(shared)
 single = [models["speech"].generate(m.request, m.on_progress, m.is_canceled) for m in shared]

@@ -40,7 +40,7 @@ format: install      ## rewrite files the way `check` wants them
 	$(BIN)/ruff check --fix .
 
 bench: install       ## every benchmark; QUICK=1 for the short form
-	@for bench in bench_platform bench_tools ledger wrong_keys; do $(BIN)/python -m benchmarks.$$bench $(if $(QUICK),--quick) || exit 1; done
+	@for bench in bench_platform bench_tools ledger wrong_keys batching; do $(BIN)/python -m benchmarks.$$bench $(if $(QUICK),--quick) || exit 1; done
 
 install: $(STAMP)
 	@for name in $(ENVIRONMENTS); do $(MAKE) --no-print-directory .venv-$$name/.installed || echo "The models of .venv-$$name are off: it could not be made. Everything else works; try again with: make $$name"; done

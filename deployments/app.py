@@ -12,7 +12,7 @@ from ray.serve import Application
 from deployments.models.chat import ChatServer
 from deployments.models.environments import python_of
 from deployments.models.registry import entry_for
-from deployments.models.server import ModelServer
+from deployments.models.server import MAX_WAITING, ModelServer
 from kit.settings import Profile, load_settings
 from kit.telemetry import configure_logging
 
@@ -34,8 +34,9 @@ class ModelArgs(BaseModel):
     """A model application and the options of its deployment (numbers only): by profile, and for a cluster.
 
     Among them may be `cpu_offload`, which goes before the application's own. `profile` sets the weights whatever the
-    platform's profile is: the tiny models of the test world beside real ones. `family` replaces the registry's class
-    as `module:Class`: fault tests put slow and failing models there.
+    platform's profile is: the tiny models of the test world beside real ones. `max_batch`: how many jobs may share a
+    call of the pipeline under each profile, one unless it is said here. `family` replaces the registry's class as
+    `module:Class`: fault tests put slow and failing models there.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -47,6 +48,7 @@ class ModelArgs(BaseModel):
     cpu_offload: bool = False
     family: str | None = None
     profile: Profile | None = None
+    max_batch: dict[str, int] = Field(default_factory=dict)
 
 
 class ModelReplica(ModelServer):
@@ -95,7 +97,16 @@ def model(args: ModelArgs) -> Application:
         entry = entry_for(args.application)
         python = {"py_executable": str(python_of(environment)), "env_vars": dict(entry.variables)}
         options = {**options, "ray_actor_options": {**actor, "runtime_env": python}}
-    replica = ChatReplica if entry_for(args.application).is_chat else ModelReplica
+    replica: type = ModelReplica
+    bounds: dict[str, Any] = {
+        "max_batch": args.max_batch.get(profile, 1),
+        "max_waiting": options.get("max_ongoing_requests", MAX_WAITING),
+    }
+    if entry_for(args.application).is_chat:
+        replica, bounds = (
+            ChatReplica,
+            {"gpu_share": options.get("ray_actor_options", {}).get("num_gpus", 1.0)},
+        )
     return serve.deployment(name="Model", **options)(replica).bind(
         args.application,
         profile,
@@ -104,4 +115,5 @@ def model(args: ModelArgs) -> Application:
         revision=args.revision,
         cpu_threads=args.cpu_threads,
         cpu_offload=cpu_offload,
+        **bounds,
     )

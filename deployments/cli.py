@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from deployments import account_cli, operator_cli
+from deployments import account_cli, operator_cli, revenue_cli
 from deployments.audit_report import report_audit, report_chain
 from deployments.books import books, in_books
 from deployments.cli_people import show_outbox, users_app
@@ -78,6 +78,7 @@ for command in (
     account_cli.holds,
     account_cli.jobs,
     operator_cli.log,
+    revenue_cli.revenue,
 ):
     app.command(rich_help_panel=OPERATING)(command)
 console = Console(highlight=False)

@@ -16,9 +16,11 @@ from typing import Any, Final, Generic, Protocol, TypeVar, cast
 import structlog
 from ray import serve
 from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError
 
 from deployments.cold_starts import StartTimes
-from deployments.models.contract import GenerateRequest, Output, Progress, WeightsMissing
+from deployments.models.batching import BUSY_WAIT_S
+from deployments.models.contract import GenerateRequest, ModelBusy, Output, Progress, WeightsMissing
 from deployments.models.environments import EnvironmentMissing
 from deployments.models.registry import PIPELINES
 from gateway.errors import RateLimited
@@ -259,7 +261,8 @@ class ModelHandles:
     ) -> AsyncGenerator[Progress | Output, None]:
         """Yield the job's progress, then its output; leaving early stops the work at its next step.
 
-        Raises: ModelAway before work began, ModelGone when the replica died in it, or the model's own AppError.
+        Raises: ModelAway or ModelBusy before work began, ModelGone when the replica died in it, or the model's own
+        AppError.
         """
         began = False
         stream: Any = None
@@ -272,6 +275,8 @@ class ModelHandles:
             if stream is not None:
                 stream.cancel()
             raise
+        except BackPressureError as error:
+            raise ModelBusy(application, BUSY_WAIT_S) from error
         except Exception as error:
             refusal = _app_error(error)
             if refusal is None:

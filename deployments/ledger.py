@@ -23,6 +23,7 @@ from deployments.ledger_desk import LedgerDesk
 from deployments.ledger_files import LedgerFiles
 from deployments.ledger_job_sets import LedgerJobSets
 from deployments.ledger_keys import LedgerKeys
+from deployments.ledger_metering import LedgerMetering
 from deployments.ledger_people import LedgerPeople
 from deployments.ledger_quotas import counted
 from deployments.ledger_reads import LedgerReads
@@ -73,6 +74,7 @@ class LedgerServer(
     LedgerChat,
     LedgerFiles,
     LedgerStages,
+    LedgerMetering,
     LedgerReconcile,
     LedgerTopups,
     LedgerJobSets,

@@ -114,6 +114,7 @@ class Pipeline:
             sum(part.run_ms for part in parts),
             sum(part.gpu_ms for part in parts) / 1000,
             max((part.peak_memory_bytes for part in parts), default=0),
+            sum(part.run_ms for part in parts) / 1000,
         )
 
     async def _make(self, name: str, place: int, make: Make) -> None:

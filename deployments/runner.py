@@ -33,7 +33,7 @@ from deployments.handles import (
 )
 from deployments.inputs import Inputs
 from deployments.leftovers import Leftovers
-from deployments.models.contract import GenerateRequest, Output
+from deployments.models.contract import GenerateRequest, Metrics, ModelBusy, Output
 from deployments.outputs import Outputs
 from deployments.pipeline import clear_left_over
 from deployments.postman import Postman
@@ -93,10 +93,14 @@ class _Run:
     generation: asyncio.Task[Output] | None = None
     stop: Literal["", "canceled", "lost"] = ""
     began: float = field(default_factory=time.perf_counter)
+    at_work: float | None = None
+    patience: asyncio.Timeout | None = None
+    metrics: Metrics | None = None
 
     def note(self, percent: int, stages: tuple[Stage, ...]) -> None:
         """Take down how far the job is."""
         self.progress_percent, self.stages = min(99, percent), stages
+        self.at_work = self.at_work or time.perf_counter()
 
     def stop_now(self, why: Literal["canceled", "lost"]) -> None:
         """End the model's work at its next step."""
@@ -218,16 +222,15 @@ class Runner:
         job = run.job
         run.generation = asyncio.create_task(self._generate(run))
         try:
-            async with asyncio.timeout(self._patience_s(job)):
-                output = await run.generation
+            output = await self._in_time(run)
         except asyncio.CancelledError:
             if not run.stop:
                 raise  # this runner is being stopped
             if run.stop == "lost":
                 raise LeaseLost(job.id) from None
             return await self._fail(run, "canceled", "The job was canceled.", retryable=False)
-        except ModelAway as away:
-            log.warning("model away", application=job.application, reason=away.reason)
+        except (ModelAway, ModelBusy) as away:
+            log.warning("model away", application=job.application, reason=away.message)
             self._away_until[job.application] = time.monotonic() + AWAY_S
             return str(await self._until_answered("give_back_job", job.id, job.fence))
         except TimeoutError:
@@ -241,6 +244,20 @@ class Runner:
         settlement = Settlement(job.id, job.fence, stored, charged_tokens, self._metrics(run, output))
         return str(await self._until_answered("settle_job", settlement))
 
+    async def _in_time(self, run: _Run) -> Output:
+        """Await the model. A run's time begins with its work: who only waited for it goes back into the queue.
+
+        Raises: ModelAway for one that never began; TimeoutError for one that took too long.
+        """
+        assert run.generation is not None
+        try:
+            async with asyncio.timeout(self._patience_s(run.job)) as run.patience:
+                return await run.generation
+        except TimeoutError:
+            if run.at_work is None and (run.job.deadline is None or run.job.deadline > datetime.now(UTC)):
+                raise ModelAway("it had no time for the job") from None
+            raise
+
     def _patience_s(self, job: ClaimedJob) -> float | None:
         """How long a run may take: no longer than the caller waits for it. A pipeline bounds each of its parts."""
         patience_s = None if job.task == dubbing.TASK else float(self._settings.job_run_ttl_s)
@@ -252,35 +269,57 @@ class Runner:
     async def _generate(self, run: _Run) -> Output:
         job = run.job
         if job.task == dubbing.TASK:
-            return await self._dubbing.dub(job, run.note)
+            output = await self._dubbing.dub(job, run.note)
+            run.metrics = output.metrics
+            return output
         media = await self._inputs.read(job)
         request = GenerateRequest(job.id, job.task, job.input, job.units_milli, media)
         # Closed at once, however it is left: an abandoned stream would let the model compute on.
         async with aclosing(self._models.generate(job.application, request)) as events:
             async for event in events:
+                self._note_work(run)
+                run.metrics = event.metrics or run.metrics
                 if isinstance(event, Output):
                     return event
                 run.progress_percent = min(99, int(event.fraction * 100))
         raise ModelAway("the model ended without an output")
+
+    def _note_work(self, run: _Run) -> None:
+        """At the first word of the model: its work, and so the time that it may take, begins now."""
+        if run.at_work is None:
+            run.at_work = time.perf_counter()
+            patience_s = self._patience_s(run.job)
+            if patience_s is not None and run.patience is not None and not run.patience.expired():
+                run.patience.reschedule(asyncio.get_running_loop().time() + patience_s)
 
     async def _fail(self, run: _Run, code: str, message: str, *, retryable: bool) -> str:
         failure = Failure(run.job.id, run.job.fence, code, message, retryable, self._metrics(run, None))
         return str(await self._until_answered("fail_job", failure))
 
     def _metrics(self, run: _Run, output: Output | None) -> dict[str, Any]:
-        """Units: milliseconds, GPU-seconds, bytes."""
-        queued = run.job.started_at - run.job.created_at
-        metrics: dict[str, Any] = {"queueMs": int(queued.total_seconds() * 1000), "gpuSeconds": 0.0}
-        if output is None:
-            return {**metrics, "runMs": int((time.perf_counter() - run.began) * 1000)}
-        return {
-            **metrics,
-            "runMs": output.metrics.run_ms,
-            "gpuSeconds": output.metrics.gpu_seconds,
-            "peakMemoryBytes": output.metrics.peak_memory_bytes,
-            "model": output.model,
-            **({} if output.units_milli is None else {"units": output.units_milli / MILLI}),
-        }
+        """Return what an attempt took; of one without an output, up to the last step that the model told of.
+
+        Units: milliseconds, seconds, bytes. The queue's time ends where the model's work begins.
+        """
+        waited_s = (run.job.started_at - run.job.created_at).total_seconds()
+        waited_s += (run.at_work or time.perf_counter()) - run.began
+        metrics: dict[str, Any] = {"queueMs": int(waited_s * 1000)}
+        if took := run.metrics:
+            metrics |= {
+                "runMs": took.run_ms,
+                "gpuSeconds": took.gpu_seconds,
+                "busySeconds": took.busy_seconds,
+                "peakMemoryBytes": took.peak_memory_bytes,
+                "batchSize": took.batch_size,
+            }
+        else:
+            ran_s = 0.0 if run.at_work is None else time.perf_counter() - run.at_work
+            metrics |= {"runMs": int(ran_s * 1000), "gpuSeconds": 0.0}
+        if output is not None:
+            metrics["model"] = output.model
+            if output.units_milli is not None:
+                metrics["units"] = output.units_milli / MILLI
+        return metrics
 
     async def _until_answered(self, method: str, *args: object) -> Any:
         """Repeat a write while the books are away; the fence makes a repeat that already took a LeaseLost."""

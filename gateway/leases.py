@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.deliveries import announce_end
 from gateway.files import FOREVER, Retention, add_outputs
+from gateway.metering import note_attempt
 from gateway.ports import StoredFile
 from gateway.quantities import MILLI
 from gateway.stages import Stage, as_json
@@ -163,6 +164,8 @@ async def settle(conn: AsyncConnection, done: Settlement, retention: Retention =
     Raises: LeaseLost, with nothing written.
     """
     row = await _lock_running(conn, done.job_id, done.fence)
+    outcome: Literal["succeeded", "canceled"] = "canceled" if row.cancel_requested_at else "succeeded"
+    await note_attempt(conn, row.id, row.fence, outcome, done.metrics)
     if row.cancel_requested_at is not None:
         return await _end_unpaid(conn, row, "canceled", metrics=done.metrics)
     await add_outputs(conn, row.account_id, row.id, done.outputs, retention)
@@ -193,6 +196,8 @@ async def fail(conn: AsyncConnection, failure: Failure, max_attempts: int) -> En
     Raises: LeaseLost, with nothing written.
     """
     row = await _lock_running(conn, failure.job_id, failure.fence)
+    outcome: Literal["failed", "canceled"] = "canceled" if row.cancel_requested_at else "failed"
+    await note_attempt(conn, row.id, row.fence, outcome, failure.metrics)
     return await _after_failure(conn, row, failure, max_attempts)
 
 

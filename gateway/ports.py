@@ -14,6 +14,7 @@ from datetime import date, datetime
 from typing import Any, Literal, Protocol
 
 from gateway.conversations import TurnBooks
+from gateway.metering import Meters
 from gateway.operator_ports import Desk
 from gateway.quotas import Quota, Take
 from gateway.stages import Stage
@@ -235,7 +236,7 @@ class DeleteAccount:
     forfeit: bool
 
 
-class Ledger(Desk, Webhooks, TurnBooks, TopupBooks, Protocol):
+class Ledger(Desk, Webhooks, TurnBooks, TopupBooks, Meters, Protocol):
     """The books. Every method raises `kit.errors.Unavailable` while Postgres is away.
 
     Then nothing was written, but for one case: the connection was lost while it committed, and nobody knows. The same

@@ -109,6 +109,27 @@ job_stages = Table(
 )
 """What the stages of a job made, in parts, until the job has ended: see `gateway.stage_parts`."""
 
+job_attempts = Table(
+    "job_attempts",
+    metadata,
+    Column("job_id", Text, ForeignKey("jobs.id"), primary_key=True),
+    Column("fence", BigInteger, primary_key=True),
+    Column("outcome", Text, nullable=False),
+    Column("queue_ms", BigInteger, nullable=False),
+    Column("run_ms", BigInteger, nullable=False),
+    Column("busy_us", BigInteger, nullable=False),
+    Column("on_gpu", Boolean, nullable=False),
+    Column("peak_memory_bytes", BigInteger),
+    Column("batch_size", SmallInteger, nullable=False),
+    Column("ended_at", DateTime(timezone=True), nullable=False, server_default=func.now(), index=True),
+    CheckConstraint("outcome IN ('succeeded', 'failed', 'canceled')", name="outcome"),
+    CheckConstraint(
+        "queue_ms >= 0 AND run_ms >= 0 AND busy_us >= 0 AND peak_memory_bytes >= 0 AND batch_size > 0",
+        name="measures",
+    ),
+)
+"""What each attempt at a job took: see `gateway.metering`. Units: `busy_us` microseconds of the model's time."""
+
 queue_turns = Table(
     "queue_turns",
     metadata,

@@ -58,7 +58,10 @@ TOOL_CALL: Final = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTA
 
 
 class ChatServer:
-    """One engine and its model, with the constructor of `ModelServer`."""
+    """One engine and its model. The engine fills its own batches, and Serve bounds what waits for it.
+
+    `gpu_share`: how much of its GPU is the engine's, for weights and cache; others may have the rest.
+    """
 
     def __init__(  # noqa: PLR0913 - one argument for each thing that serve_config.yaml may set
         self,
@@ -70,6 +73,7 @@ class ChatServer:
         revision: str | None = None,
         cpu_threads: int = 1,
         cpu_offload: bool = False,
+        gpu_share: float = 1.0,
     ) -> None:
         entry = registry.entry_for(application)
         self._application = application
@@ -82,7 +86,7 @@ class ChatServer:
             Placement(device, cpu_threads, cpu_offload),
         )
         self._tiny = loading.is_tiny(self._weights)
-        self._engine = start_engine(self._weights)
+        self._engine = start_engine(self._weights, gpu_share)
         self._guard = guard()
         self._tokenizer = self._engine.get_tokenizer()
         self._takes_tools = "tools" in str(self._tokenizer.chat_template)
@@ -165,7 +169,7 @@ class ChatServer:
         yield Progress(1.0, 1, 1)
         yield Output(
             [Media("application/json", json.dumps(facts, ensure_ascii=False).encode(), facts)],
-            Metrics(int(run_s * 1000), gpu_seconds, 0),
+            Metrics(int(run_s * 1000), gpu_seconds, 0, run_s),
             self._weights.model,
         )
 
@@ -289,7 +293,7 @@ class Qwen3Chat:
         AutoTokenizer.from_pretrained(**source).save_pretrained(directory)
 
 
-def start_engine(weights: Weights) -> Any:
+def start_engine(weights: Weights, gpu_share: float = 1.0) -> Any:
     """Start the engine; it runs in processes of its own."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -304,6 +308,7 @@ def start_engine(weights: Weights) -> Any:
         enforce_eager=on_cpu,
         max_model_len=MAX_MODEL_TOKENS[weights.profile],
         max_num_seqs=MAX_TURNS[weights.profile],
+        gpu_memory_utilization=0.9 * gpu_share,  # the rest is for what is outside of its account
         disable_log_stats=True,
         enable_log_requests=False,  # a conversation belongs in no log
     )

@@ -6,17 +6,19 @@ dataclasses for the same reason (`kit.errors`), so they are raised with position
     AppError
      +- ModelRefused    400   the input asks for what the model cannot do; trying again cannot help
      +- ModelCanceled   409   the caller went away; the work stopped at the next step
+     +- ModelBusy       429   too many jobs wait at this replica; no work began
      +- WeightsMissing  503   the weights are not on this machine and could not be had
      +- ModelFailed     500   the pipeline raised; another attempt may work
          +- ModelBroken 500   the same, and this process can no longer compute at all
+         +- TooLarge    500   the job alone does not fit into the memory; no attempt will work
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 from kit.errors import AppError
 from kit.settings import Profile
@@ -49,12 +51,33 @@ class GenerateRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Metrics:
+    """What one job took. A server's own figures replace a family's, which knows nothing of the others in a batch.
+
+    Units: `run_ms` is the time the job was at work. `busy_seconds` is its share of the time that the model worked:
+    a batch's time is divided between those who are in it, so that the jobs' sum is the model's. `gpu_seconds` is the
+    same on a whole GPU, and 0 on a CPU. `peak_memory_bytes` is the batch's peak on the GPU; on a CPU it is the peak
+    of the process so far, because the system keeps no other figure. `batch_size`: how many jobs began together.
+    """
+
+    run_ms: int
+    gpu_seconds: float
+    peak_memory_bytes: int
+    busy_seconds: float = 0.0
+    batch_size: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a running job is. `fraction` never falls within one attempt and ends at 1."""
+    """How far a running job is. `fraction` never falls within one attempt and ends at 1.
+
+    `metrics`: what the job took so far, as the server knows it; the last one of a job that has no output counts.
+    """
 
     fraction: float
     step: int
     steps: int
+    metrics: Metrics | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +91,6 @@ class Media:
     content_type: str
     data: bytes
     facts: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Metrics:
-    """What one job took.
-
-    Units: `gpu_seconds` is the time the job held a whole GPU, 0 on a CPU. `peak_memory_bytes` is the job's
-    peak on the GPU; on a CPU it is the peak of the process so far, because the system keeps no other figure.
-    """
-
-    run_ms: int
-    gpu_seconds: float
-    peak_memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +140,15 @@ OnProgress = Callable[[Progress], None]
 IsCanceled = Callable[[], bool]
 
 
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One job of a batch: its request, whom to tell of its progress, and whether its caller still wants it."""
+
+    request: GenerateRequest
+    on_progress: OnProgress
+    is_canceled: IsCanceled
+
+
 class ModelFamily(Protocol):
     """One kind of pipeline. Its calls block; the server runs them in one thread, one at a time.
 
@@ -148,6 +167,46 @@ class ModelFamily(Protocol):
 
     @staticmethod
     def build_tiny(directory: Path, seed: int) -> None: ...
+
+
+@runtime_checkable
+class BatchingFamily(ModelFamily, Protocol):
+    """A family whose pipeline gains from several jobs in one call.
+
+    `batch_key` names what jobs must have in common to share a call, how long they take included; it raises
+    `ModelRefused` for an input that cannot be served, and is quick: it runs on the server's loop. `generate_many` gets
+    members of one key and returns an outcome for each, in their order. It asks every member's `is_canceled` at each
+    step, goes on for the others, and raises `ModelCanceled` when nobody is left. Whatever else it raises counts for the
+    whole call, which is then split and tried again. A job's output is the same in a batch and alone, up to the rounding
+    of its device.
+    """
+
+    def batch_key(self, request: GenerateRequest) -> Hashable: ...
+
+    def generate_many(self, members: Sequence[Member]) -> list[Output | AppError]: ...
+
+
+def alone(family: BatchingFamily, member: Member) -> Output:
+    """Return the output of a batch of one. Raises: its error."""
+    [outcome] = family.generate_many([member])
+    if isinstance(outcome, AppError):
+        raise outcome
+    return outcome
+
+
+def progress_of_all(members: Sequence[Member]) -> OnProgress:
+    """Return what tells all members of a step that they take together."""
+
+    def tell(progress: Progress) -> None:
+        for member in members:
+            member.on_progress(progress)
+
+    return tell
+
+
+def all_canceled(members: Sequence[Member]) -> IsCanceled:
+    """Return what tells whether nobody is left. Each member is asked each time: who has gone is let go at once."""
+    return lambda: [member.is_canceled() for member in members].count(False) == 0
 
 
 class SmallFamily(ModelFamily, Protocol):
@@ -188,6 +247,25 @@ class ModelCanceled(AppError):
 
 
 @dataclass
+class ModelBusy(AppError):
+    """As many jobs as may wait are waiting at this replica. No work began: a job stays in the queue."""
+
+    application: str
+    wait_s: int
+    code = "model_busy"
+    status = 429
+    retryable = True
+
+    @property
+    def message(self) -> str:
+        return f"The {self.application} model has too much to do; try again in {self.wait_s} s."
+
+    @property
+    def retry_after_s(self) -> int:
+        return self.wait_s
+
+
+@dataclass
 class WeightsMissing(AppError):
     """The weights are not here and could not be had; the text is for the operator."""
 
@@ -218,3 +296,10 @@ class ModelFailed(AppError):
 @dataclass
 class ModelBroken(ModelFailed):
     """The pipeline raised and this process can no longer compute: the replica must be replaced."""
+
+
+@dataclass
+class TooLarge(ModelFailed):
+    """The job alone needs more memory than there is. Another attempt would end alike; nothing is charged."""
+
+    retryable = False

@@ -4,7 +4,9 @@ It runs in the environment `speech`: the package pins an older transformers than
 
 Invariants:
 - No more seconds are made than were paid for; what was made is told in whole seconds begun.
-- The same seed, settings and weights give the same file on the same kind of device.
+- The same seed, settings and weights give the same file on the same kind of device: each job draws from a source of its
+  own, also in a batch. There the sums come out with other roundings, so that a draw at the edge between two tokens may
+  fall to the other side.
 - A canceled job stops at its next token, which is 80 ms of speech.
 - A file from tiny weights says so in its metadata and facts, as the manifest of the weights decides.
 
@@ -16,7 +18,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
@@ -28,6 +30,7 @@ from deployments.models import fields, loading, sound
 from deployments.models.contract import (
     GenerateRequest,
     IsCanceled,
+    Member,
     ModelCanceled,
     ModelFailed,
     ModelRefused,
@@ -36,9 +39,11 @@ from deployments.models.contract import (
     Placement,
     Progress,
     Weights,
+    alone,
 )
 from deployments.models.environments import EnvironmentMissing
 from deployments.models.meter import Meter
+from kit.errors import AppError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,7 +107,7 @@ class SpeechOrder:
 
 
 class _Voice(ABC):
-    """The loaded model. One job at a time: a job's progress and cancellation are hooked into the model itself."""
+    """The loaded model. One call at a time: its jobs' progress and cancellation are hooked into the model itself."""
 
     kind: ClassVar[str]
     """The variant of the weights, in the package's own word."""
@@ -142,50 +147,78 @@ class _Voice(ABC):
         Raises: ModelRefused before any computing; ModelCanceled at the token after the cancellation;
         ModelFailed if there is no sound.
         """
+        return alone(self, Member(request, on_progress, is_canceled))
+
+    def batch_key(self, request: GenerateRequest) -> Hashable:
+        """Return about how long the speech is, since a call lasts as long as its longest, and the manner of the call.
+
+        Raises: ModelRefused.
+        """
         order = SpeechOrder.read(request, self.known, tiny=self._tiny)
-        speak = self._speaker(request, order)
+        return order.tokens.bit_length(), self._manner(request)
+
+    def generate_many(self, members: Sequence[Member]) -> list[Output | AppError]:
+        """Speak the text of each member in one call of the model; blocks until all are done.
+
+        Raises: ModelCanceled at the token after the last cancellation; ModelRefused for a member's recording.
+        """
+        orders = [SpeechOrder.read(member.request, self.known, tiny=self._tiny) for member in members]
+        voices = self._voices([member.request for member in members])
         meter = Meter(self._placement.device)
-        samples = self._sample(order, speak, on_progress, is_canceled)
-        facts = {
-            **loading.origin(self._weights, tiny=self._tiny),
-            "language": order.language,
-            "seed": order.seed,
-        }
-        media = sound.finished(samples[None], RATE, order.output_format, facts)
-        begun_s = -(-len(samples) // RATE)
-        return Output([media], meter.read(), self._weights.model, begun_s * 1000)
+        sounds = self._sample(orders, members, voices)
+        metrics = meter.read()
+        outcomes: list[Output | AppError] = []
+        for order, samples in zip(orders, sounds, strict=True):
+            facts = {
+                **loading.origin(self._weights, tiny=self._tiny),
+                "language": order.language,
+                "seed": order.seed,
+            }
+            begun_s = -(-len(samples) // RATE)
+            try:
+                media = sound.finished(samples[None], RATE, order.output_format, facts)
+            except AppError as error:
+                outcomes.append(error)
+            else:
+                outcomes.append(Output([media], metrics, self._weights.model, begun_s * 1000))
+        return outcomes
 
     @abstractmethod
-    def _speaker(self, request: GenerateRequest, order: SpeechOrder) -> Callable[..., Any]:
-        """Return the package's call for a job, its settings of sampling still open. Raises: ModelRefused."""
+    def _manner(self, request: GenerateRequest) -> Hashable:
+        """Return what is said once for all of a call."""
+
+    @abstractmethod
+    def _voices(self, requests: Sequence[GenerateRequest]) -> dict[str, Any]:
+        """Return what the package's call is told of the voices of jobs. Raises: ModelRefused."""
+
+    @abstractmethod
+    def _speak(self, **settings: Any) -> Any:
+        """Call the package."""
 
     def _sample(
-        self,
-        order: SpeechOrder,
-        speak: Callable[..., Any],
-        on_progress: OnProgress,
-        is_canceled: IsCanceled,
-    ) -> np.ndarray[Any, Any]:
-        """Make the speech, reporting and looking for a cancellation at each token.
+        self, orders: Sequence[SpeechOrder], members: Sequence[Member], voices: dict[str, Any]
+    ) -> list[np.ndarray[Any, Any]]:
+        """Make the speech, reporting and looking for cancellations at each token.
 
-        Shapes: (samples,), float32 in -1..1.
+        Shapes: (samples,) each, float32 in -1..1.
         """
         import torch
 
-        devices = [torch.cuda.current_device()] if self._placement.device == "cuda" else []
-        on_progress(Progress(0.0, 0, order.tokens))
-        with (
-            _at_each_token(self._model.model.talker, order.tokens, on_progress, is_canceled),
-            torch.random.fork_rng(devices=devices),  # the package samples from the process's own randomness
-            torch.inference_mode(),
-        ):
-            torch.manual_seed(order.seed)
-            sounds, rate = speak(text=order.text, language=order.language, max_new_tokens=order.tokens)
+        for order, member in zip(orders, members, strict=True):
+            member.on_progress(Progress(0.0, 0, order.tokens))
+        talker = self._model.model.talker
+        with _at_each_token(talker, orders, members, self._placement.device), torch.inference_mode():
+            sounds, rate = self._speak(
+                text=[order.text for order in orders],
+                language=[order.language for order in orders],
+                max_new_tokens=max(order.tokens for order in orders),
+                **voices,
+            )
         if rate != RATE:
             raise ModelFailed("The model's sound has another rate than its card says.")
-        samples: np.ndarray[Any, Any] = sounds[0]
-        on_progress(Progress(1.0, order.tokens, order.tokens))
-        return samples
+        for order, member in zip(orders, members, strict=True):
+            member.on_progress(Progress(1.0, order.tokens, order.tokens))
+        return list(sounds)
 
 
 class DesignedVoice(_Voice):
@@ -194,9 +227,18 @@ class DesignedVoice(_Voice):
     kind = "voice_design"
     known = frozenset({"text", "voiceDescription", "language", "seed", "outputFormat"})
 
-    def _speaker(self, request: GenerateRequest, order: SpeechOrder) -> Callable[..., Any]:  # noqa: ARG002
-        voice = fields.text(request.input, "voiceDescription", "", MAX_VOICE_CHARS).strip() or PLAIN_VOICE
-        return lambda **settings: self._model.generate_voice_design(instruct=voice, **settings)
+    def _manner(self, request: GenerateRequest) -> Hashable:
+        fields.text(request.input, "voiceDescription", "", MAX_VOICE_CHARS)
+        return None
+
+    def _voices(self, requests: Sequence[GenerateRequest]) -> dict[str, Any]:
+        described = [
+            fields.text(each.input, "voiceDescription", "", MAX_VOICE_CHARS).strip() for each in requests
+        ]
+        return {"instruct": [voice or PLAIN_VOICE for voice in described]}
+
+    def _speak(self, **settings: Any) -> Any:
+        return self._model.generate_voice_design(**settings)
 
     @staticmethod
     def build_tiny(directory: Path, seed: int) -> None:
@@ -220,15 +262,33 @@ class ClonedVoice(_Voice):
         }
     )
 
-    def _speaker(self, request: GenerateRequest, order: SpeechOrder) -> Callable[..., Any]:  # noqa: ARG002
-        file = fields.file(request, "referenceAudio")
-        samples = sound.decode(file, "referenceAudioUrl", RATE, MAX_REFERENCE_S)
+    def _manner(self, request: GenerateRequest) -> Hashable:
+        fields.file(request, "referenceAudio")
+        return self._words(request) is None
+
+    def _voices(self, requests: Sequence[GenerateRequest]) -> dict[str, Any]:
+        words = [self._words(each) for each in requests]
+        return {
+            "ref_audio": [(self._recording(each), RATE) for each in requests],
+            "ref_text": words,
+            "x_vector_only_mode": [each is None for each in words],
+        }
+
+    def _speak(self, **settings: Any) -> Any:
+        return self._model.generate_voice_clone(**settings)
+
+    @staticmethod
+    def _words(request: GenerateRequest) -> str | None:
+        return fields.text(request.input, "referenceText", "", MAX_TEXT_CHARS).strip() or None
+
+    @staticmethod
+    def _recording(request: GenerateRequest) -> np.ndarray[Any, Any]:
+        samples = sound.decode(
+            fields.file(request, "referenceAudio"), "referenceAudioUrl", RATE, MAX_REFERENCE_S
+        )
         if len(samples) < MIN_REFERENCE_S * RATE:
             raise ModelRefused("referenceAudioUrl", f"is shorter than {MIN_REFERENCE_S:g} s")
-        words = fields.text(request.input, "referenceText", "", MAX_TEXT_CHARS).strip() or None
-        return lambda **settings: self._model.generate_voice_clone(
-            ref_audio=(samples, RATE), ref_text=words, x_vector_only_mode=words is None, **settings
-        )
+        return samples
 
     @staticmethod
     def build_tiny(directory: Path, seed: int) -> None:
@@ -249,24 +309,61 @@ def _build_tiny(directory: Path, seed: int, kind: str) -> None:
 
 @contextmanager
 def _at_each_token(
-    talker: Any, tokens: int, on_progress: OnProgress, is_canceled: IsCanceled
+    talker: Any, orders: Sequence[SpeechOrder], members: Sequence[Member], device: str
 ) -> Iterator[None]:
-    """Report and look for a cancellation whenever the model begins a token: the package itself never calls back."""
-    begun = 0
+    """Draw each job's tokens from its own source, and report and look for cancellations at each of them.
+
+    The package never calls back and draws from the process's own randomness, for all jobs of a call at once. So its
+    draws are taken over: a job that has as many tokens as were paid for, or that nobody wants any more, gets the
+    token of the end, and its neighbours go on.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    sources = [torch.Generator(device).manual_seed(order.seed) for order in orders]
+    end = talker.config.codec_eos_token_id
+    over = [False] * len(orders)
+    begun, inside = 0, False
 
     def before(*_: Any) -> None:
-        nonlocal begun
-        if is_canceled():
+        nonlocal begun, inside
+        inside = True
+        gone = [member.is_canceled() for member in members]
+        if all(gone):
             raise ModelCanceled
-        if 0 < begun < tokens:
-            on_progress(Progress(begun / tokens, begun, tokens))
+        for place, (order, member) in enumerate(zip(orders, members, strict=True)):
+            over[place] |= gone[place] or begun + 1 >= order.tokens
+            if 0 < begun < order.tokens:
+                member.on_progress(Progress(begun / order.tokens, begun, order.tokens))
         begun += 1
 
-    hook = talker.register_forward_pre_hook(before)
+    def after(*_: Any) -> None:
+        nonlocal inside
+        inside = False
+
+    class OwnSources(TorchFunctionMode):
+        """Sees what torch is asked for in this thread alone."""
+
+        def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is not torch.multinomial:
+                return function(*args, **(kwargs or {}))
+            chances = args[0]
+            drawn = [
+                torch.multinomial(row[None], 1, generator=source)
+                for row, source in zip(chances, sources, strict=True)
+            ]
+            tokens = torch.cat(drawn)
+            if not inside:  # the model's own token, and not one of the codebooks below it
+                tokens[torch.tensor(over, device=tokens.device)] = end
+            return tokens
+
+    hooks = [talker.register_forward_pre_hook(before), talker.register_forward_hook(after)]
     try:
-        yield
+        with OwnSources():
+            yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def _package() -> Any:

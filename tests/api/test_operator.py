@@ -28,6 +28,7 @@ READS = (
     "/vouchers",
     "/prices",
     "/audit",
+    "/revenue",
 )
 UNKNOWN = "01k8z0b2c4d6f8g0h2j4k6m8n0"
 

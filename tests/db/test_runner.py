@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from deployments.handles import ModelAway, ModelGone
 from deployments.ledger import LedgerServer
-from deployments.models.contract import Media, Metrics, ModelFailed, ModelRefused, Output, Progress
+from deployments.models.contract import Media, Metrics, ModelBusy, ModelFailed, ModelRefused, Output, Progress
 from deployments.runner import Runner
 from gateway.leases import Settlement
 from gateway.ports import SubmitJob
@@ -42,7 +42,9 @@ class Models:
         self.started.set()
         if isinstance(behaviour, Exception):
             raise behaviour
-        yield Progress(0.5, 1, 2)
+        if behaviour == "wait":
+            await asyncio.Event().wait()
+        yield Progress(0.5, 1, 2, Metrics(10, 0.5, 7, 0.5, 2))
         if behaviour == "hang":
             try:
                 await asyncio.Event().wait()
@@ -286,3 +288,21 @@ async def test_a_run_ends_with_the_deadline_of_its_job_and_is_not_tried_again(ho
         job = await house.ended(job_id)
     assert (job.status, job.error_code, job.attempts) == ("failed", "deadline_passed", 1)
     assert await house.free() == 250
+
+
+async def test_a_model_with_too_much_to_do_leaves_the_job_in_the_queue(house, monkeypatch):
+    monkeypatch.setattr("deployments.runner.AWAY_S", 0.05)
+    job_id = await house.submit()
+    async with house.runner(Models(*[ModelBusy("image", 5)] * 3, PICTURE)):
+        job = await house.ended(job_id)
+    assert (job.status, job.attempts) == ("succeeded", 1)
+
+
+async def test_a_job_that_only_waited_at_its_model_is_not_timed_out(house, monkeypatch):
+    monkeypatch.setattr("deployments.runner.AWAY_S", 0.05)
+    hurried = house.settings.model_copy(update={"job_run_ttl_s": 1, "job_attempts": 1})
+    house.settings, house.server._settings = hurried, hurried
+    job_id = await house.submit()
+    async with house.runner(Models("wait", PICTURE)):
+        job = await house.ended(job_id)
+    assert (job.status, job.attempts) == ("succeeded", 1)

@@ -11,8 +11,10 @@ from deployments.models.contract import (
     TINY_NOTICE,
     GenerateRequest,
     Media,
+    Member,
     ModelCanceled,
     ModelRefused,
+    Output,
     Placement,
     Progress,
 )
@@ -91,3 +93,26 @@ def test_a_refusal_comes_before_any_computing(model: Qwen3Translator, fields: di
     with pytest.raises(ModelRefused):
         translate(model, seen=seen, **fields)
     assert seen == []
+
+
+def test_texts_in_a_batch_are_translated_as_alone(model: Qwen3Translator) -> None:
+    requests = [
+        GenerateRequest(f"job_{number}", "text.translate", {"text": text, "targetLanguage": "French"})
+        for number, text in enumerate(
+            ("Hello, my friend.", "Good evening.", "A longer text than the others.")
+        )
+    ]
+    together = model.generate_many([Member(request, lambda _: None, lambda: False) for request in requests])
+    single = [model.generate(request, lambda _: None, lambda: False) for request in requests]
+    assert [made.media for made in together if isinstance(made, Output)] == [made.media for made in single]
+
+
+def test_a_translation_that_is_canceled_leaves_the_others_alone(model: Qwen3Translator) -> None:
+    request = GenerateRequest("job_1", "text.translate", {"text": "Hello.", "targetLanguage": "French"})
+    seen: list[Progress] = []
+    gone = Member(request, seen.append, lambda: len(seen) >= 2)
+    _, stays = model.generate_many([gone, Member(request, lambda _: None, lambda: False)])
+    assert isinstance(stays, Output)
+    assert stays.media == model.generate(request, lambda _: None, lambda: False).media
+    with pytest.raises(ModelCanceled):
+        model.generate_many([gone, gone])

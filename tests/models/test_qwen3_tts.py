@@ -55,6 +55,23 @@ for number, call in enumerate(calls):
     place.write_bytes(output.media[0].data)
     results.append({"file": str(place), "type": output.media[0].content_type, "facts": output.media[0].facts,
                     "units_milli": output.units_milli, "steps": steps})
+from deployments.models.contract import Member
+def members(*texts):
+    made = []
+    for seed, (text, units) in enumerate(texts):
+        said = {"voiceDescription": "Warm.", "outputFormat": "wav", "text": text, "seed": seed}
+        request = GenerateRequest("job", "audio.speak", said, units, {})
+        made.append(Member(request, lambda _: None, lambda: False))
+    return made
+shared = members(("Good evening.", 8000), ("A longer text than the first one.", 8000), ("Good night.", 1000))
+together = models["speech"].generate_many(shared)
+single = [models["speech"].generate(m.request, m.on_progress, m.is_canceled) for m in shared]
+left = []
+gone = Member(shared[0].request, left.append, lambda: len(left) >= 3)
+stayed = models["speech"].generate_many([gone, shared[1]])[1]
+for name, outputs in (("together", together), ("alone", single), ("stayed", [stayed])):
+    for place, output in enumerate(outputs):
+        (models_dir / f"{name}-{place}.wav").write_bytes(output.media[0].data)
 (models_dir / "results.json").write_text(json.dumps(results))
 """
 
@@ -196,3 +213,26 @@ def test_both_environments_agree_on_where_the_weights_lie(models_dir: Path) -> N
 def test_a_broken_builder_is_an_answer_for_the_operator(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentMissing, match="make speech"):
         environments.build("speech", "deployments.models.nothing:Here", "tiny", str(tmp_path), "1")
+
+
+def batched(models_dir: Path, name: str) -> np.ndarray[Any, Any]:
+    return soundfile.read(models_dir / f"{name}.wav", dtype="float32")[0]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_voice_says_the_same_alone_and_in_a_batch(
+    said: dict[str, dict[str, Any]], models_dir: Path, place: int
+) -> None:
+    assert said
+    together, alone = (batched(models_dir, f"{name}-{place}") for name in ("together", "alone"))
+    assert together.shape == alone.shape, "also what was paid for ends it at the same token"
+    assert np.abs(together - alone).max() < 0.01
+
+
+def test_a_voice_that_is_canceled_leaves_its_neighbour_alone(
+    said: dict[str, dict[str, Any]], models_dir: Path
+) -> None:
+    assert said
+    stayed, alone = batched(models_dir, "stayed-0"), batched(models_dir, "alone-1")
+    assert stayed.shape == alone.shape
+    assert np.abs(stayed - alone).max() < 0.01

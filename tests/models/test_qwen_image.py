@@ -17,10 +17,12 @@ from deployments.models.contract import (
     TINY_NOTICE,
     GenerateRequest,
     Media,
+    Member,
     ModelBroken,
     ModelCanceled,
     ModelFailed,
     ModelRefused,
+    Output,
     Placement,
     Progress,
     Weights,
@@ -222,3 +224,45 @@ def test_offloaded_parts_leave_the_gpu_whatever_happened() -> None:
     with pytest.raises(RuntimeError):
         paint(with_pipeline(pipeline))
     assert pipeline.freed == 1
+
+
+def members(*fields: dict[str, Any]) -> list[Member]:
+    return [
+        Member(
+            GenerateRequest(f"job_{number}", "image.generate", {"aspectRatio": "16:9", "steps": 2, **each}),
+            lambda _: None,
+            lambda: False,
+        )
+        for number, each in enumerate(fields)
+    ]
+
+
+def test_a_picture_is_the_same_alone_and_in_a_batch(model: QwenImage) -> None:
+    asked = members(
+        {"prompt": "a fox", "seed": 7},
+        {"prompt": "a teapot on a table in the rain", "seed": 8, "negativePrompt": "fur"},
+        {"prompt": "a fox", "seed": 9},
+    )
+    assert len({model.batch_key(each.request) for each in asked}) == 1
+    together = [made.media[0] for made in model.generate_many(asked) if isinstance(made, Output)]
+    for each, media in zip(asked, together, strict=True):
+        alone = model.generate(each.request, lambda _: None, lambda: False).media[0]
+        assert media.facts == alone.facts
+        assert np.abs(pixels(media).astype(int) - pixels(alone)).max() <= 1
+    assert not np.array_equal(pixels(together[0]), pixels(together[2]))
+
+
+@pytest.mark.parametrize("change", [{"aspectRatio": "1:1"}, {"steps": 3}, {"guidance": 1}])
+def test_pictures_of_other_settings_do_not_share_a_call(model: QwenImage, change: dict[str, Any]) -> None:
+    one, other = members({"prompt": "a fox"}, {"prompt": "a fox", **change})
+    assert model.batch_key(one.request) != model.batch_key(other.request)
+
+
+def test_a_batch_goes_on_until_nobody_wants_it(model: QwenImage) -> None:
+    request = members({"prompt": "a fox", "seed": 7})[0].request
+    seen: list[Progress] = []
+    gone = Member(request, seen.append, lambda: len(seen) >= 2)
+    made = model.generate_many([gone, Member(request, lambda _: None, lambda: False)])
+    assert isinstance(made[1], Output)
+    with pytest.raises(ModelCanceled):
+        model.generate_many([gone, gone])

@@ -20,6 +20,7 @@ from deployments.models.contract import (
     ModelRefused,
     Output,
     Progress,
+    TooLarge,
 )
 from kit.errors import AppError
 
@@ -34,9 +35,11 @@ def test_the_contract_has_its_errors() -> None:
     assert {kind.__name__ for kind in ERRORS} == {
         "ModelRefused",
         "ModelCanceled",
+        "ModelBusy",
         "WeightsMissing",
         "ModelFailed",
         "ModelBroken",
+        "TooLarge",
     }
 
 
@@ -65,6 +68,7 @@ def test_every_message_survives_pickling_unchanged(message: object) -> None:
 
 def test_only_a_failure_is_worth_another_attempt() -> None:
     assert ModelFailed.retryable
+    assert not TooLarge.retryable
     assert not ModelRefused.retryable
     assert not ModelCanceled.retryable
 

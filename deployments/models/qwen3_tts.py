@@ -141,6 +141,11 @@ class _Voice(ABC):
             raise loading.weights_unusable(weights, error) from error
         return cls(model, weights, placement, tiny=loading.is_tiny(weights))
 
+    @staticmethod
+    @abstractmethod
+    def build_tiny(directory: Path, seed: int) -> None:
+        """Fill an empty directory with the variant's seeded random weights."""
+
     def generate(self, request: GenerateRequest, on_progress: OnProgress, is_canceled: IsCanceled) -> Output:
         """Speak one text; blocks until it is done.
 

@@ -108,8 +108,16 @@ class OpenAISegment(BaseModel):
     text: str
 
 
+class OpenAIWord(BaseModel):
+    """A word and when it is said, in seconds."""
+
+    word: str
+    start: float
+    end: float
+
+
 class OpenAITranscript(BaseModel):
-    """What is said in a recording; the last four fields but `usage` with `verbose_json` alone."""
+    """What is said in a recording; all but `text` and `usage` with `verbose_json` alone."""
 
     text: str
     usage: OpenAIDuration
@@ -117,3 +125,4 @@ class OpenAITranscript(BaseModel):
     language: str | None = None
     duration: float | None = None
     segments: list[OpenAISegment] | None = None
+    words: list[OpenAIWord] | None = None

@@ -138,6 +138,10 @@ class _Pictures(BaseModel):
     size: Size | None = "auto"
     response_format: Literal["url", "b64_json"] | None = "url"
     output_format: Literal[formats_of("image.generate")] | None = "png"  # type: ignore[valid-type]  # the task's own
+    output_compression: Annotated[
+        Annotated[int, Field(ge=1, le=100), AS_WHOLE] | None,
+        Field(description="How much `webp` and `jpeg` keep: lower is smaller."),
+    ] = None
     background: Literal["auto", "opaque"] | None = None
     quality: Annotated[
         Literal["auto", "low", "medium", "high", "standard", "hd"] | None,
@@ -209,9 +213,11 @@ class TranscribeAudio(OpenAIForm):
     language: Literal[WHISPER_LANGUAGES] | None = None  # type: ignore[valid-type]  # one list for the model and its callers
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
     timestamp_granularities: Annotated[
-        list[Literal["segment"]],
+        list[Literal["segment", "word"]],
         Field(
-            max_length=1, alias="timestamp_granularities[]", description="Words have no times of their own."
+            max_length=2,
+            alias="timestamp_granularities[]",
+            description="What has times in `verbose_json`: segments, words or both. Left out, segments.",
         ),
     ] = []
     max_minutes: Annotated[

@@ -165,11 +165,19 @@ async def _transcript(parts: Parts, body: TranscribeAudio, finished: Done) -> Re
             "task": "transcribe",
             "language": heard["language"],
             "duration": heard["durationSeconds"],
-            "segments": [
+        }
+        timed = body.timestamp_granularities or ["segment"]
+        if "segment" in timed:
+            told["segments"] = [
                 {"id": place, **{name: part[name] for name in ("start", "end", "text")}}
                 for place, part in enumerate(heard["segments"])
-            ],
-        }
+            ]
+        if "word" in timed:
+            told["words"] = [
+                {name: word[name] for name in ("word", "start", "end")}
+                for part in heard["segments"]
+                for word in part["words"]
+            ]
     return json_response(told, headers=finished.headers)
 
 

@@ -41,7 +41,12 @@ ANSWERED: Final[tuple[str | AppError, ...]] = (
     JobRunning(_JOB_ID, 300),
 )
 """What a route that answers with a job's result may refuse with."""
-NAMES: Final = {"outputFormat": "output_format", "aspectRatio": "size", "sourceImageFileId": "image"}
+NAMES: Final = {
+    "outputFormat": "output_format",
+    "outputQuality": "output_compression",
+    "aspectRatio": "size",
+    "sourceImageFileId": "image",
+}
 
 
 @router.post(
@@ -113,7 +118,10 @@ async def edit_images(
 
 
 def _picture(body: CreateImages | EditImages) -> dict[str, Any]:
-    return {"prompt": body.prompt, "outputFormat": body.output_format or "png"}
+    picture = {"prompt": body.prompt, "outputFormat": body.output_format or "png"}
+    if body.output_compression is None:
+        return picture
+    return picture | {"outputQuality": body.output_compression}
 
 
 async def _shown(parts: Parts, body: CreateImages | EditImages, finished: Done) -> Response:

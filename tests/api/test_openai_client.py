@@ -43,7 +43,17 @@ HEARD = {
     "text": "Good evening.",
     "language": "en",
     "durationSeconds": 60.0,
-    "segments": [{"start": 0.0, "end": 1.5, "text": "Good evening."}],
+    "segments": [
+        {
+            "start": 0.0,
+            "end": 1.5,
+            "text": "Good evening.",
+            "words": [
+                {"start": 0.2, "end": 0.7, "word": "Good", "probability": 0.98},
+                {"start": 0.7, "end": 1.4, "word": "evening.", "probability": 0.97},
+            ],
+        }
+    ],
 }
 OUTPUTS: dict[str, list[tuple[str, bytes, dict[str, Any]]]] = {
     "image.generate": [("image/png", PIXELS, {"width": 288, "height": 192})],
@@ -180,10 +190,13 @@ async def test_pictures_are_made_shown_and_paid_for_one_by_one(  # noqa: PLR0917
 
 
 async def test_a_picture_comes_as_base64_too(ai, worker):
-    made = await ai.images.generate(prompt="a fox", response_format="b64_json", output_format="webp")
+    made = await ai.images.generate(
+        prompt="a fox", response_format="b64_json", output_format="webp", output_compression=60
+    )
     assert base64.b64decode(made.data[0].b64_json) == PIXELS
     assert made.data[0].url is None
     assert worker.jobs[0].input["outputFormat"] == "webp"
+    assert worker.jobs[0].input["outputQuality"] == 60
 
 
 async def test_too_few_credits_for_all_is_402_and_holds_nothing(ai, worker, owner, customer):
@@ -361,17 +374,21 @@ async def test_a_transcript_is_charged_by_its_minutes_and_the_recording_deleted(
         model="audio.transcribe",
         file=("s.wav", sound(2)),
         response_format="verbose_json",
-        timestamp_granularities=["segment"],
+        timestamp_granularities=["word", "segment"],
         extra_body={"max_minutes": 2},
     )
     assert (verbose.duration, verbose.language) == (60.0, "en")
     assert verbose.segments[0].end == 1.5
+    assert [(word.word, word.start, word.end) for word in verbose.words] == [
+        ("Good", 0.2, 0.7),
+        ("evening.", 0.7, 1.4),
+    ]
     assert worker.jobs[1].input["maxMinutes"] == 2
 
 
 async def test_what_cannot_be_heard_is_refused_by_its_name(ai, worker, owner):
     for wish, param in (
-        ({"timestamp_granularities": ["word"]}, "timestamp_granularities[].0"),
+        ({"timestamp_granularities": ["letter"]}, "timestamp_granularities[].0"),
         ({"language": "xx"}, "language"),
         ({"response_format": "diarized_json"}, "response_format"),
         ({"file": ("s.wav", b"")}, "file"),

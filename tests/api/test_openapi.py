@@ -69,6 +69,7 @@ ROUTES = {
     "DELETE /api/v1/webhook-endpoints/{endpoint_id}",
     "GET /api/v1/webhook-deliveries",
     "POST /api/v1/webhook-deliveries/{delivery_id}/replay",
+    "GET /api/v1/operator/revenue",
     "GET /api/v1/operator/users",
     "GET /api/v1/operator/users/{user_id}",
     "POST /api/v1/operator/users/{user_id}/share",

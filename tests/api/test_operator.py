@@ -82,7 +82,7 @@ async def test_customers_strangers_and_revoked_operators_get_401_everywhere(
         if route.path.startswith(ROOT)
         for method in route.methods - {"HEAD"}
     ]
-    assert len(served) == 21
+    assert len(served) == 22
     for method, path in served:
         place = path.replace("{transfer_id}", "1").format(
             user_id=f"user_{UNKNOWN}", hold_id="hold_x", job_id="job_x", voucher_id="voucher_x"

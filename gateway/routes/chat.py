@@ -22,9 +22,10 @@ from gateway.openai_errors import ModelNotFound, openai_body
 from gateway.openai_models import task_for
 from gateway.openapi import OPENAI, REPLAYED, WRITE, problems
 from gateway.responses import REPLAY, dump, json_response
-from gateway.worlds import application_in
+from gateway.worlds import working_application
 from kit.errors import AppError, Internal, Unavailable
 from kit.ids import new_id
+from ledger import scopes
 
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"], route_class=StrictRoute)
 
@@ -73,12 +74,15 @@ async def create_chat_completion(
     a stream is kept open with comments. The last chunk with `choices` has `usage` and its `cost`.
     """
     task = task_for(await parts.price_list(), TASK, body.model)
-    application = await application_in(parts, credential.world, task.application)
-    if parts.chats is None:
-        raise Unavailable("The chat model", 300)
-    state = (await parts.model_states()).get(application)
-    if state is not None and state.failed:
-        raise TaskUnavailable(TASK, state.reason or "its model could not be started.")
+    try:
+        application = await working_application(parts, credential.world, task)
+        if parts.chats is None:
+            raise Unavailable("The chat model", 300)
+    except (Unavailable, TaskUnavailable):
+        await parts.ledger.whoami(
+            credential, scopes.tool(task.tool.name)
+        )  # a stranger hears of himself first
+        raise
     completion_id = new_id("chatcmpl")
     begun = await parts.ledger.begin_turn(
         BeginTurn(credential, completion_id, task.tool.price, header_key, _meaning(body))

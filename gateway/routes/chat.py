@@ -11,11 +11,12 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Send
 
 from gateway.bodies import StrictRoute
+from gateway.catalog import Task
 from gateway.chat_answers import ChatCompletion
 from gateway.chat_schemas import CreateChatCompletion
 from gateway.completions import Completion, Finished, Waiting, with_cost
-from gateway.conversations import BeginTurn, ChatBusy, ChatFailed, Said, TurnUnderWay
-from gateway.deps import SECURED, CallerKey, PartsOf, RetryKey
+from gateway.conversations import BeginTurn, ChatBusy, ChatFailed, Chats, Said, TurnUnderWay
+from gateway.deps import SECURED, CallerKey, Parts, PartsOf, RetryKey
 from gateway.errors import TaskUnavailable
 from gateway.fingerprints import fingerprint
 from gateway.openai_errors import ModelNotFound, openai_body
@@ -26,6 +27,7 @@ from gateway.worlds import working_application
 from kit.errors import AppError, Internal, Unavailable
 from kit.ids import new_id
 from ledger import scopes
+from ledger.accounts import World
 
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"], route_class=StrictRoute)
 
@@ -75,13 +77,10 @@ async def create_chat_completion(
     """
     task = task_for(await parts.price_list(), TASK, body.model)
     try:
-        application = await working_application(parts, credential.world, task)
-        if parts.chats is None:
-            raise Unavailable("The chat model", 300)
+        application, chats = await _model(parts, credential.world, task)
     except (Unavailable, TaskUnavailable):
-        await parts.ledger.whoami(
-            credential, scopes.tool(task.tool.name)
-        )  # a stranger hears of himself first
+        # Whoever may not ask hears that first.
+        await parts.ledger.whoami(credential, scopes.tool(task.tool.name))
         raise
     completion_id = new_id("chatcmpl")
     begun = await parts.ledger.begin_turn(
@@ -93,7 +92,7 @@ async def create_chat_completion(
     completion = Completion(
         parts.settings,
         parts.ledger,
-        parts.chats,
+        chats,
         application,
         body.conversation(completion_id),
         begun.hold_id,
@@ -105,6 +104,13 @@ async def create_chat_completion(
     events = completion.events()
     first = await anext(events)  # a refusal that comes at once keeps its status
     return _Stream(_frames(completion, first, events, body), headers=_HEADERS, media_type="text/event-stream")
+
+
+async def _model(parts: Parts, world: World, task: Task) -> tuple[str, Chats]:
+    """Return who answers, and over what. Raises: Unavailable, TaskUnavailable."""
+    if parts.chats is None:
+        raise Unavailable("The chat model", 300)
+    return await working_application(parts, world, task), parts.chats
 
 
 async def _whole(completion: Completion, request: Request) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from deployments.handles import local_ledger
 from deployments.ledger import LedgerServer
 from gateway.app import create_app
 from gateway.catalog import load_catalog
+from gateway.conversations import Began, Conversation, Ended, Event, Said
 from gateway.ports import (
     Job,
     JobQuery,
@@ -203,6 +204,21 @@ def objects() -> ObjectStore:
     return ObjectStore("memory://")
 
 
+class BriefChats:
+    """A chat model with one answer to everything."""
+
+    async def stream(self, application: str, conversation: Conversation) -> AsyncGenerator[Event, None]:
+        yield Began("Brief-1B", None)
+        yield Said("Yes.", [])
+        yield Ended("stop", 12, 2)
+
+
+@pytest.fixture
+def chats() -> Any:
+    """Who answers conversations."""
+    return BriefChats()
+
+
 @pytest.fixture
 def stub_app(
     settings: Settings, stub_ledger: StubLedger, models: StubModels, objects: ObjectStore
@@ -330,9 +346,11 @@ def ledger(server: LedgerServer) -> Ledger:
 
 
 @pytest.fixture
-def app(settings: Settings, ledger: Ledger, models: StubModels, objects: ObjectStore) -> FastAPI:
+def app(  # fixtures
+    settings: Settings, ledger: Ledger, models: StubModels, objects: ObjectStore, chats: Any
+) -> FastAPI:
     """The surface over the real books."""
-    return create_app(settings, ledger, models, None, objects)
+    return create_app(settings, ledger, models, None, objects, chats=chats)
 
 
 @pytest_asyncio.fixture

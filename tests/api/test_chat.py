@@ -64,11 +64,6 @@ def chats() -> PlayedChats:
     return played
 
 
-@pytest.fixture
-def app(settings, ledger, models, objects, chats):
-    return create_app(settings, ledger, models, None, objects, chats=chats)
-
-
 @pytest_asyncio.fixture
 async def address(app) -> AsyncIterator[str]:
     """The surface on a port of this machine, on the loop of the test."""

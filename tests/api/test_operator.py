@@ -228,7 +228,10 @@ async def test_a_suspended_user_gets_403_on_every_route_that_wants_a_key(app, op
                 body = {"files": {"file": ("fox.png", b"\x89PNG\r\n\x1a\n", "image/png")}}
             if name in ("editImages", "transcribeAudio"):
                 part = "image" if name == "editImages" else "file"
-                body = {"files": {part: ("fox.png", b"\x89PNG\r\n\x1a\n", "image/png")}, "data": {"prompt": "a"}}
+                body = {
+                    "files": {part: ("fox.png", b"\x89PNG\r\n\x1a\n", "image/png")},
+                    "data": {"prompt": "a"},
+                }
             query = {"reference": "r"} if name == "getCost" else {}
             answer = await owner.client.request(method, place, params=query, **body)
             assert refused(answer, 403, "forbidden"), name

@@ -215,7 +215,7 @@ async def test_a_bad_number_is_refused_by_its_name(app, send, db):
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
             for title, written in NUMBERS.items():
-                if title == "zero" and name in ZERO:
+                if (title == "zero" and name in ZERO) or (title, name) == ("finer than money", "temperature"):
                     continue
                 sent = with_field(body, name, written)
                 answer = await send(method, path, operation, content=sent, headers=JSON)

@@ -53,6 +53,11 @@ CLOSE_S: Final = 10
 """The engine ends within three."""
 PIECE_S: Final = 0.05
 """A piece travels at most twenty times a second: nobody reads faster, and each costs a message."""
+PIECES_A_S: Final = 80
+"""Messages that one replica sends for all its turns together: each costs its core, and its caller's, half of a
+millisecond and more, which the engine lacks then."""
+SLOWEST_PIECE_S: Final = 0.25
+"""However many speak at once: more seldom looks like halting."""
 TOOL_CALL: Final = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 """How Qwen and its kin call a tool. Source: the model's chat template."""
 
@@ -111,7 +116,7 @@ class ChatServer:
                     finish = said.finish_reason or ""
                     if finish == "error":  # what the engine says of a turn that failed alone
                         raise ModelFailed("The model failed while answering.")  # noqa: TRY301  # past the others
-                    if kept and not conversation.tools and time.monotonic() - sent_at >= PIECE_S:
+                    if kept and not conversation.tools and time.monotonic() - sent_at >= piece_s(self._turns):
                         yield Said(kept, [])
                         kept, sent_at = "", time.monotonic()
         except (AppError, asyncio.CancelledError, GeneratorExit):
@@ -291,6 +296,11 @@ class Qwen3Chat:
         )
         model.save_pretrained(directory)
         AutoTokenizer.from_pretrained(**source).save_pretrained(directory)
+
+
+def piece_s(turns: int) -> float:
+    """Return how long a turn's words gather before they travel, while so many turns speak."""
+    return min(SLOWEST_PIECE_S, max(PIECE_S, turns / PIECES_A_S))
 
 
 def start_engine(weights: Weights, gpu_share: float = 1.0) -> Any:

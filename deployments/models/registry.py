@@ -61,7 +61,7 @@ class Entry:
     decides its result: a change of either builds anew. `environment` names the environment of its own that the
     model runs in; its versions then decide instead of ours. `small` names the real weights for a CPU, if there are
     any. `is_chat`: served by `ChatServer`, many at once. `variables` are set in its process, for its libraries.
-    any. `limits` says what a licence forbids that an operator who sells must know. `checksums` pins files of the
+    `limits` says what a licence forbids that an operator who sells must know. `checksums` pins files of the
     production weights to their bytes, as path and SHA-256: `pull` and `verify` hold them against it.
     """
 

@@ -142,7 +142,13 @@ class Batches:
     async def _run_all(self) -> None:
         while self._waiting:
             batch = self._next()
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._run, batch)
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._thread, self._run, batch)
+            except Exception as error:  # noqa: BLE001  # logged there
+                # Nobody waits for ever for an outcome that does not come.
+                failed = self._failed(_ids(batch), error)
+                for seat in batch:
+                    seat.end_here(failed)
 
     def _next(self) -> list[Seat]:
         """Take the oldest that waits, and those after it that fit to it."""
@@ -156,7 +162,7 @@ class Batches:
     # -- in the model's thread ---------------------------------------------------------------------------------
 
     def _run(self, batch: list[Seat]) -> None:
-        """Bring every seat of a batch to its end; raises nothing."""
+        """Bring every seat of a batch to its end."""
         meter = SharedMeter(self._placement.device)
         waiting: list[list[Seat]] = [batch]
         while waiting:

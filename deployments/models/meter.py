@@ -20,14 +20,14 @@ class Meter:
     def __init__(self, device: Literal["cpu", "cuda"]) -> None:
         self._device = device
         self._started = time.perf_counter()
-        if device == "cuda":  # not run on hardware yet
+        if _has_gpu(device):  # not run on hardware yet
             import torch
 
             torch.cuda.reset_peak_memory_stats()
 
     def read(self) -> Metrics:
         """Return the figures so far. The GPU counts as held from the start of the job to this call."""
-        if self._device == "cuda":  # not run on hardware yet
+        if _has_gpu(self._device):  # not run on hardware yet
             import torch
 
             torch.cuda.synchronize()
@@ -52,7 +52,7 @@ class SharedMeter:
         self._ended: dict[int, float] = {}
         self._busy: dict[int, float] = {}
         self._working: set[int] = set()
-        if device == "cuda":  # not run on hardware yet
+        if _has_gpu(device):  # not run on hardware yet
             import torch
 
             torch.cuda.reset_peak_memory_stats()
@@ -92,8 +92,17 @@ class SharedMeter:
         self._last = now
 
 
+def _has_gpu(device: Literal["cpu", "cuda"]) -> bool:
+    """Tell whether there is a GPU to ask: a cluster may be told of GPUs that are not there, to try its scaling."""
+    if device != "cuda":
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _peak_bytes(device: Literal["cpu", "cuda"]) -> int:
-    if device == "cuda":  # not run on hardware yet
+    if _has_gpu(device):  # not run on hardware yet
         import torch
 
         return int(torch.cuda.max_memory_allocated())

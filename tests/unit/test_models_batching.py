@@ -258,6 +258,17 @@ async def test_a_members_own_error_is_its_own() -> None:
     assert isinstance(done[1], Output)
 
 
+async def test_a_family_that_forgets_an_outcome_fails_its_job_and_the_next_one_is_served() -> None:
+    family = BatchFamily()
+    family.run_freely()
+    server = serve(family)
+    whole, family.generate_many = family.generate_many, lambda members: []  # type: ignore[method-assign]
+    with pytest.raises(ModelFailed):
+        await call(server, "a")
+    family.generate_many = whole  # type: ignore[method-assign]
+    assert isinstance(await call(server, "b"), Output)
+
+
 async def test_a_broken_process_is_not_tried_again() -> None:
     family = BatchFamily(lambda jobs: ModelBroken("The GPU failed.") if len(jobs) > 1 else None)
     server = serve(family)

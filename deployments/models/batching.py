@@ -181,7 +181,7 @@ class Batches:
         """Run one call; return whether everybody got an outcome. False: the call failed for all and may be split."""
         meter.work_for(group)
         members = [self._member(seat, meter, batch_size, shared=len(group) > 1) for seat in group]
-        outcomes: Sequence[Output | AppError]
+        outcomes: Sequence[Output | AppError] | None
         try:
             outcomes = self._call(members)
         except ModelCanceled as gone:
@@ -198,11 +198,11 @@ class Batches:
                     log.warning(
                         "batch_failed", jobs=_ids(group), application=self._application, exc_info=True
                     )
-                outcomes = []
+                outcomes = None
             else:
                 outcomes = [self._reason(error, group)]
         # Beyond the handler: the error's frames held the tensors of the call.
-        if not outcomes:
+        if outcomes is None:
             self._free_memory()
             return False
         for seat, outcome in zip(group, outcomes, strict=True):

@@ -141,6 +141,28 @@ def test_a_person_sets_an_alert_that_stays_until_it_is_emptied(page, outbox):
         expect(page.get_by_label("Threshold")).to_have_value(threshold)
 
 
+def test_a_person_saves_a_card_and_switches_automatic_top_up_on_and_off(page, outbox):
+    sign_in(page, outbox, "auto@company.com")
+    page.goto("/credits")
+    expect(page.locator("#auto-state")).to_have_text("It is off.")
+    page.get_by_role("button", name="Save a card").click()
+    page.get_by_role("button", name="Save").click()
+    page.wait_for_url("**/credits*")
+    expect(page.locator("#who")).to_have_text("auto@company.com")
+    page.locator("#auto-threshold").fill("12.5")
+    page.locator("#auto-package").select_option("builder_600")
+    page.locator("#auto-most").fill("120.50")
+    page.get_by_role("button", name="Switch on").click()
+    expect(page.locator("#auto-status")).to_have_text("Saved.")
+    expect(page.locator("#auto-state")).to_contain_text("It is on")
+    expect(page.locator("#auto-state")).to_contain_text("of $120.50")
+    page.reload()
+    expect(page.locator("#auto-threshold")).to_have_value("12.5")
+    expect(page.locator("#auto-most")).to_have_value("120.5")
+    page.get_by_role("button", name="Switch off").click()
+    expect(page.locator("#auto-state")).to_have_text("It is off.")
+
+
 @pytest.mark.parametrize("path", PAGES)
 def test_a_page_fits_a_phone_in_light_and_dark(page, path):
     page.set_viewport_size(PHONE)

@@ -27,6 +27,10 @@ if (auto && who.ok) {
     no_card: "no card is saved",
     package_changed: "the package is not sold at that price any more",
   };
+  const format = (currency) => new Intl.NumberFormat("en", { style: "currency", currency });
+  const scale = (currency) => 10 ** format(currency).resolvedOptions().maximumFractionDigits;
+  const inMoney = (minor, currency) => format(currency).format(minor / scale(currency));
+  const chosen = () => byId("auto-package").selectedOptions[0].dataset.currency;
   const show = (found) => {
     const wish = found.autoTopup;
     byId("auto-off").hidden = !wish;
@@ -36,9 +40,9 @@ if (auto && who.ok) {
     }
     byId("auto-threshold").value = wish.threshold.credits;
     byId("auto-package").value = wish.packageCode;
-    byId("auto-most").value = wish.monthMostMinor;
+    byId("auto-most").value = wish.monthMostMinor / scale(wish.currency);
     const why = wish.reason ? `: ${REASONS[wish.reason]}` : "";
-    byId("auto-state").textContent = `It is ${wish.state}${why}. Charged this month: ${wish.spentMinor} of ${wish.monthMostMinor} (${wish.currency.toUpperCase()}, minor units).`;
+    byId("auto-state").textContent = `It is ${wish.state}${why}. Charged this month: ${inMoney(wish.spentMinor, wish.currency)} of ${inMoney(wish.monthMostMinor, wish.currency)}.`;
   };
   const ask = async (path, body, method) => {
     const got = await call(`/account/auto-topup${path}`, body, method);
@@ -52,7 +56,7 @@ if (auto && who.ok) {
     const got = await ask("", {
       threshold: Number(byId("auto-threshold").value),
       packageCode: byId("auto-package").value,
-      monthMostMinor: Number(byId("auto-most").value),
+      monthMostMinor: Math.round(Number(byId("auto-most").value) * scale(chosen())),
     }, "PUT");
     if (got.ok) {
       show(got);

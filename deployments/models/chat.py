@@ -137,8 +137,9 @@ class ChatServer:
         yield Ended(reason, len(prompt["prompt_token_ids"]), words)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Progress | Output, None]:
-        """Answer one job's conversation. Raises: as `stream`."""
-        began = time.perf_counter()
+        """Answer one job's conversation. Its time is divided between the turns that speak. Raises: as `stream`."""
+        began = last = time.perf_counter()
+        busy_s, beside = 0.0, 1
         given = request.input
         conversation = Conversation(
             request.job_id,
@@ -154,6 +155,9 @@ class ChatServer:
         yield Progress(0.0, 0, 1)
         async with aclosing(self.stream(conversation)) as events:
             async for event in events:
+                now, others = time.perf_counter(), max(1, self._turns)
+                busy_s += (now - last) / max(beside, others)
+                last, beside = now, others
                 if isinstance(event, Said):
                     text += event.text
                 elif isinstance(event, Ended):
@@ -170,11 +174,11 @@ class ChatServer:
             "usage": usage,
         }
         run_s = time.perf_counter() - began
-        gpu_seconds = run_s if self._weights.profile == "gpu" else 0.0
+        gpu_seconds = busy_s if self._weights.profile == "gpu" else 0.0
         yield Progress(1.0, 1, 1)
         yield Output(
             [Media("application/json", json.dumps(facts, ensure_ascii=False).encode(), facts)],
-            Metrics(int(run_s * 1000), gpu_seconds, 0, run_s),
+            Metrics(int(run_s * 1000), gpu_seconds, 0, busy_s, beside),
             self._weights.model,
         )
 

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
-from deployments.models.chat import ChatServer
 from deployments.models.environments import python_of
 from deployments.models.registry import entry_for
 from deployments.models.server import MAX_WAITING, ModelServer
@@ -60,15 +59,6 @@ class ModelReplica(ModelServer):
         super().__init__(*args, **kwargs)
 
 
-class ChatReplica(ChatServer):
-    """A ChatServer in a process of its own."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        settings = load_settings()
-        configure_logging(settings.log_level, settings.log_format)
-        super().__init__(*args, **kwargs)
-
-
 def farebox(args: FareboxArgs) -> Application:
     """Build the platform: the surface, the books, the runner. Money goes on whatever the models do."""
     # Here, so that the many processes of models, which import this module too, are spared the rest of the platform.
@@ -103,6 +93,9 @@ def model(args: ModelArgs) -> Application:
         "max_waiting": options.get("max_ongoing_requests", MAX_WAITING),
     }
     if entry_for(args.application).is_chat:
+        # Here, as above: what it takes from the surface is nothing to the other models.
+        from deployments.chat_replica import ChatReplica
+
         replica, bounds = (
             ChatReplica,
             {"gpu_share": options.get("ray_actor_options", {}).get("num_gpus", 1.0)},

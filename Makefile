@@ -12,7 +12,7 @@ speech_BARE := qwen-tts==0.1.1
 chat_FLAGS := --no-deps
 PIP_INSTALL := -m pip install $(QUIET) --disable-pip-version-check
 FAST := unit db api
-SLOW := models serve browser chaos cluster
+SLOW := serve browser chaos cluster
 
 .PHONY: up demo test lint check format bench install $(ENVIRONMENTS) clean
 
@@ -22,8 +22,9 @@ up: install          ## start the whole platform; Ctrl-C ends it
 demo: install        ## the same in a temporary place, and one customer played through it
 	@exec $(BIN)/farebox demo
 
-test: install        ## every test: the fast tiers side by side, then those that need the machine for themselves
+test: install        ## every test: the fast tiers and the models side by side, then those that need the machine
 	$(BIN)/python -m pytest -n 2 $(addprefix tests/,$(FAST))
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/models
 	$(BIN)/python -m pytest $(addprefix tests/,$(SLOW))
 
 lint: install        ## format, lint, types, imports

@@ -192,9 +192,15 @@ class Quiet:
         print(what)  # noqa: T201  # pytest shows it beside a failure
 
 
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the platforms of one run keep their weights: built once, they are the same for all."""
+    return tmp_path_factory.getbasetemp() / "models"
+
+
 @pytest.fixture(scope="module")
 def start_platform(
-    tmp_path_factory: pytest.TempPathFactory, front_port: int
+    tmp_path_factory: pytest.TempPathFactory, front_port: int, tiny_models: Path
 ) -> Iterator[Callable[..., Launcher]]:
     """`start_platform(change)` starts one with the product's configuration, changed in place by `change`."""
     from deployments.launcher import ROOT, SERVE_CONFIG, Launcher  # Ray: for the tiers that need it
@@ -212,6 +218,7 @@ def start_platform(
             (place / "serve.yaml").write_text(yaml.safe_dump(config))
             own = {
                 "data_dir": place / "data",
+                "models_dir": tiny_models,
                 "port": front_port,
                 "profile": "tiny",
                 "database_url": "",

@@ -34,14 +34,15 @@ END_S = 30.0
 class Up:
     """A `farebox up` with a data directory and a port of its own."""
 
-    def __init__(self, place: Path, port: int) -> None:
-        self.place, self.port = place, port
+    def __init__(self, place: Path, port: int, models: Path) -> None:
+        self.place, self.port, self.models = place, port, models
         self.log = place / "up.log"
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def environment(self) -> dict[str, str]:
         mine = {"FAREBOX_PORT": str(self.port), "FAREBOX_DATA_DIR": str(self.place / "data")}
+        mine["FAREBOX_MODELS_DIR"] = str(self.models)
         ours = ("FAREBOX_", "STRIPE_", "DATABASE_URL")
         return {k: v for k, v in os.environ.items() if not k.startswith(ours)} | mine
 
@@ -103,14 +104,18 @@ class Up:
 
 
 @pytest.fixture
-def ups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Up]]:
+def ups(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Iterator[list[Up]]:
     made = []
     for number in range(2):
         place = tmp_path_factory.mktemp(f"up{number}")
         for above in (place, *place.parents[:2]):
             above.chmod(0o711)
         made.append(
-            Up(place, next(p for p in range(9300 + 200 * number, 9500 + 200 * number, 2) if is_free(p)))
+            Up(
+                place,
+                next(p for p in range(9300 + 200 * number, 9500 + 200 * number, 2) if is_free(p)),
+                tiny_models,
+            )
         )
     yield made
     for up in made:

@@ -38,7 +38,9 @@ class Quiet:
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory, front_port: int) -> Iterator[Launcher]:
+def platform(
+    tmp_path_factory: pytest.TempPathFactory, front_port: int, tiny_models: Path
+) -> Iterator[Launcher]:
     try:
         environments.python_of("speech")
     except EnvironmentMissing:
@@ -56,7 +58,12 @@ def platform(tmp_path_factory: pytest.TempPathFactory, front_port: int) -> Itera
     config["applications"] = list(kept.values())
     (place / "serve.yaml").write_text(yaml.safe_dump(config))
     settings = load_settings(
-        data_dir=place / "data", port=front_port, profile="tiny", database_url="", public_url=""
+        data_dir=place / "data",
+        models_dir=tiny_models,
+        port=front_port,
+        profile="tiny",
+        database_url="",
+        public_url="",
     )
     with Launcher(settings, Quiet(), place / "serve.yaml", [HERE, ROOT]) as running:
         yield running

@@ -12,6 +12,7 @@ speech_BARE := qwen-tts==0.1.1
 chat_FLAGS := --no-deps
 PIP_INSTALL := -m pip install $(QUIET) --disable-pip-version-check
 FAST := unit db api
+BENCHES ?= bench_platform bench_tools ledger wrong_keys batching
 SLOW := serve browser chaos cluster
 
 .PHONY: up demo test lint check format bench install $(ENVIRONMENTS) clean
@@ -41,7 +42,7 @@ format: install      ## rewrite files the way `check` wants them
 	$(BIN)/ruff check --fix .
 
 bench: install       ## every benchmark; QUICK=1 for the short form
-	@for bench in bench_platform bench_tools ledger wrong_keys batching; do $(BIN)/python -m benchmarks.$$bench $(if $(QUICK),--quick) || exit 1; done
+	@for bench in $(BENCHES); do $(BIN)/python -m benchmarks.$$bench $(if $(QUICK),--quick) || exit 1; done
 
 install: $(STAMP)
 	@for name in $(ENVIRONMENTS); do $(MAKE) --no-print-directory .venv-$$name/.installed || echo "The models of .venv-$$name are off: it could not be made. Everything else works; try again with: make $$name"; done

@@ -136,6 +136,7 @@ class Runner:
         self._postman = Postman(ledger, mailer_for(settings))
         self._courier = Courier(ledger, _poster_for(settings))
         self._places = dict(places)
+        self._packages = load_catalog().packages
         self._outputs = Outputs(objects, provenance_for(settings))
         self._leftovers = Leftovers(ledger, objects)
         self._objects = objects
@@ -401,10 +402,9 @@ class Runner:
         await self._reconciler.run_if_due(every, back, repairs=self._settings.reconcile_repairs)
 
     async def _top_up(self) -> None:
-        on_sale = load_catalog().packages
         for checkout in self._checkouts.values():
             if isinstance(checkout, CardCheckout):
-                await checkout.top_up(on_sale)
+                await checkout.top_up(self._packages)
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:

@@ -25,16 +25,6 @@ async def create_payment_intent(request: Request) -> Response:
     return await answer_write(request, "payment_intent", operation)
 
 
-@router.get("/payment_intents")
-async def list_payment_intents(request: Request) -> Response:
-    """List payments, newest first."""
-
-    def operation(state: TwinState, params: Params) -> Json:
-        return page(state.newest_first("payment_intents"), params, request.url.path, ("customer",))
-
-    return await answer_read(request, "list of payment_intent", operation)
-
-
 @router.get("/setup_intents/{intent_id}")
 async def retrieve_setup_intent(request: Request, intent_id: str) -> Response:
     """Show how a card was saved."""

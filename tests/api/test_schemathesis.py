@@ -74,6 +74,7 @@ UNSAYABLE = (
     "content is required",  # but of a message that calls tools
     "no such shape is on offer",
     "unknown voice; there are",
+    ".function.parameters.",  # a tool's own schema is free, and so deep that no pattern reaches its texts
 )
 """Rules between fields, of time, of names: JSON Schema cannot state them, and these refusals are right."""
 WITHOUT_WALLETS = "Payments from wallets are not configured"

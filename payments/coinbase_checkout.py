@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 import orjson
 
 from kit.errors import InvalidRequest
-from kit.settings import COINBASE_LIVE
+from kit.settings import COINBASE_LIVE, several
 from payments.amounts import in_minor
 from payments.cdp import CdpKey
 from payments.checkout import OWN_ID, ProviderSession, SessionRequest
@@ -60,12 +60,15 @@ class CoinbaseCheckout:
         api_base: str = "",
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Connect to nothing yet. An empty webhook secret is refused: an empty key verifies anything."""
-        if not key_id or not webhook_secret:
+        """Connect to nothing yet. Of several webhook secrets with commas between each is valid.
+
+        None is refused: an empty key verifies anything.
+        """
+        self._webhook_secrets = several(webhook_secret)
+        if not key_id or not self._webhook_secrets:
             raise ValueError("Coinbase needs its key's id and secret and its webhook secret")
         self.livemode = (api_base or COINBASE_LIVE).rstrip("/") == COINBASE_LIVE
         self._key = CdpKey(key_id, key_secret, clock)
-        self._webhook_secret = webhook_secret
         self._api = ProviderApi(api_base or COINBASE_LIVE)
         self._clock = clock
 
@@ -148,7 +151,7 @@ class CoinbaseCheckout:
 
         An event is known by its checkout, its type and its refund: Coinbase may send it under several delivery ids.
         """
-        verify_hook0(self._webhook_secret, body, headers, self._clock())
+        verify_hook0(self._webhook_secrets, body, headers, self._clock())
         try:
             event = orjson.loads(body)
             checkout_id, kind = str(event["id"]), str(event["eventType"])

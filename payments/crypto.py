@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from kit.errors import InvalidRequest, NotFound
-from kit.settings import Settings
+from kit.settings import Settings, several
 from ledger.keys import Credential
 from payments.btcpay_checkout import BtcpayCheckout
 from payments.checkout import Checkout, Provider, PurchaseBooks, StartedCheckout
@@ -90,7 +90,8 @@ def crypto_for(settings: Settings, books: PurchaseBooks) -> CryptoCheckouts | No
                 settings.btcpay_webhook_secret.get_secret_value(),
             )
         )
-    if secret := settings.coinbase_commerce_webhook_secret.get_secret_value():
-        found.append(CoinbaseCommerce(secret))
+    commerce_secret = settings.coinbase_commerce_webhook_secret.get_secret_value()
+    if several(commerce_secret):
+        found.append(CoinbaseCommerce(commerce_secret))
     checkouts = [Checkout(books, provider, settings.base_url) for provider in found]
     return CryptoCheckouts(checkouts) if checkouts else None

@@ -124,6 +124,7 @@ async def _booked(
             paid_minor=row.paid_minor,
             received_minor=row.received_minor,
             returns=tuple(kept[row.id]),
+            warned=row.warned_at is not None,
         )
         for row in rows
     ]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from fastapi import APIRouter, Request
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
+from gateway.account_schemas import Purchases
 from gateway.answers import CheckoutStarted, KeyClaimed, Packages, PortalOpened, WebhookReceived
 from gateway.bodies import StrictRoute, read_body
-from gateway.deps import SECURED, CallerKey, OptionalKey, Parts, PartsOf
+from gateway.deps import SECURED, CallerKey, OptionalKey, Parts, PartsOf, page_before
 from gateway.limits import limit_by
+from gateway.listing import Cursor, Limit, page
 from gateway.openapi import CRYPTO_WEBHOOK, READ, WEBHOOK, WRITE, problems
 from gateway.responses import in_credits, json_response
 from gateway.routes.keys import with_secret
@@ -25,7 +27,7 @@ from payments.checkout import Checkout, StartedCheckout
 from payments.crypto import CryptoCheckouts
 from payments.errors import PaymentsUnavailable
 from payments.packages import Package
-from payments.purchases import Claim
+from payments.purchases import Claim, Purchase
 from payments.webhooks import ProviderEvent
 
 log = structlog.get_logger(__name__)
@@ -164,6 +166,23 @@ async def claim_crypto_key(request: Request, body: ClaimKey, parts: PartsOf) -> 
     return _claimed(await _crypto(parts).claim(body.session_id, body.key_label))
 
 
+@router.get(
+    "/purchases",
+    tags=["Purchases"],
+    operation_id="listPurchases",
+    summary="List purchases",
+    response_model=Purchases,
+    responses=problems(*READ, "invalid_request"),
+    openapi_extra=SECURED,
+)
+async def list_purchases(
+    credential: CallerKey, parts: PartsOf, limit: Limit = 20, cursor: Cursor = None
+) -> Response:
+    """What you bought, newest first, with what was paid and what went back of it. A limited key may not ask."""
+    found = await parts.ledger.purchases(credential, limit + 1, page_before("pur", cursor))
+    return json_response({"ok": True, **page(found, limit, shown)})
+
+
 @router.post(
     "/webhooks/stripe",
     tags=["Webhooks"],
@@ -280,3 +299,21 @@ def _crypto(parts: Parts) -> CryptoCheckouts:
     if parts.crypto is None:
         raise PaymentsUnavailable("No crypto payment provider is configured on this server.")
     return parts.crypto
+
+
+def shown(purchase: Purchase) -> dict[str, Any]:
+    """Return a purchase as its owner sees it."""
+    return {
+        "id": purchase.id,
+        "provider": purchase.provider,
+        "packageCode": purchase.package_code,
+        "credits": in_credits(purchase.credits_tokens),
+        "tokens": purchase.credits_tokens,
+        "priceMinor": purchase.amount_minor,
+        "currency": purchase.currency,
+        "email": purchase.email,
+        "createdAt": purchase.created_at,
+        "paid": purchase.paid,
+        "paidMinor": purchase.charged_minor if purchase.paid else None,
+        "returnedMinor": purchase.returned_minor,
+    }

@@ -49,7 +49,7 @@ COMMERCE_BODY = (
 SHA256_EQUALS = (
     "It's a Secret to Everybody",
     b"Hello, World!",
-    "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b04e17e",
+    "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17",
 )
 """BTCPay publishes no vector; it signs as GitHub does. Source: GitHub, validating webhook deliveries."""
 

@@ -26,7 +26,7 @@ from payments.currencies import amount_text
 from payments.errors import PaymentsUnavailable
 from payments.provider_api import NOT_UNDERSTOOD, ProviderApi
 from payments.signatures import is_signed
-from payments.webhooks import ProviderEvent
+from payments.webhooks import ProviderEvent, name_of
 
 EXPIRATION_MINUTES: Final = 60
 """An hour to pay, as with the other providers; rates are fixed for that long."""
@@ -118,8 +118,8 @@ class BtcpayCheckout:
             raise InvalidRequest("BTCPay-Sig", "the signature does not verify")
         try:
             event = orjson.loads(body)
-            kind, invoice_id = str(event["type"]), str(event.get("invoiceId", ""))
-            delivery_id = str(event.get("originalDeliveryId") or event["deliveryId"])
+            kind, invoice_id = name_of(event["type"]), str(event.get("invoiceId", ""))
+            delivery_id = name_of(event.get("originalDeliveryId") or event["deliveryId"])
             is_ours = str(event.get("storeId", self._store_id)) == self._store_id
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidRequest("body", "not a BTCPay event") from error

@@ -21,7 +21,7 @@ from payments.amounts import in_minor, number
 from payments.checkout import OWN_ID, ProviderSession, SessionRequest
 from payments.errors import PaymentsUnavailable
 from payments.signatures import is_signed
-from payments.webhooks import ProviderEvent
+from payments.webhooks import ProviderEvent, name_of
 
 CLOSED: Final = "Coinbase Commerce has closed; this server opens no checkouts there."
 CHARGE_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -71,8 +71,8 @@ class CoinbaseCommerce:
             raise InvalidRequest("X-CC-Webhook-Signature", "the signature does not verify")
         try:
             event = orjson.loads(body)["event"]
-            event_id, kind, charge = str(event["id"]), str(event["type"]), event["data"]
-            about = str(charge["id"]) if kind in ("charge:confirmed", "charge:failed") else None
+            event_id, kind, charge = name_of(event["id"]), name_of(event["type"]), event["data"]
+            about = name_of(charge["id"]) if kind in ("charge:confirmed", "charge:failed") else None
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidRequest("body", "not a Coinbase Commerce event") from error
         return ProviderEvent(self.name, event_id, kind, about, body)

@@ -10,7 +10,14 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from gateway.account_schemas import Purchases
-from gateway.answers import CheckoutStarted, KeyClaimed, Packages, PortalOpened, WebhookReceived
+from gateway.answers import (
+    CheckoutSettled,
+    CheckoutStarted,
+    KeyClaimed,
+    Packages,
+    PortalOpened,
+    WebhookReceived,
+)
 from gateway.bodies import StrictRoute, read_body
 from gateway.deps import SECURED, CallerKey, OptionalKey, Parts, PartsOf, page_before
 from gateway.limits import limit_by
@@ -18,7 +25,7 @@ from gateway.listing import Cursor, Limit, page
 from gateway.openapi import CRYPTO_WEBHOOK, READ, WEBHOOK, WRITE, problems
 from gateway.responses import in_credits, json_response
 from gateway.routes.keys import with_secret
-from gateway.schemas import ClaimKey, StartCheckout
+from gateway.schemas import ClaimKey, SettleCheckout, StartCheckout
 from kit.errors import AppError, NotFound
 from kit.telemetry import webhooks_total
 from ledger.keys import NewApiKey
@@ -164,6 +171,46 @@ async def claim_crypto_key(request: Request, body: ClaimKey, parts: PartsOf) -> 
     """
     await limit_by(request, "session", body.session_id)
     return _claimed(await _crypto(parts).claim(body.session_id, body.key_label))
+
+
+@router.post(
+    "/checkout/settle",
+    tags=["Purchases"],
+    operation_id="settleCheckout",
+    summary="Have a payment looked at",
+    response_model=CheckoutSettled,
+    responses=problems(
+        "invalid_request",
+        "payload_too_large",
+        "unsupported_media_type",
+        "not_found",
+        "payment_failed",
+        "payment_mismatch",
+        "unavailable",
+        "payments_unavailable",
+    ),
+)
+async def settle_checkout(request: Request, body: SettleCheckout, parts: PartsOf) -> Response:
+    """Grants the credits of a checkout that was paid, once, also when its webhook has not come yet; no key is shown.
+
+    The page that payers come back to does this. Without it the credits come all the same, some minutes later at most.
+    """
+    await limit_by(request, "session", body.session_id)
+    in_coins = parts.crypto is not None and (
+        parts.checkout is None or not parts.checkout.knows(body.session_id)
+    )
+    purchase = await (_crypto(parts) if in_coins else _checkout(parts)).arrive(body.session_id)
+    key = "claimed" if purchase.claimed else "waits" if purchase.paid and purchase.opened_account else "none"
+    return json_response(
+        {
+            "ok": True,
+            "paid": purchase.paid,
+            "key": key,
+            "packageCode": purchase.package_code,
+            "credits": in_credits(purchase.credits_tokens),
+            "tokens": purchase.credits_tokens,
+        }
+    )
 
 
 @router.get(

@@ -24,13 +24,13 @@ PAGES = (
 PHONE = {"width": 360, "height": 740}
 
 
-def mail_to(outbox, address: str) -> str:
+def mail_to(outbox, address: str, about: str = "") -> str:
     """Wait for a mail to an address and return its text."""
     deadline = time.monotonic() + 30
     while True:
         for path in sorted(outbox.glob("*.eml"), reverse=True):
             text = path.read_text()
-            if f"To: {address}" in text:
+            if f"To: {address}" in text and about in text:
                 return text
         assert time.monotonic() < deadline, "no mail came"
         time.sleep(0.1)
@@ -127,6 +127,30 @@ def test_a_person_signs_in_by_mail_makes_a_key_and_signs_out(page, outbox):
     page.get_by_role("button", name="Sign out", exact=True).click()
     page.wait_for_url("**/")
     page.goto("/account")
+    expect(page.get_by_label("E-mail")).to_be_visible()
+
+
+def test_a_person_tops_up_and_the_receipt_leads_to_the_purchase(page, outbox, platform):
+    sign_in(page, outbox, "buyer@company.com")
+    page.goto("/credits")
+    page.get_by_role("button", name="Buy Builder", exact=True).click()
+    page.get_by_role("button", name=re.compile(r"^Pay \$")).click()
+    page.wait_for_url("**/checkout/success*")
+    expect(page.locator("#status")).to_contain_text("600 credits were granted")
+    expect(page.get_by_role("button", name="Show my API key")).to_be_hidden()
+
+    receipt = mail_to(outbox, "buyer@company.com", about="Subject: Receipt: 600 credits")
+    (link,) = re.findall(r"^http\S+/account#pur_\w+$", receipt, re.MULTILINE)
+    page.goto(link)
+    bought = page.locator(f"#{link.partition('#')[2]}")
+    expect(bought).to_be_focused()
+    for text in ("builder_600", "600.00", "$50.00"):
+        expect(bought).to_contain_text(text)
+    page.get_by_role("button", name="Invoices and cards").click()
+    page.wait_for_url("**/p/session/*")
+
+    page.context.clear_cookies()
+    page.goto(link)  # signed out: the sign-in leads to the same place
     expect(page.get_by_label("E-mail")).to_be_visible()
 
 

@@ -332,6 +332,43 @@ def test_whatever_becomes_of_its_events_a_payment_ends_in_the_books_as_at_the_pr
         loop.run(assert_sound(place.server._db))
 
 
+@pytest.mark.parametrize(("currency", "price", "told"), [("jpy", 5_001, "5001"), ("kwd", 5_125, "5.125")])
+async def test_currencies_with_other_decimals_are_asked_for_and_counted_exactly(  # noqa: PLR0917  # fixtures
+    fresh_url, tmp_path, assert_sound, currency, price, told
+):
+    app = create_crypto_twin("btcpay", CryptoSettings(STORE_ID, API_KEY, CRYPTO_WEBHOOK_SECRET))
+    server = LedgerServer(Settings(database_url=fresh_url, data_dir=tmp_path))
+    package = Package("builder_600", "Builder", 60_000, price, currency)
+    with running(app) as url:
+        place = Street("btcpay", url, app.state.twin, server, tmp_path)
+        life = Life(place.checkout, await place.checkout.start("payer@company.com", package, None))
+        assert place.payment(life)["amount"] == told
+        await place.turn(f"payments/{life.started.session_id}/receive", amount=told[:-1])
+        await place.catch_up(life)
+        assert (await place.books(life)).granted == 0
+        await place.turn(f"payments/{life.started.session_id}/pay")
+        await place.catch_up(life)
+        books = await place.books(life)
+        assert (books.granted, books.received_minor) == (60_000, price)
+        await place.close()
+    await assert_sound(server._db)
+    await server.close()
+
+
+async def test_coinbase_opens_no_checkout_in_a_currency_that_it_does_not_take(fresh_url, tmp_path):
+    app = create_crypto_twin("coinbase", CryptoSettings(COINBASE_KEY_ID, COINBASE_KEY, CRYPTO_WEBHOOK_SECRET))
+    server = LedgerServer(Settings(database_url=fresh_url, data_dir=tmp_path))
+    with running(app) as url:
+        place = Street("coinbase", url, app.state.twin, server, tmp_path)
+        with pytest.raises(PaymentsUnavailable, match="JPY"):
+            await place.checkout.start(
+                "payer@company.com", Package("builder_600", "Builder", 60_000, 5_000, "jpy"), None
+            )
+        assert app.state.twin._state.document["payments"] == {}
+        await place.close()
+    await server.close()
+
+
 async def test_a_session_of_nobody_is_acknowledged_and_forgotten(db, fresh_url, tmp_path):
     """A shop beside ours may sell through the same account."""
     app = create_crypto_twin("btcpay", CryptoSettings(STORE_ID, API_KEY, CRYPTO_WEBHOOK_SECRET))

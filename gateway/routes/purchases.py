@@ -21,7 +21,7 @@ from gateway.answers import (
 from gateway.bodies import StrictRoute, read_body
 from gateway.deps import SECURED, CallerKey, OptionalKey, Parts, PartsOf, page_before
 from gateway.limits import limit_by
-from gateway.listing import Cursor, Limit, page
+from gateway.listing import Limit, PurchaseCursor, page
 from gateway.openapi import CRYPTO_WEBHOOK, READ, WEBHOOK, WRITE, problems
 from gateway.responses import in_credits, json_response
 from gateway.routes.keys import with_secret
@@ -223,7 +223,7 @@ async def settle_checkout(request: Request, body: SettleCheckout, parts: PartsOf
     openapi_extra=SECURED,
 )
 async def list_purchases(
-    credential: CallerKey, parts: PartsOf, limit: Limit = 20, cursor: Cursor = None
+    credential: CallerKey, parts: PartsOf, limit: Limit = 20, cursor: PurchaseCursor = None
 ) -> Response:
     """What you bought, newest first, with what was paid and what went back of it. A limited key may not ask."""
     found = await parts.ledger.purchases(credential, limit + 1, page_before("pur", cursor))

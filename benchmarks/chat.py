@@ -2,9 +2,10 @@
 
     python -m benchmarks.chat [--quick] [--json FILE]
 
-The platform starts as `farebox up` starts it and its engine on the first turn; then the same engine, weights, prompts
-and seeds run alone in a process. The tiny weights are all overhead: a real model hides ours behind its own work. Quick
-is one round; the two starts of the engine take most of its time, 20 s each on two idle cores.
+The platform starts as `farebox up` starts it and its engine on the first turn; then the same engine, weights, settings,
+prompts and seeds run alone in a process. Two models: SmolLM2, the real one for a CPU, of which the share of the engine
+is asked for; and the tiny random one, whose own work is next to nothing, so that all of ours shows. Quick is the tiny
+one alone, one round.
 """
 
 from __future__ import annotations
@@ -22,8 +23,18 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
-QUESTION: Final = [{"role": "user", "content": "What is the capital of France?"}]
-MAX_TOKENS: Final = 256
+import httpx
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from deployments.models import environments, registry, weights
+from deployments.serve_numbers import numbers_of
+from kit.settings import Profile, environment, load_settings
+
+QUESTION: Final = [{"role": "user", "content": "Tell me a long story about a fox who became an astronaut."}]
+MAX_TOKENS: Final = {"small": 128, "tiny": 256}
+"""What an answer has, about; the small model says thirty a second to a lone caller."""
 TARGET: Final = 0.9
 """What was asked for: the share of the engine's tokens a second that reaches a caller, at concurrency 8."""
 WIDTHS: Final = (1, 8)
@@ -33,53 +44,51 @@ Turn = Callable[[int], Awaitable[tuple[int, float]]]
 
 
 def main() -> None:
-    """Run, print the table, keep the figures."""
+    """Run, print the tables, keep the figures."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--quick", action="store_true", help="one round")
+    options.add_argument("--quick", action="store_true", help="one round of the tiny model")
     options.add_argument("--json", type=Path, help="write the figures here")
-    options.add_argument("--alone", type=Path, help=argparse.SUPPRESS)
+    options.add_argument("--alone", nargs=3, metavar=("PROFILE", "WEIGHTS", "ROUNDS"), help=argparse.SUPPRESS)
     chosen = options.parse_args()
-    rounds = 1 if chosen.quick else 4
     if chosen.alone:
-        asyncio.run(alone(chosen.alone, rounds))
+        profile, source, rounds = chosen.alone
+        asyncio.run(alone(profile, source, int(rounds)))
         return
-    report = run(rounds)
-    show(report)
+    profiles: list[Profile] = ["tiny"] if chosen.quick else ["small", "tiny"]
+    reports = [run(profile, 1 if chosen.quick else 4) for profile in profiles]
+    for report in reports:
+        show(report)
     if chosen.json:
-        chosen.json.write_text(json.dumps(report, indent=2) + "\n")
+        chosen.json.write_text(json.dumps(reports, indent=2) + "\n")
 
 
-def run(rounds: int) -> dict[str, Any]:
-    """Return all figures of one run."""
+def run(profile: Profile, rounds: int) -> dict[str, Any]:
+    """Return all figures of one model."""
     from benchmarks.bare import front_port
+    from benchmarks.bench_platform import _funded_key
     from deployments.books import in_books
     from deployments.cli import Steps
     from deployments.launcher import Launcher
-    from deployments.models import environments, registry
-    from kit.settings import environment, load_settings
 
     entry = registry.entry_for("chat")
-    python = environments.python_of(entry.environment)
     with tempfile.TemporaryDirectory(prefix="farebox-") as place:
-        settings = load_settings(data_dir=Path(place), port=front_port(), profile="tiny", database_url="")
+        settings = load_settings(data_dir=Path(place), port=front_port(), profile=profile, database_url="")
+        source = weights.ensure_small if profile == "small" else weights.ensure_tiny
+        directory = source(entry, settings.weights_dir)
         with Launcher(settings, Steps()) as running:
             key = in_books(running.settings.database_url, _funded_key)
-            ours = asyncio.run(through(f"http://127.0.0.1:{settings.port}/v1/chat/completions", key, rounds))
-        weights = registry.tiny_directory(entry, settings.weights_dir)
+            url = f"http://127.0.0.1:{settings.port}/v1/chat/completions"
+            ours = asyncio.run(through(url, key, rounds, MAX_TOKENS[profile]))
         told = subprocess.run(
             [
-                str(python),
-                "-m",
-                "benchmarks.chat",
-                "--alone",
-                str(weights),
-                *(["--quick"] if rounds == 1 else []),
+                str(environments.python_of(entry.environment)), "-m", "benchmarks.chat",
+                "--alone", profile, str(directory), str(rounds),
             ],
-            env=environment() | dict(entry.variables) | {"PYTHONPATH": str(Path.cwd())},
+            env=environment() | _variables(entry, profile) | {"PYTHONPATH": str(Path.cwd())},
             capture_output=True,
             text=True,
             check=True,
-        )
+        )  # fmt: skip
     engine = json.loads(told.stdout.strip().splitlines()[-1])
     rows = [
         {"concurrency": width, "farebox": ours[str(width)], "engine": engine[str(width)]} for width in WIDTHS
@@ -88,22 +97,27 @@ def run(rounds: int) -> dict[str, Any]:
         row["share"] = round(row["farebox"]["tokens_per_s"] / row["engine"]["tokens_per_s"], 3)
     return {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "weights": "tiny Qwen3, bfloat16",
-        "max_tokens": MAX_TOKENS,
+        "weights": {"small": "SmolLM2-135M-Instruct, float32", "tiny": "tiny Qwen3, bfloat16"}[profile],
+        "max_tokens": MAX_TOKENS[profile],
         "rounds": rounds,
         "cold_start_s": ours["cold_start_s"],
         "rows": rows,
     }
 
 
-async def through(url: str, key: str, rounds: int) -> dict[str, Any]:
-    """Measure turns through the platform, after the one that starts its engine."""
-    import httpx
+def _variables(entry: registry.Entry, profile: Profile) -> dict[str, str]:
+    """Return what the engine's replica has set: the variables of its libraries, and how many threads it may have."""
+    config = yaml.safe_load(Path("serve_config.yaml").read_text())
+    [args] = [each["args"] for each in config["applications"] if each["name"] == entry.application]
+    return entry.variables_for(numbers_of(args["profiles"], profile, "").get("cpu_threads", 1))
 
+
+async def through(url: str, key: str, rounds: int, max_tokens: int) -> dict[str, Any]:
+    """Measure turns through the platform, after the one that starts its engine."""
     async with httpx.AsyncClient(headers={"authorization": f"Bearer {key}"}, timeout=300) as client:
 
         async def turn(seed: int) -> tuple[int, float]:
-            body = {"messages": QUESTION, "max_tokens": MAX_TOKENS, "seed": seed, "stream": True}
+            body = {"messages": QUESTION, "max_tokens": max_tokens, "seed": seed, "stream": True}
             began, first_s, tokens = time.perf_counter(), 0.0, 0
             async with client.stream("POST", url, json=body) as answer:
                 assert answer.status_code == 200, (await answer.aread()).decode()
@@ -119,15 +133,15 @@ async def through(url: str, key: str, rounds: int) -> dict[str, Any]:
         return await measured(turn, rounds) | {"cold_start_s": round(cold_s, 1)}
 
 
-async def alone(weights: Path, rounds: int) -> None:
-    """Measure the engine by itself, and print the figures."""
+async def alone(profile: Profile, source: str, rounds: int) -> None:
+    """Measure the engine by itself, and print the figures. Its first token is the first with letters, as a caller's."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     from deployments.models.chat import start_engine
     from deployments.models.contract import Weights
 
-    engine = start_engine(Weights(str(weights), None, "tiny", "tiny Qwen3"))
+    engine = start_engine(Weights(source, None, profile, profile))
     tokenizer = engine.get_tokenizer()
     text = tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)
     prompt = {"prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
@@ -137,11 +151,15 @@ async def alone(weights: Path, rounds: int) -> None:
         nonlocal turns
         turns += 1
         sampling = SamplingParams(
-            max_tokens=MAX_TOKENS, temperature=1.0, seed=seed, output_kind=RequestOutputKind.DELTA
+            max_tokens=MAX_TOKENS[profile],
+            temperature=1.0,
+            seed=seed,
+            output_kind=RequestOutputKind.DELTA,
         )
         began, first_s, tokens = time.perf_counter(), 0.0, 0
         async for output in engine.generate(prompt, sampling, f"turn-{turns}"):
-            first_s = first_s or time.perf_counter() - began
+            if output.outputs[0].text:
+                first_s = first_s or time.perf_counter() - began
             tokens += len(output.outputs[0].token_ids)
         return tokens, first_s
 
@@ -170,17 +188,8 @@ async def measured(turn: Turn, rounds: int) -> dict[str, Any]:
     return found
 
 
-async def _funded_key(conn: Any) -> str:
-    from benchmarks.bench_platform import _funded_key as funded
-
-    return await funded(conn)
-
-
 def show(report: dict[str, Any]) -> None:
     """Print the table."""
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(
         "concurrency",
         "engine tokens/s",

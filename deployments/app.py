@@ -12,6 +12,7 @@ from ray.serve import Application
 from deployments.models.environments import python_of
 from deployments.models.registry import entry_for
 from deployments.models.server import MAX_WAITING, ModelServer
+from deployments.serve_numbers import numbers_of
 from kit.settings import Profile, load_settings
 from kit.telemetry import configure_logging
 
@@ -32,10 +33,10 @@ class FareboxArgs(BaseModel):
 class ModelArgs(BaseModel):
     """A model application and the options of its deployment (numbers only): by profile, and for a cluster.
 
-    Among them may be `cpu_offload`, which goes before the application's own. `profile` sets the weights whatever the
-    platform's profile is: the tiny models of the test world beside real ones. `max_batch`: how many jobs may share a
-    call of the pipeline under each profile, one unless it is said here. `family` replaces the registry's class as
-    `module:Class`: fault tests put slow and failing models there.
+    Among them may be `cpu_offload` and `cpu_threads`, which go before the application's own. `profile` sets the weights
+    whatever the platform's profile is: the tiny models of the test world beside real ones. `max_batch`: how many jobs
+    may share a call of the pipeline under each profile, one unless it is said here. `family` replaces the registry's
+    class as `module:Class`: fault tests put slow and failing models there.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -79,13 +80,13 @@ def model(args: ModelArgs) -> Application:
     """
     settings = load_settings()
     profile = args.profile or settings.profile
-    numbers = args.profiles.get(args.profile or settings.scale or profile) or args.profiles.get(profile, {})
-    options = dict(numbers)
+    options = dict(numbers_of(args.profiles, profile, "" if args.profile else settings.scale))
     cpu_offload = options.pop("cpu_offload", args.cpu_offload)
+    cpu_threads = options.pop("cpu_threads", args.cpu_threads)
     if (environment := entry_for(args.application).environment) and args.family is None:
         actor = options.get("ray_actor_options", {})
         entry = entry_for(args.application)
-        python = {"py_executable": str(python_of(environment)), "env_vars": dict(entry.variables)}
+        python = {"py_executable": str(python_of(environment)), "env_vars": entry.variables_for(cpu_threads)}
         options = {**options, "ray_actor_options": {**actor, "runtime_env": python}}
     replica: type = ModelReplica
     bounds: dict[str, Any] = {
@@ -106,7 +107,7 @@ def model(args: ModelArgs) -> Application:
         str(settings.weights_dir),
         family=args.family,
         revision=args.revision,
-        cpu_threads=args.cpu_threads,
+        cpu_threads=cpu_threads,
         cpu_offload=cpu_offload,
         **bounds,
     )

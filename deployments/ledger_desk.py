@@ -29,7 +29,8 @@ from ledger import actions
 from ledger.actions import Actor, LoggedAction
 from ledger.keys import Credential
 from ledger.operators import actor_of
-from payments import vouchers
+from payments import reconciliations, vouchers
+from payments.reconciliations import Reconciliation, Span
 from payments.vouchers import NewVoucher, Redemption, Voucher, VoucherTerms
 
 P = ParamSpec("P")
@@ -64,6 +65,14 @@ class LedgerDesk:
     async def price_history(self, by: Signed) -> list[PriceVersion]:
         """List announced prices."""
         return await self._look("price_history", by, prices.list_prices)
+
+    async def reconciliations(self, by: Signed, limit: int, before: str | None) -> list[Reconciliation]:
+        """List comparisons of providers with the books."""
+        return await self._look("reconciliations", by, reconciliations.listed, limit, before)
+
+    async def reconciliation(self, by: Signed, reconciliation_id: str) -> Reconciliation:
+        """Show one comparison."""
+        return await self._look("reconciliation", by, reconciliations.by_id, reconciliation_id)
 
     async def actions(
         self, by: Signed, limit: int, before: str | None, user_id: str | None
@@ -120,6 +129,14 @@ class LedgerDesk:
     async def set_price(self, by: Signed, new: NewPrice) -> PriceVersion:
         """Announce a price."""
         return await self._act("set_price", by, prices.announce, new)
+
+    async def order_reconciliation(
+        self, by: Signed, span: Span, provider: str | None, repairs: bool, reason: str
+    ) -> Reconciliation:
+        """Write down that a comparison begins."""
+        return await self._act(
+            "order_reconciliation", by, interventions.order_reconciliation, span, provider, repairs, reason
+        )
 
     async def prices(self) -> list[PriceVersion]:
         """Return every announced price, for quotes."""

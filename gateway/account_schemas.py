@@ -12,6 +12,7 @@ from gateway.account_answers import StatementLine
 from gateway.answers import Answer, Credits, FileFields, JobFields, KeyShown, Ok, Tokens
 from gateway.schemas import Email, Request
 from gateway.sign_in import DIGITS
+from gateway.topup_schemas import AutoTopupShown
 from gateway.webhook_schemas import DeliveryFields, EndpointFields, LowBalanceShown
 
 
@@ -127,6 +128,17 @@ class PurchaseShown(Answer):
     email: str
     created_at: datetime
     paid: bool
+    paid_minor: Annotated[
+        int | None, Field(description="With tax and after discounts; null while it is not paid.")
+    ]
+    returned_minor: Annotated[int, Field(description="What of that was refunded or is disputed.")]
+
+
+class Purchases(Ok):
+    """A page of purchases, newest first."""
+
+    data: list[PurchaseShown]
+    next_cursor: Annotated[str | None, Field(description="Send it as `cursor` for the next page.")]
 
 
 class SessionShown(Answer):
@@ -156,6 +168,7 @@ class AccountExport(Ok):
     jobs: list[JobFields]
     files: list[FileFields]
     low_balance: LowBalanceShown | None
+    auto_topup: AutoTopupShown | None
     webhook_endpoints: list[EndpointFields]
     webhook_deliveries: list[DeliveryFields]
 

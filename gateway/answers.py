@@ -91,6 +91,21 @@ class CheckoutStarted(Ok):
     email: str
 
 
+class CheckoutSettled(Ok):
+    """How a checkout stands now."""
+
+    paid: Annotated[bool, Field(description="Whether the credits are granted.")]
+    key: Annotated[
+        Literal["waits", "claimed", "none"],
+        Field(
+            description="`waits`: claim it. `none`: not paid, or the credits are on an account that was there."
+        ),
+    ]
+    package_code: str
+    credits: Credits
+    tokens: Tokens
+
+
 class SpendLimitSet(Answer):
     """The most that a key and its children may spend in a UTC day, a UTC month, or altogether."""
 

@@ -38,6 +38,7 @@ from gateway.routes import (
     openai_models,
     operations,
     operator_desk,
+    operator_reconciliations,
     operator_revenue,
     operator_shares,
     operator_users,
@@ -83,7 +84,7 @@ ROUTERS: Final = (
     tools, balance, chat, media, job_events, operations, keys, usage, receipts, files, consumption, purchases,
     x402_purchases, refills, pricing, vouchers, referral, sign_in, account, alerts, auto_topup, webhooks, pages, manual,
     operator_users, operator_desk, operator_shares,
-    operator_revenue, openai_models, openai_images, openai_audio,
+    operator_revenue, operator_reconciliations, openai_models, openai_images, openai_audio,
 )  # fmt: skip
 """Matched in this order, one after the other: what is called most comes first."""
 

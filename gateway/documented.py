@@ -96,6 +96,7 @@ REQUESTS: Final[Mapping[str, Mapping[str, Any]]] = {
     **OPENAI_REQUESTS,
     "startStripeCheckout": {"A package": {"email": "dev@company.com", "packageCode": "builder_600"}},
     "buyWithX402": {"A package": {"packageCode": "builder_600", "keyLabel": "Primary key"}},
+    "settleCheckout": {"Back from the payment page": {"sessionId": "cs_test_..."}},
     "claimStripeKey": {"The first key": {"sessionId": "cs_test_...", "keyLabel": "Primary key"}},
     "startCryptoCheckout": {"A package": {"email": "dev@company.com", "packageCode": "builder_600"}},
     "claimCryptoKey": {"The first key": {"sessionId": "68f7a946db0529ea9b6d3a12", "keyLabel": "Primary key"}},
@@ -221,6 +222,14 @@ ANSWERS: Final[Mapping[str, Any]] = {
     | {
         "checkoutUrl": "https://payments.coinbase.com/payment-links/pl_01h8441j23abcd1234567890ef",
         "sessionId": "68f7a946db0529ea9b6d3a12",
+    },
+    "settleCheckout": {
+        "ok": True,
+        "paid": True,
+        "key": "waits",
+        "packageCode": "builder_600",
+        "credits": 600.0,
+        "tokens": 60000,
     },
     "claimStripeKey": _CLAIMED,
     "claimCryptoKey": _CLAIMED,

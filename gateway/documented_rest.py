@@ -50,6 +50,20 @@ _AUTO_TOPUP: Final = {
         "setAt": "2026-11-22T12:00:00Z",
     },
 }
+_PURCHASE: Final = {
+    "id": "pur_01k8z0b2c4d6f8g0h2j4k6m8n0",
+    "provider": "stripe",
+    "packageCode": "builder_600",
+    "credits": 600.0,
+    "tokens": 60000,
+    "priceMinor": 5000,
+    "currency": "usd",
+    "email": "dev@company.com",
+    "createdAt": "2026-11-22T12:00:00Z",
+    "paid": True,
+    "paidMinor": 5000,
+    "returnedMinor": 0,
+}
 _ENDPOINT: Final = {
     "id": "hook_01k8z0g1m3n5p7q9r1s3t5v7w9",
     "url": "https://example.com/hooks",
@@ -174,6 +188,7 @@ REST: Final[Mapping[str, Any]] = {
     "setAutoTopup": _AUTO_TOPUP,
     "deleteAutoTopup": {**_OK, "autoTopup": None},
     "saveCard": {**_OK, "cardUrl": "https://checkout.stripe.com/c/pay/cs_test_..."},
+    "listPurchases": {**_OK, "data": [_PURCHASE], "nextCursor": None},
     "addWebhookEndpoint": {**_OK, **_ENDPOINT, "secret": "whsec_..."},
     "listWebhookEndpoints": {**_OK, "data": [_ENDPOINT]},
     "rotateWebhookEndpoint": {**_OK, **_ENDPOINT, "secret": "whsec_..."},
@@ -190,12 +205,13 @@ REST: Final[Mapping[str, Any]] = {
     "exportAccount": {
         **_OK,
         "lowBalance": _LOW_BALANCE,
+        "autoTopup": _AUTO_TOPUP["autoTopup"],
         "webhookEndpoints": [_ENDPOINT],
         "webhookDeliveries": [_DELIVERY],
         "user": {"id": _USER["userId"], "email": _USER["email"]},
         "keys": [_KEY],
         "sessions": [],
-        "purchases": [],
+        "purchases": [_PURCHASE],
         "statement": ANSWERS["getStatement"]["data"],
         "jobs": [_JOB],
         "files": [_FILE],

@@ -38,7 +38,8 @@ from ledger.tables import accounts as accounts_table
 from ledger.tables import grants as grants_table
 from ledger.tables import transfers, users
 from ledger.transfers import find
-from payments import vouchers
+from payments import reconciliations, vouchers
+from payments.reconciliations import Reconciliation, Span
 from payments.vouchers import NewVoucher, Voucher, VoucherTerms
 
 HOUSE: Final = "promotion:operator"
@@ -283,6 +284,21 @@ async def _account_of(conn: AsyncConnection, transfer_id: int) -> int:
     if account_id is None:
         raise NotFound("transfer of a user")
     return int(account_id)
+
+
+async def order_reconciliation(  # noqa: PLR0913, PLR0917  # what is compared, and for whom
+    conn: AsyncConnection, actor: Actor, span: Span, provider: str | None, repairs: bool, reason: str
+) -> Reconciliation:
+    """Write down that an operator's comparison of providers with the books begins."""
+    begun = await reconciliations.begin(conn, span, repairs=repairs)
+    facts = {
+        "since": span.since.isoformat(),
+        "until": span.until.isoformat(),
+        "provider": provider,
+        "repairs": repairs,
+    }
+    await record(conn, actor, Action("reconciliation.begin", begun.id, after=facts, reason=reason))
+    return await reconciliations.by_id(conn, begun.id)
 
 
 async def _log_user(  # noqa: PLR0913, PLR0917  # one step of the two above

@@ -69,6 +69,7 @@ ROUTES: Final[Mapping[str, BucketName]] = {
     "startCryptoCheckout": "purchase",
     "buyWithX402": "purchase",
     "openBillingPortal": "purchase",
+    "settleCheckout": "purchase",
     "claimStripeKey": "sensitive_auth",
     "claimCryptoKey": "sensitive_auth",
     "createKey": "sensitive_auth",

@@ -33,6 +33,7 @@ Cursor = Annotated[str | None, cursor_of("[0-9a-z_]{1,40}")]
 JobCursor = Annotated[str | None, cursor_of("job_[0-9a-z]{26}")]
 MessageCursor = Annotated[str | None, cursor_of("msg_[0-9a-z]{26}")]
 FileCursor = Annotated[str | None, cursor_of("file_[0-9a-z]{26}")]
+PurchaseCursor = Annotated[str | None, cursor_of("pur_[0-9a-z]{26}")]
 LineCursor = Annotated[str | None, cursor_of("[1-9][0-9]{0,17}")]
 
 

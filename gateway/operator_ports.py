@@ -17,6 +17,7 @@ from gateway.prices import NewPrice, PriceVersion
 from ledger.actions import LoggedAction
 from ledger.keys import ApiKey, Credential
 from ledger.statements import Line
+from payments.reconciliations import Reconciliation, Span
 from payments.vouchers import NewVoucher, Redemption, Voucher, VoucherTerms
 
 
@@ -271,6 +272,17 @@ class Desk(Protocol):
         self, by: Signed, limit: int, before: str | None, user_id: str | None
     ) -> list[LoggedAction]:
         """Return the log, newest first."""
+
+    async def reconciliations(self, by: Signed, limit: int, before: str | None) -> list[Reconciliation]:
+        """Return comparisons of providers with the books, newest first."""
+
+    async def reconciliation(self, by: Signed, reconciliation_id: str) -> Reconciliation:
+        """Raises: NotFound."""
+
+    async def order_reconciliation(
+        self, by: Signed, span: Span, provider: str | None, repairs: bool, reason: str
+    ) -> Reconciliation:
+        """Write down that a comparison begins; whoever ordered it carries it out."""
 
     async def prices(self) -> list[PriceVersion]:
         """Return every announced price, for the quotes of an ingress replica."""

@@ -32,6 +32,7 @@ from ledger.statements import Cost, Statement
 from payments.cards import TopupBooks
 from payments.customers import Customer
 from payments.purchases import Claim, OpenPurchase, PaidSession, Purchase, UnpaidSession
+from payments.reconciler import ReconciliationBooks
 from payments.referrals import Application, Standing
 from payments.webhooks import ProviderEvent
 from payments.x402_facilitator import Settlement
@@ -236,7 +237,7 @@ class DeleteAccount:
     forfeit: bool
 
 
-class Ledger(Desk, Webhooks, TurnBooks, TopupBooks, Meters, Protocol):
+class Ledger(Desk, Webhooks, TurnBooks, TopupBooks, Meters, ReconciliationBooks, Protocol):
     """The books. Every method raises `kit.errors.Unavailable` while Postgres is away.
 
     Then nothing was written, but for one case: the connection was lost while it committed, and nobody knows. The same
@@ -357,8 +358,8 @@ class Ledger(Desk, Webhooks, TurnBooks, TopupBooks, Meters, Protocol):
     async def sessions(self, credential: Credential) -> list[Session]:
         """Return the caller's sessions, newest first, ended ones too."""
 
-    async def purchases(self, credential: Credential) -> list[Purchase]:
-        """Return the caller's purchases, newest first."""
+    async def purchases(self, credential: Credential, limit: int, before: str | None) -> list[Purchase]:
+        """Return up to `limit` of the caller's purchases, newest first."""
 
     async def delete_account(self, command: DeleteAccount) -> list[str]:
         """Forget the caller; the books stay, without a name. Returns the storage keys of the bytes to be deleted.

@@ -156,8 +156,8 @@ class StartCheckout(Request):
     package_code: Annotated[str, Field(max_length=64, description="A `code` of `GET /api/v1/packages`.")]
 
 
-class ClaimKey(Request):
-    """Claim the first API key of a payment."""
+class SettleCheckout(Request):
+    """Name a checkout."""
 
     session_id: Annotated[
         str,
@@ -165,6 +165,11 @@ class ClaimKey(Request):
             min_length=1, max_length=255, description="From the checkout's answer.", json_schema_extra=TEXT
         ),
     ]
+
+
+class ClaimKey(SettleCheckout):
+    """Claim the first API key of a payment."""
+
     key_label: Label = "Primary key"
 
 

@@ -32,6 +32,11 @@ def _variable(name: str) -> AliasChoices:
     return AliasChoices(name)
 
 
+def several(written: str) -> tuple[str, ...]:
+    """Return the secrets of a setting that takes several, with commas between; an empty one is none."""
+    return tuple(secret.strip() for secret in written.split(",") if secret.strip())
+
+
 class Settings(BaseSettings):
     """Everything an operator can turn that is not a price or a replica count.
 
@@ -95,6 +100,7 @@ class Settings(BaseSettings):
     coinbase_webhook_secret: SecretStr = Field(
         default=SecretStr(""), validation_alias=_variable("COINBASE_WEBHOOK_SECRET")
     )
+    """Several with commas between are all valid, as with the other providers' below."""
     coinbase_api_base: str = Field(default="", validation_alias=_variable("COINBASE_API_BASE"))
     """Empty means Coinbase Business itself; its sandbox's address, or ours."""
     btcpay_url: str = Field(default="", validation_alias=_variable("BTCPAY_URL"))
@@ -288,13 +294,13 @@ class Settings(BaseSettings):
         coinbase = {
             "COINBASE_API_KEY_ID": self.coinbase_api_key_id,
             "COINBASE_API_KEY_SECRET": self.coinbase_api_key_secret.get_secret_value(),
-            "COINBASE_WEBHOOK_SECRET": self.coinbase_webhook_secret.get_secret_value(),
+            "COINBASE_WEBHOOK_SECRET": several(self.coinbase_webhook_secret.get_secret_value()),
         }
         btcpay = {
             "BTCPAY_URL": self.btcpay_url,
             "BTCPAY_STORE_ID": self.btcpay_store_id,
             "BTCPAY_API_KEY": self.btcpay_api_key.get_secret_value(),
-            "BTCPAY_WEBHOOK_SECRET": self.btcpay_webhook_secret.get_secret_value(),
+            "BTCPAY_WEBHOOK_SECRET": several(self.btcpay_webhook_secret.get_secret_value()),
         }
         if self.btcpay_url and not self.btcpay_url.startswith(("https://", "http://")):
             raise ValueError("BTCPAY_URL: must be the server's address, such as https://pay.company.com")
@@ -379,8 +385,7 @@ class Settings(BaseSettings):
     @property
     def stripe_webhook_secrets(self) -> tuple[str, ...]:
         """The secrets that may have signed a webhook; an empty one is none."""
-        written = self.stripe_webhook_secret.get_secret_value().split(",")
-        return tuple(secret.strip() for secret in written if secret.strip())
+        return several(self.stripe_webhook_secret.get_secret_value())
 
     @property
     def wants_sandbox(self) -> bool:

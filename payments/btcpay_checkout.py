@@ -8,8 +8,6 @@ Source: BTCPay Server's Greenfield API, invoices and webhooks.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import math
 import re
 from collections.abc import AsyncIterator, Mapping
@@ -21,12 +19,14 @@ from urllib.parse import quote, urlencode
 import orjson
 
 from kit.errors import InvalidRequest
+from kit.settings import several
 from payments.amounts import in_minor, number
 from payments.checkout import OWN_ID, ProviderSession, SessionRequest
 from payments.currencies import amount_text
 from payments.errors import PaymentsUnavailable
 from payments.provider_api import NOT_UNDERSTOOD, ProviderApi
-from payments.webhooks import ProviderEvent
+from payments.signatures import is_signed
+from payments.webhooks import ProviderEvent, name_of
 
 EXPIRATION_MINUTES: Final = 60
 """An hour to pay, as with the other providers; rates are fixed for that long."""
@@ -47,12 +47,15 @@ class BtcpayCheckout:
     """Its API does not tell a test network from the real one: whoever configures a server says that it is money."""
 
     def __init__(self, url: str, store_id: str, api_key: str, webhook_secret: str) -> None:
-        """Connect to nothing yet. An empty webhook secret is refused: an empty key verifies anything."""
-        if not url or not store_id or not api_key or not webhook_secret:
+        """Connect to nothing yet. Of several webhook secrets with commas between each is valid.
+
+        None is refused: an empty key verifies anything.
+        """
+        self._webhook_secrets = several(webhook_secret)
+        if not url or not store_id or not api_key or not self._webhook_secrets:
             raise ValueError("BTCPay needs its address, a store, an API key and the webhook's secret")
         self._store_id = store_id
         self._api_key = api_key
-        self._webhook_secret = webhook_secret
         self._api = ProviderApi(url)
         self._invoices = f"/api/v1/stores/{quote(store_id, safe='')}/invoices"
 
@@ -110,14 +113,13 @@ class BtcpayCheckout:
 
     def verify(self, body: bytes, headers: Mapping[str, str]) -> ProviderEvent:
         """Return the event of a rightly signed webhook; a redelivery is the same event. Raises: InvalidRequest."""
-        digest = hmac.new(self._webhook_secret.encode(), body, hashlib.sha256).hexdigest()
-        given = headers.get(self.signature_header, "")
-        if not hmac.compare_digest(f"sha256={digest}".encode(), given.encode()):
+        how, _, given = headers.get(self.signature_header, "").partition("=")
+        if how != "sha256" or not is_signed(self._webhook_secrets, body, given):
             raise InvalidRequest("BTCPay-Sig", "the signature does not verify")
         try:
             event = orjson.loads(body)
-            kind, invoice_id = str(event["type"]), str(event.get("invoiceId", ""))
-            delivery_id = str(event.get("originalDeliveryId") or event["deliveryId"])
+            kind, invoice_id = name_of(event["type"]), str(event.get("invoiceId", ""))
+            delivery_id = name_of(event.get("originalDeliveryId") or event["deliveryId"])
             is_ours = str(event.get("storeId", self._store_id)) == self._store_id
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidRequest("body", "not a BTCPay event") from error

@@ -158,7 +158,8 @@ class CardCheckout(Checkout):
         """
         if not self._cards.charges_saved_cards:
             raise PaymentsUnavailable(
-                "Automatic top-up is not offered here: the tax of each payment is worked out at its checkout."
+                "Automatic top-up is not offered here, since the tax of each payment is worked out at its checkout:"
+                " buy a package at /credits, or with POST /api/v1/checkout/stripe."
             )
         self._refuse_test_key(credential)
         customer_id = await self._known_customer(credential, scopes.BILLING)

@@ -196,6 +196,19 @@ class Checkout:
         Raises: NotFound, PaymentPending, PaymentFailed, AlreadyClaimed, AccountExists, ClaimExpired, PaymentMismatch,
         PaymentsUnavailable.
         """
+        await self._arrive(session_id)
+        return await self._books.claim(self.provider.name, session_id, label)
+
+    async def arrive(self, session_id: str) -> Purchase:
+        """Return the purchase of a payer who comes back, granted if it is paid, also when no webhook has come yet.
+
+        Raises: NotFound, PaymentFailed, PaymentMismatch, PaymentsUnavailable.
+        """
+        await self._arrive(session_id)
+        return await self._books.purchase(self.provider.name, session_id)
+
+    async def _arrive(self, session_id: str) -> None:
+        """Ask the provider about a purchase that is not paid so far. Raises: as `arrive`."""
         if not self.knows(session_id):
             raise NotFound("checkout session")
         try:
@@ -212,7 +225,6 @@ class Checkout:
                 session = await self.settle(purchase.session_id)
         if session is not None and session.failed:
             raise PaymentFailed
-        return await self._books.claim(self.provider.name, session_id, label)
 
     def knows(self, session_id: str) -> bool:
         """Tell whether this may name a session of the provider, or a purchase of ours."""

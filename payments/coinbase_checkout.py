@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 import orjson
 
 from kit.errors import InvalidRequest
-from kit.settings import COINBASE_LIVE
+from kit.settings import COINBASE_LIVE, several
 from payments.amounts import in_minor
 from payments.cdp import CdpKey
 from payments.checkout import OWN_ID, ProviderSession, SessionRequest
@@ -29,7 +29,7 @@ from payments.errors import PaymentsUnavailable
 from payments.hook0 import HEADER, verify_hook0
 from payments.provider_api import NOT_UNDERSTOOD, ProviderApi
 from payments.returns import Return
-from payments.webhooks import ProviderEvent
+from payments.webhooks import ProviderEvent, name_of
 
 PAGE: Final = 100
 """Checkouts in one answer."""
@@ -60,12 +60,15 @@ class CoinbaseCheckout:
         api_base: str = "",
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Connect to nothing yet. An empty webhook secret is refused: an empty key verifies anything."""
-        if not key_id or not webhook_secret:
+        """Connect to nothing yet. Of several webhook secrets with commas between each is valid.
+
+        None is refused: an empty key verifies anything.
+        """
+        self._webhook_secrets = several(webhook_secret)
+        if not key_id or not self._webhook_secrets:
             raise ValueError("Coinbase needs its key's id and secret and its webhook secret")
         self.livemode = (api_base or COINBASE_LIVE).rstrip("/") == COINBASE_LIVE
         self._key = CdpKey(key_id, key_secret, clock)
-        self._webhook_secret = webhook_secret
         self._api = ProviderApi(api_base or COINBASE_LIVE)
         self._clock = clock
 
@@ -146,18 +149,20 @@ class CoinbaseCheckout:
     def verify(self, body: bytes, headers: Mapping[str, str]) -> ProviderEvent:
         """Return the event of a webhook whose signature and time are right. Raises: InvalidRequest.
 
-        An event is known by its checkout, its type and its refund: Coinbase may send it under several delivery ids.
+        An event is known by its checkout, its type and its refund: Coinbase may send it under several delivery ids. One
+        that is about no checkout is known by what it says, and kept.
         """
-        verify_hook0(self._webhook_secret, body, headers, self._clock())
+        verify_hook0(self._webhook_secrets, body, headers, self._clock())
         try:
             event = orjson.loads(body)
-            checkout_id, kind = str(event["id"]), str(event["eventType"])
-            refund_id = _refund_id(event)
-        except (ValueError, KeyError, TypeError) as error:
-            raise InvalidRequest("body", "not a Coinbase checkout event") from error
-        known = ":".join(part for part in (checkout_id, kind, refund_id) if part)
-        about = checkout_id if CHECKOUT_ID.fullmatch(checkout_id) else None
-        return ProviderEvent(self.name, known, kind, about, body)
+            kind, checkout_id = name_of(event["eventType"]), event.get("id")
+            if not isinstance(checkout_id, str) or not CHECKOUT_ID.fullmatch(checkout_id):
+                said = hashlib.sha256(body).hexdigest()
+                return ProviderEvent(self.name, f"{kind[:100]}:{said}", kind, None, body)
+            known = name_of(":".join(part for part in (checkout_id, kind, _refund_id(event)) if part))
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise InvalidRequest("body", "not a Coinbase event") from error
+        return ProviderEvent(self.name, known, kind, checkout_id, body)
 
     def _authorization(self, method: str, path: str) -> dict[str, str]:
         """Return a token that is good for this one request."""

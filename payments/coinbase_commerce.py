@@ -8,8 +8,6 @@ Source: Coinbase Commerce, webhooks and charges.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import re
 from collections.abc import Mapping
 from decimal import Decimal
@@ -18,10 +16,12 @@ from typing import Any, Final
 import orjson
 
 from kit.errors import InvalidRequest, NotFound
+from kit.settings import several
 from payments.amounts import in_minor, number
 from payments.checkout import OWN_ID, ProviderSession, SessionRequest
 from payments.errors import PaymentsUnavailable
-from payments.webhooks import ProviderEvent
+from payments.signatures import is_signed
+from payments.webhooks import ProviderEvent, name_of
 
 CLOSED: Final = "Coinbase Commerce has closed; this server opens no checkouts there."
 CHARGE_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -40,10 +40,10 @@ class CoinbaseCommerce:
     """Commerce had no test mode."""
 
     def __init__(self, webhook_secret: str) -> None:
-        """An empty webhook secret is refused: an empty key verifies anything."""
-        if not webhook_secret:
+        """Of several secrets with commas between each is valid. None is refused: an empty key verifies anything."""
+        self._webhook_secrets = several(webhook_secret)
+        if not self._webhook_secrets:
             raise ValueError("Coinbase Commerce needs its webhook secret")
-        self._webhook_secret = webhook_secret
 
     async def close(self) -> None:
         """There is nothing to close."""
@@ -67,13 +67,12 @@ class CoinbaseCommerce:
 
     def verify(self, body: bytes, headers: Mapping[str, str]) -> ProviderEvent:
         """Return the event of a rightly signed webhook. Raises: InvalidRequest."""
-        digest = hmac.new(self._webhook_secret.encode(), body, hashlib.sha256).hexdigest()
-        if not hmac.compare_digest(digest.encode(), headers.get(self.signature_header, "").encode()):
+        if not is_signed(self._webhook_secrets, body, headers.get(self.signature_header, "")):
             raise InvalidRequest("X-CC-Webhook-Signature", "the signature does not verify")
         try:
             event = orjson.loads(body)["event"]
-            event_id, kind, charge = str(event["id"]), str(event["type"]), event["data"]
-            about = str(charge["id"]) if kind in ("charge:confirmed", "charge:failed") else None
+            event_id, kind, charge = name_of(event["id"]), name_of(event["type"]), event["data"]
+            about = name_of(charge["id"]) if kind in ("charge:confirmed", "charge:failed") else None
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidRequest("body", "not a Coinbase Commerce event") from error
         return ProviderEvent(self.name, event_id, kind, about, body)

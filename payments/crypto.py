@@ -5,11 +5,11 @@ A session id tells its provider by its form, a webhook by its signature's header
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, TypeVar
 
 from kit.errors import InvalidRequest, NotFound
-from kit.settings import Settings
+from kit.settings import Settings, several
 from ledger.keys import Credential
 from payments.btcpay_checkout import BtcpayCheckout
 from payments.checkout import Checkout, Provider, PurchaseBooks, StartedCheckout
@@ -17,7 +17,9 @@ from payments.coinbase_checkout import CoinbaseCheckout
 from payments.coinbase_commerce import CLOSED, CoinbaseCommerce
 from payments.errors import PaymentsUnavailable
 from payments.packages import Package
-from payments.purchases import Claim
+from payments.purchases import Claim, Purchase
+
+T = TypeVar("T")
 
 SIGNATURE_HEADERS: Final = ("X-Hook0-Signature", "BTCPay-Sig", "X-CC-Webhook-Signature")
 """Of every provider that could be configured."""
@@ -44,10 +46,18 @@ class CryptoCheckouts:
 
     async def claim(self, session_id: str, label: str) -> Claim:
         """Hand out the first key of a payment; `session_id` may name our purchase too. Raises: as `Checkout.claim`."""
+        return await self._first(session_id, lambda checkout: checkout.claim(session_id, label))
+
+    async def arrive(self, session_id: str) -> Purchase:
+        """Return the purchase of a payer who comes back; see `Checkout.arrive`."""
+        return await self._first(session_id, lambda checkout: checkout.arrive(session_id))
+
+    async def _first(self, session_id: str, ask: Callable[[Checkout], Awaitable[T]]) -> T:
+        """Return the answer of the first checkout whose session it is. Raises: NotFound."""
         for checkout in self.checkouts:
             if checkout.knows(session_id):
                 try:
-                    return await checkout.claim(session_id, label)
+                    return await ask(checkout)
                 except NotFound:
                     continue
         raise NotFound("checkout session")
@@ -90,7 +100,8 @@ def crypto_for(settings: Settings, books: PurchaseBooks) -> CryptoCheckouts | No
                 settings.btcpay_webhook_secret.get_secret_value(),
             )
         )
-    if secret := settings.coinbase_commerce_webhook_secret.get_secret_value():
-        found.append(CoinbaseCommerce(secret))
+    commerce_secret = settings.coinbase_commerce_webhook_secret.get_secret_value()
+    if several(commerce_secret):
+        found.append(CoinbaseCommerce(commerce_secret))
     checkouts = [Checkout(books, provider, settings.base_url) for provider in found]
     return CryptoCheckouts(checkouts) if checkouts else None

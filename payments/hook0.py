@@ -8,13 +8,12 @@ Source: Hook0's webhook signatures, which Coinbase sends as `X-Hook0-Signature`.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from kit.errors import InvalidRequest
+from payments.signatures import is_signed
 
 HEADER: Final = "x-hook0-signature"
 TOLERANCE_S: Final = 300
@@ -25,8 +24,8 @@ MAX_LENGTH: Final = 4096
 """A signature with all the headers it may name is far shorter."""
 
 
-def verify_hook0(secret: str, body: bytes, headers: Mapping[str, str], now_s: float) -> None:
-    """Return for a rightly signed webhook; header names are in lower case. Raises: InvalidRequest."""
+def verify_hook0(secrets: Sequence[str], body: bytes, headers: Mapping[str, str], now_s: float) -> None:
+    """Return for a webhook that one of the secrets signed; header names are in lower case. Raises: InvalidRequest."""
     parts = _parts(headers.get(HEADER, ""))
     stamp = parts.get("t", "")
     if not (STAMP.fullmatch(stamp) and abs(now_s - int(stamp)) <= TOLERANCE_S):
@@ -42,8 +41,7 @@ def verify_hook0(secret: str, body: bytes, headers: Mapping[str, str], now_s: fl
     else:
         signed = stamp.encode() + b"." + body
         given = parts.get("v0", "")
-    expected = hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()
-    if not hmac.compare_digest(expected.encode(), given.encode()):
+    if not is_signed(secrets, signed, given):
         raise _refusal("it does not verify")
 
 

@@ -119,6 +119,11 @@ class Purchase:
     paid_minor: int | None
     returned_minor: int
 
+    @property
+    def charged_minor(self) -> int:
+        """What a fulfilled one cost its payer: the price, where nothing else is known."""
+        return self.amount_minor if self.paid_minor is None else self.paid_minor
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -193,14 +198,19 @@ async def of_email(conn: AsyncConnection, email: str, limit: int) -> list[Purcha
     return [_purchase(row) for row in rows]
 
 
-async def list_purchases(conn: AsyncConnection, user_id: str) -> list[Purchase]:
-    """Return what was sold to a user, and their top-ups that are still open, newest first."""
-    rows = await conn.execute(
+async def list_purchases(
+    conn: AsyncConnection, user_id: str, limit: int, before: str | None
+) -> list[Purchase]:
+    """Return a page of what was sold to a user, and of their top-ups that are still open, newest first."""
+    page = (
         select(purchases)
         .where(or_(purchases.c.user_id == user_id, purchases.c.topup_user_id == user_id))
         .order_by(purchases.c.id.desc())
+        .limit(limit)
     )
-    return [_purchase(row) for row in rows]
+    if before is not None:
+        page = page.where(purchases.c.id < before)
+    return [_purchase(row) for row in await conn.execute(page)]
 
 
 async def lock_of_user(conn: AsyncConnection, user_id: str) -> None:

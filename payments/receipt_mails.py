@@ -46,7 +46,6 @@ async def _tell(conn: AsyncConnection, before: Row[Any], after: Purchase, base_u
 
 def receipt_mail(purchase: Purchase, base_url: str) -> tuple[str, str]:
     """Say what was bought, and how to come to it."""
-    paid_minor = purchase.amount_minor if purchase.paid_minor is None else purchase.paid_minor
     bought = f"{purchase.credits_tokens // 100} credits"
     if purchase.opened_account:
         by = "" if purchase.provider == "stripe" else "by=crypto&"
@@ -58,8 +57,8 @@ def receipt_mail(purchase: Purchase, base_url: str) -> tuple[str, str]:
         how = "The credits are on the account of this e-mail address, and its keys spend them. Sign in"
     return f"Receipt: {bought}", (
         f"Thank you. {bought} were bought ({purchase.package_code}).\n\n"
-        f"{_facts(purchase, paid_minor, 'Paid')}\n\n"
-        f"{how}:\n{base_url}/account\n\nThis receipt is kept there too, in the export of your data.\n"
+        f"{_facts(purchase, purchase.charged_minor, 'Paid')}\n\n"
+        f"{how}:\n{_page(purchase, base_url)}\n\nThis receipt is kept there too.\n"
     )
 
 
@@ -67,10 +66,16 @@ def refund_mail(purchase: Purchase, back_minor: int, base_url: str) -> tuple[str
     """Say what went back, and that its share of the credits went with it."""
     return "Money back: your purchase", (
         "A payment was given back or disputed, and the same share of its credits was taken back.\n\n"
-        f"{_facts(purchase, back_minor, 'Went back')}\n\nYour balance: {base_url}/account\n"
+        f"{_facts(purchase, back_minor, 'Went back')}\n\nYour balance and this purchase:\n"
+        f"{_page(purchase, base_url)}\n"
     )
 
 
 def _facts(purchase: Purchase, amount_minor: int, what: str) -> str:
     money = f"{amount_text(amount_minor, purchase.currency)} {purchase.currency.upper()}"
     return f"{what}: {money}\nBought on: {purchase.created_at:%Y-%m-%d} (UTC)\nPurchase: {purchase.id}"
+
+
+def _page(purchase: Purchase, base_url: str) -> str:
+    """Return where its owner sees a purchase."""
+    return f"{base_url}/account#{purchase.id}"

@@ -28,21 +28,23 @@ Kind = Literal[
     "arrived",
     "refund",
     "dispute",
+    "warning",
     "unsettled",
 ]
 """What differs. `not_granted`: paid there, nothing here. `not_paid`: granted here, not paid there. `unknown`: paid
-there for a purchase that the books lack. `paid_twice`: through a second session. `unsettled`: of a wallet, and nobody
-knows what became of it."""
+there for a purchase that the books lack. `paid_twice`: through a second session. `warning`: a card network calls it
+fraudulent, and its account was never frozen. `unsettled`: of a wallet, and nobody knows what became of it."""
 
 GRANT: Final = "grant its credits"
 TAKE: Final = "take back its share of the credits"
 RETURN: Final = "give back the credits that were taken for it"
 NOTE: Final = "note what arrived"
+FREEZE: Final = "freeze its account"
 
 
 @dataclass(frozen=True, slots=True)
 class Booked:
-    """A purchase as the books have it. Units: minor units."""
+    """A purchase as the books have it. `warned`: it froze its account, whatever became of that. Units: minor units."""
 
     purchase_id: str
     session_id: str | None
@@ -54,6 +56,7 @@ class Booked:
     paid_minor: int | None
     received_minor: int
     returns: tuple[Return, ...]
+    warned: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,8 @@ def _of_session(session: ProviderSession, one: Booked | None, *, livemode: bool)
         yield "amount", paid, f"paid {_money(one.paid_minor or 0, one.currency)}", None
     yield from _arrived(session, one)
     yield from _returned(session, one)
+    if session.warned and not one.warned:
+        yield "warning", "called fraudulent", "not heard of", FREEZE
 
 
 def _terms(session: ProviderSession, one: Booked, *, livemode: bool) -> Iterator[_Row]:

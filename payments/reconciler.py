@@ -76,14 +76,16 @@ class Reconciler:
 
     async def run(self, span: Span, only: Collection[str] = (), *, repairs: bool) -> Result:
         """Compare, mend if told to, keep the result and return it."""
-        return await self._run(await self._books.begin_reconciliation(span, repairs), only, repairs=repairs)
+        begun = await self._books.begin_reconciliation(span, repairs)
+        return await self.carry_out(begun, only, repairs=repairs)
 
     async def run_if_due(self, every: timedelta, back: timedelta, *, repairs: bool) -> Result | None:
         """Do the scheduled reconciliation, if it is time for it and nobody else is at it."""
         begun = await self._books.begin_reconciliation_if_due(every, back, repairs)
-        return None if begun is None else await self._run(begun, (), repairs=repairs)
+        return None if begun is None else await self.carry_out(begun, (), repairs=repairs)
 
-    async def _run(self, begun: Begun, only: Collection[str], *, repairs: bool) -> Result:
+    async def carry_out(self, begun: Begun, only: Collection[str], *, repairs: bool) -> Result:
+        """Do what was written down as begun, keep the result and return it. `only`: whom to ask; everyone if empty."""
         asked = [name for name in self.providers if not only or name in only]
         payments, repaired = 0, 0
         differences: list[Difference] = []

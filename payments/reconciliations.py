@@ -63,14 +63,17 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """A reconciliation that has ended."""
+    """A reconciliation; `ended_at` None: under way, or its process died, and the result is empty.
+
+    `left`: how many differences were; `result` holds the first `SHOWN_MOST` of them.
+    """
 
     id: str
     span: Span
     scheduled: bool
     repairs: bool
     began_at: datetime
-    ended_at: datetime
+    ended_at: datetime | None
     left: int
     result: Result
 
@@ -124,6 +127,7 @@ async def _booked(
             paid_minor=row.paid_minor,
             received_minor=row.received_minor,
             returns=tuple(kept[row.id]),
+            warned=row.warned_at is not None,
         )
         for row in rows
     ]
@@ -224,8 +228,25 @@ async def last(conn: AsyncConnection) -> Reconciliation:
     return _reconciliation(row)
 
 
+async def by_id(conn: AsyncConnection, reconciliation_id: str) -> Reconciliation:
+    """Return a reconciliation, ended or not. Raises: NotFound."""
+    found = await conn.execute(select(reconciliations).where(reconciliations.c.id == reconciliation_id))
+    row = found.one_or_none()
+    if row is None:
+        raise NotFound("reconciliation")
+    return _reconciliation(row)
+
+
+async def listed(conn: AsyncConnection, limit: int, before: str | None) -> list[Reconciliation]:
+    """Return a page of reconciliations, ended or not, newest first."""
+    page = select(reconciliations).order_by(reconciliations.c.id.desc()).limit(limit)
+    if before is not None:
+        page = page.where(reconciliations.c.id < before)
+    return [_reconciliation(row) for row in await conn.execute(page)]
+
+
 def _reconciliation(row: Row[Any]) -> Reconciliation:
-    report: dict[str, Any] = row.report
+    report: dict[str, Any] = row.report or {"differences": [], "silent": {}, "notes": {}}
     return Reconciliation(
         id=row.id,
         span=Span(row.since, row.until),

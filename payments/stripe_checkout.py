@@ -26,7 +26,7 @@ from payments.errors import NotRefundable, PaymentsUnavailable
 from payments.returns import Return
 from payments.stripe_amounts import from_stripe, to_stripe
 from payments.topup_charges import ChargeRefused, DueCharge
-from payments.webhooks import ProviderEvent
+from payments.webhooks import ProviderEvent, name_of
 
 T = TypeVar("T")
 
@@ -57,8 +57,6 @@ CHARGE_EVENTS: Final = frozenset({"payment_intent.succeeded"})
 """Of a saved card; those of a checkout say nothing that its session does not."""
 HANDLED_EVENTS: Final = SESSION_EVENTS | PAYMENT_EVENTS | WARNING_EVENTS | CHARGE_EVENTS
 """The events to subscribe to; others are kept and acknowledged."""
-NAME: Final = re.compile(r"[A-Za-z0-9_.:-]{1,255}")
-"""What an event's id and type look like, far beyond any that Stripe has."""
 PAGE: Final = 100
 """Stripe's largest page."""
 EXPANDED: Final = "payment_intent.latest_charge"
@@ -178,12 +176,14 @@ class StripeCheckout:
             if session.mode != "payment":
                 raise NotFound("checkout session")  # it saves a card
             return _session(session, await self._returns(session.payment_intent, at_all=False), warned=False)
-        payment_id, warned = object_id, False
+        payment_id = object_id
         if not object_id.startswith("pi_"):
             warning = await _found(self._client.v1.radar.early_fraud_warnings.retrieve_async(object_id))
             if (payment_id := _id(warning.payment_intent) or "") == "":
                 raise NotFound("payment")
             warned = True
+        else:
+            warned = bool(await self._warned({"payment_intent": payment_id, "limit": 1}))
         page = await _found(
             self._client.v1.checkout.sessions.list_async(
                 {"payment_intent": payment_id, "limit": 1, "expand": [f"data.{EXPANDED}"]}
@@ -225,11 +225,12 @@ class StripeCheckout:
     async def payments(self, since: datetime, until: datetime) -> AsyncIterator[ProviderSession]:
         """Go over the payments that were begun, made, refunded or disputed in a span, each as it stands now.
 
-        A session is begun before anything happens to it: what went back since then is all that went back of it. Of an
-        older one the whole is read by itself. Raises: PaymentsUnavailable.
+        A session is begun before anything happens to it: what went back since then is all that went back of it, and no
+        warning of it is older. Of an older one the whole is read by itself. Raises: PaymentsUnavailable.
         """
         begun: Any = {"gte": int(since.timestamp()), "lt": math.ceil(until.timestamp())}
         returns = await self._returns_since(begun["gte"])
+        warned = await self._warned({"created": {"gte": begun["gte"]}, "limit": PAGE})
         sessions: Any = {"created": begun, "limit": PAGE, "expand": [f"data.{EXPANDED}"]}
         seen: set[str] = set()
         async for session in _all(await _answered(self._client.v1.checkout.sessions.list_async(sessions))):
@@ -237,13 +238,19 @@ class StripeCheckout:
                 continue  # it saves a card
             payment_id = _id(session.payment_intent) or ""
             seen.add(payment_id)
-            yield _session(session, tuple(returns.get(payment_id, ())), warned=False)
+            yield _session(session, tuple(returns.get(payment_id, ())), warned=payment_id in warned)
         intents: Any = {"created": begun, "limit": PAGE}
         made = _all(await _answered(self._client.v1.payment_intents.list_async(intents)))
-        older = {each.id async for each in made if "purchase_id" in each.metadata} | returns.keys()
+        older = {each.id async for each in made if "purchase_id" in each.metadata} | returns.keys() | warned
         for payment_id in sorted(older - seen):
             with suppress(NotFound):  # of a shop beside ours
                 yield await self.retrieve(payment_id)
+
+    async def _warned(self, wanted: Any) -> set[str]:
+        """Return the payments that these early fraud warnings are about."""
+        warnings = _all(await _answered(self._client.v1.radar.early_fraud_warnings.list_async(wanted)))
+        # A charge without a payment was never a checkout's.
+        return {payment_id async for each in warnings if (payment_id := _id(each.payment_intent))}
 
     async def _returns_since(self, moment: int) -> dict[str, list[Return]]:
         """Return the refunds and disputes since then, by their payment."""
@@ -384,9 +391,7 @@ def checkout_for(settings: Settings, books: CardBooks) -> CardCheckout | None:
 
 def _event(event: Mapping[str, Any], body: bytes) -> ProviderEvent:
     """Read an event's name, and what it is about if we handle its type. Raises: KeyError, TypeError, ValueError."""
-    event_id, kind = event["id"], event["type"]
-    if not NAME.fullmatch(event_id) or not NAME.fullmatch(kind):
-        raise ValueError("an event has an id and a type")
+    event_id, kind = name_of(event["id"]), name_of(event["type"])
     about: object = None
     if kind in HANDLED_EVENTS:
         subject = event["data"]["object"]

@@ -7,6 +7,7 @@ tries up, becomes a dead letter: kept, and due again when an operator replays it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,6 +33,9 @@ KEPT_DAYS: Final = 30
 """As long as Stripe itself keeps its events."""
 FORGOTTEN_AT_ONCE: Final = 500
 """A sweep every few seconds keeps up with far more events than a shop has."""
+
+NAME: Final = re.compile(r"[A-Za-z0-9_.:-]{1,255}")
+"""What an event's id and type look like, far beyond any that providers have."""
 
 State = Literal["pending", "applied", "ignored", "dead"]
 queries: Final = load_queries(Path(__file__).with_name("queries.sql"))
@@ -62,6 +66,13 @@ class KeptEvent:
     attempts: int
     retry_at: datetime | None
     problem: str | None
+
+
+def name_of(found: object) -> str:
+    """Return an event's id or type. Raises: ValueError for what is neither."""
+    if not isinstance(found, str) or not NAME.fullmatch(found):
+        raise ValueError("an event has an id and a type")
+    return found
 
 
 async def store(conn: AsyncConnection, event: ProviderEvent) -> bool:

@@ -297,6 +297,16 @@ async def retrieve_dispute(request: Request, dispute_id: str) -> Response:
     return await show(request, "disputes", dispute_id, "dispute")
 
 
+@router.get("/radar/early_fraud_warnings")
+async def list_warnings(request: Request) -> Response:
+    """List early fraud warnings, newest first."""
+
+    def operation(state: TwinState, params: Params) -> Json:
+        return page(state.newest_first("warnings"), params, request.url.path, ("charge", "payment_intent"))
+
+    return await answer_read(request, "list of radar.early_fraud_warning", operation)
+
+
 @router.get("/radar/early_fraud_warnings/{warning_id}")
 async def retrieve_warning(request: Request, warning_id: str) -> Response:
     """Show one early fraud warning."""

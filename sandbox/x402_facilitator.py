@@ -220,12 +220,12 @@ async def _settle(  # noqa: PLR0911  # one an outcome
     outcome = chain.arranged.popleft() if chain.arranged else ""
     if outcome == DOWN:
         return Response(status_code=503)
-    if outcome == FAIL:
-        return JSONResponse({**said, "success": False, "errorReason": "transaction_failed"})
     before = chain.transactions.get(place)
     if before and (place in chain.pending or not chain.forgets):
         chain.pending.discard(place)
         return JSONResponse({**said, "success": True, "transaction": before})
+    if outcome == FAIL:
+        return JSONResponse({**said, "success": False, "errorReason": "transaction_failed"})
     reason = chain.problem(payment, wanted) or chain.shortage(signed)
     if reason is not None:
         return JSONResponse({**said, "success": False, "errorReason": reason})

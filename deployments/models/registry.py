@@ -82,6 +82,10 @@ class Entry:
     limits: str = ""
     checksums: tuple[tuple[str, str], ...] = ()
 
+    def variables_for(self, cpu_threads: int) -> dict[str, str]:
+        """Return what is set in its process; an engine's own processes hear of their threads in no other way."""
+        return {**dict(self.variables), "OMP_NUM_THREADS": str(cpu_threads)}
+
 
 SALE_LIMIT: Final = "selling its work is limited by the seller's yearly revenue: read the licence before"
 """What both community licences say in their own numbers, which may change."""
@@ -244,6 +248,9 @@ ENTRIES: Final[tuple[Entry, ...]] = (
         variables=(
             ("VLLM_CPU_KVCACHE_SPACE", "1"),  # a gigabyte holds hundreds of turns of the models for a CPU
             ("VLLM_CPU_OMP_THREADS_BIND", "nobind"),  # Ray and the other models share the cores
+            # On a CPU the engine would else compute in a process of its own and both would poll for each other, a core
+            # each: one alone says as much of the tiny model and a third more of the small one.
+            ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
             ("VLLM_NO_USAGE_STATS", "1"),
             ("VLLM_LOGGING_LEVEL", "WARNING"),
         ),

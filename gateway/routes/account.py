@@ -15,13 +15,12 @@ from gateway.account_schemas import AccountDeleted, AccountExport, DeleteAccount
 from gateway.bodies import StrictRoute
 from gateway.deps import SECURED, SESSION_ONLY, CallerKey, CallerSession, Parts, PartsOf
 from gateway.openapi import READ, WRITE, problems
-from gateway.responses import dump, in_credits, json_response
-from gateway.routes import alerts, files, keys, media, usage, webhooks
+from gateway.responses import dump, json_response
+from gateway.routes import alerts, auto_topup, files, keys, media, purchases, usage, webhooks
 from kit.errors import Unavailable
 from ledger import scopes
 from ledger.keys import Caller, Credential
 from ledger.sessions import Session
-from payments.purchases import Purchase
 
 log = structlog.get_logger(__name__)
 router = APIRouter(prefix="/api/v1/account", tags=["Account"], route_class=StrictRoute)
@@ -41,7 +40,8 @@ DELETIONS_AT_ONCE: Final = 16
     openapi_extra=SECURED,
 )
 async def export_account(credential: CallerKey, parts: PartsOf) -> Response:
-    """One JSON document: you, your keys without secrets, sessions, purchases, statement, jobs, files and webhooks.
+    """One JSON document: you, your keys without secrets, sessions, purchases, automatic top-up, statement, jobs, files
+    and webhooks.
 
     A limited key may not ask for it, and a test key neither. Statement, jobs, files and webhooks are the live ones: a
     test key lists those of the test world.
@@ -50,8 +50,8 @@ async def export_account(credential: CallerKey, parts: PartsOf) -> Response:
     heads = {
         "keys": [keys.shown(key) for key in await parts.ledger.keys(credential)],
         "sessions": [_session(session) for session in await parts.ledger.sessions(credential)],
-        "purchases": [_purchase(purchase) for purchase in await parts.ledger.purchases(credential)],
         "lowBalance": alerts.shown(await parts.ledger.low_balance(credential)),
+        "autoTopup": auto_topup.shown(await parts.ledger.auto_topup(credential)),
         "webhookEndpoints": [
             webhooks.shown(endpoint) for endpoint in await parts.ledger.endpoints(credential)
         ],
@@ -111,6 +111,7 @@ async def _export(
         yield b',"' + name.encode() + b'":' + dump(rows)
     for name, pages in (
         ("statement", _statement(parts, credential)),
+        ("purchases", _pages(lambda before: _purchases(parts, credential, before))),
         ("jobs", _pages(lambda before: _jobs(parts, credential, before))),
         ("files", _pages(lambda before: _files(parts, credential, before))),
         ("webhookDeliveries", _pages(lambda before: _deliveries(parts, credential, before))),
@@ -142,6 +143,10 @@ async def _pages(read: Callable[[str | None], Any]) -> AsyncIterator[list[dict[s
         before = page[-1]["id"]
 
 
+async def _purchases(parts: Parts, credential: Credential, before: str | None) -> list[dict[str, Any]]:
+    return [purchases.shown(purchase) for purchase in await parts.ledger.purchases(credential, PAGE, before)]
+
+
 async def _jobs(parts: Parts, credential: Credential, before: str | None) -> list[dict[str, Any]]:
     found = await parts.ledger.jobs(ports.JobQuery(credential, PAGE, before, None))
     return [media.shown(parts, job) for job in found]
@@ -162,19 +167,4 @@ def _session(session: Session) -> dict[str, Any]:
         "createdAt": session.created_at,
         "expiresAt": session.expires_at,
         "revokedAt": session.revoked_at,
-    }
-
-
-def _purchase(purchase: Purchase) -> dict[str, Any]:
-    return {
-        "id": purchase.id,
-        "provider": purchase.provider,
-        "packageCode": purchase.package_code,
-        "credits": in_credits(purchase.credits_tokens),
-        "tokens": purchase.credits_tokens,
-        "priceMinor": purchase.amount_minor,
-        "currency": purchase.currency,
-        "email": purchase.email,
-        "createdAt": purchase.created_at,
-        "paid": purchase.paid,
     }

@@ -47,7 +47,8 @@ async def set_auto_topup(body: SetAutoTopup, credential: CallerKey, parts: Parts
 
     409 `card_needed`: save a card first. A declined card is tried again after a day and after three more, and then
     switches this off; a bank that wants its customer pauses it. Either is told by mail and charges nothing. Setting it
-    again starts afresh. A frozen account is not topped up, and test accounts never are.
+    again starts afresh. A frozen account is not topped up, and test accounts never are. 503 `payments_unavailable`
+    where tax is worked out at each checkout: buy packages there.
     """
     package = parts.catalog.package(body.package_code)
     tokens = int(body.threshold * TOKENS_PER_CREDIT)

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from fastapi import APIRouter, Request
 from starlette.background import BackgroundTask
 from starlette.responses import Response
 
-from gateway.answers import CheckoutStarted, KeyClaimed, Packages, PortalOpened, WebhookReceived
+from gateway.account_schemas import Purchases
+from gateway.answers import (
+    CheckoutSettled,
+    CheckoutStarted,
+    KeyClaimed,
+    Packages,
+    PortalOpened,
+    WebhookReceived,
+)
 from gateway.bodies import StrictRoute, read_body
-from gateway.deps import SECURED, CallerKey, OptionalKey, Parts, PartsOf
+from gateway.deps import SECURED, CallerKey, OptionalKey, Parts, PartsOf, page_before
 from gateway.limits import limit_by
+from gateway.listing import Limit, PurchaseCursor, page
 from gateway.openapi import CRYPTO_WEBHOOK, READ, WEBHOOK, WRITE, problems
 from gateway.responses import in_credits, json_response
 from gateway.routes.keys import with_secret
-from gateway.schemas import ClaimKey, StartCheckout
+from gateway.schemas import ClaimKey, SettleCheckout, StartCheckout
 from kit.errors import AppError, NotFound
 from kit.telemetry import webhooks_total
 from ledger.keys import NewApiKey
@@ -25,7 +34,7 @@ from payments.checkout import Checkout, StartedCheckout
 from payments.crypto import CryptoCheckouts
 from payments.errors import PaymentsUnavailable
 from payments.packages import Package
-from payments.purchases import Claim
+from payments.purchases import Claim, Purchase
 from payments.webhooks import ProviderEvent
 
 log = structlog.get_logger(__name__)
@@ -165,6 +174,63 @@ async def claim_crypto_key(request: Request, body: ClaimKey, parts: PartsOf) -> 
 
 
 @router.post(
+    "/checkout/settle",
+    tags=["Purchases"],
+    operation_id="settleCheckout",
+    summary="Have a payment looked at",
+    response_model=CheckoutSettled,
+    responses=problems(
+        "invalid_request",
+        "payload_too_large",
+        "unsupported_media_type",
+        "not_found",
+        "payment_failed",
+        "payment_mismatch",
+        "unavailable",
+        "payments_unavailable",
+    ),
+)
+async def settle_checkout(request: Request, body: SettleCheckout, parts: PartsOf) -> Response:
+    """Grants the credits of a checkout that was paid, once, also when its webhook has not come yet; no key is shown.
+
+    The page that payers come back to does this. Without it the credits come all the same, some minutes later at most.
+    """
+    await limit_by(request, "session", body.session_id)
+    in_coins = parts.crypto is not None and (
+        parts.checkout is None or not parts.checkout.knows(body.session_id)
+    )
+    purchase = await (_crypto(parts) if in_coins else _checkout(parts)).arrive(body.session_id)
+    key = "claimed" if purchase.claimed else "waits" if purchase.paid and purchase.opened_account else "none"
+    return json_response(
+        {
+            "ok": True,
+            "paid": purchase.paid,
+            "key": key,
+            "packageCode": purchase.package_code,
+            "credits": in_credits(purchase.credits_tokens),
+            "tokens": purchase.credits_tokens,
+        }
+    )
+
+
+@router.get(
+    "/purchases",
+    tags=["Purchases"],
+    operation_id="listPurchases",
+    summary="List purchases",
+    response_model=Purchases,
+    responses=problems(*READ, "invalid_request"),
+    openapi_extra=SECURED,
+)
+async def list_purchases(
+    credential: CallerKey, parts: PartsOf, limit: Limit = 20, cursor: PurchaseCursor = None
+) -> Response:
+    """What you bought, newest first, with what was paid and what went back of it. A limited key may not ask."""
+    found = await parts.ledger.purchases(credential, limit + 1, page_before("pur", cursor))
+    return json_response({"ok": True, **page(found, limit, shown)})
+
+
+@router.post(
     "/webhooks/stripe",
     tags=["Webhooks"],
     operation_id="receiveStripeWebhook",
@@ -280,3 +346,21 @@ def _crypto(parts: Parts) -> CryptoCheckouts:
     if parts.crypto is None:
         raise PaymentsUnavailable("No crypto payment provider is configured on this server.")
     return parts.crypto
+
+
+def shown(purchase: Purchase) -> dict[str, Any]:
+    """Return a purchase as its owner sees it."""
+    return {
+        "id": purchase.id,
+        "provider": purchase.provider,
+        "packageCode": purchase.package_code,
+        "credits": in_credits(purchase.credits_tokens),
+        "tokens": purchase.credits_tokens,
+        "priceMinor": purchase.amount_minor,
+        "currency": purchase.currency,
+        "email": purchase.email,
+        "createdAt": purchase.created_at,
+        "paid": purchase.paid,
+        "paidMinor": purchase.charged_minor if purchase.paid else None,
+        "returnedMinor": purchase.returned_minor,
+    }

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import pytest_asyncio
 from sqlalchemy import text
 
-from gateway.account_schemas import AccountDeleted, AccountExport
+from gateway.account_schemas import AccountDeleted, AccountExport, Purchases
 from kit.errors import NotFound
 from ledger.credits import schedule
 from ledger.keys import Credential, hash_key
 from payments.packages import Package
 from payments.purchases import OpenPurchase, PaidSession
+from payments.returns import Return
 
 FOX = {"task": "image.generate", "input": {"prompt": "a very personal fox"}}
 PACKAGE = Package("starter_100", "Starter", 10_000, 1000, "usd")
@@ -60,7 +62,10 @@ async def test_an_export_holds_everything_and_no_secret(resident):
     assert export.user.email == resident.email
     assert [key.label for key in export.keys] == ["test"]
     assert len(export.sessions) == 1
-    assert [purchase.package_code for purchase in export.purchases] == ["starter_100"]
+    assert [(bought.package_code, bought.paid_minor) for bought in export.purchases] == [
+        ("starter_100", 1000)
+    ]
+    assert export.auto_topup is None
     assert [(line.kind, line.amount.tokens) for line in export.statement] == [
         ("purchase", 10_000),
         ("grant", 300),
@@ -87,6 +92,38 @@ async def test_an_export_is_whole_beyond_one_page_and_nobody_elses(resident, cus
         "my cat.png",
     ]
     assert [line["number"] for line in export["statement"]] == [2, 1]
+
+
+async def test_purchases_are_listed_in_pages_with_what_went_back_and_to_nobody_else(
+    resident, customer, ledger, db
+):
+    for number in range(2, 5):
+        purchase_id = f"pur_{number:026}"
+        await ledger.open_purchase(OpenPurchase(purchase_id, "stripe", resident.email, PACKAGE, None))
+        await ledger.fulfil(paid(purchase_id, f"cs_test_{number}"))
+    await ledger.fulfil(
+        replace(
+            paid(f"pur_{4:026}", "cs_test_4"),
+            returns=(Return("re_1", "refund", 400, "succeeded", 1, stands=True),),
+        )
+    )
+    first = await resident.get("/purchases?limit=3")
+    page = Purchases.model_validate_json(first.content)
+    assert [(each.paid, each.paid_minor, each.returned_minor) for each in page.data] == [
+        (True, 1000, 0),
+        (True, 1000, 400),
+        (True, 1000, 0),
+    ]
+    rest = (await resident.get(f"/purchases?limit=3&cursor={page.next_cursor}")).json()
+    assert ([each["id"] for each in rest["data"]], rest["nextCursor"]) == ([f"pur_{2:026}"], None)
+    export = (await resident.get("/account/export")).json()
+    assert len(export["purchases"]) == 4
+    stranger = await customer(100)
+    assert (await stranger.client.get("/api/v1/purchases")).json()["data"] == []
+    limited = await resident.key.client.post("/api/v1/keys", json={"label": "x", "scopes": ["read"]})
+    headers = {"authorization": f"Bearer {limited.json()['apiKey']}"}
+    assert (await stranger.client.get("/api/v1/purchases", headers=headers)).status_code == 403
+    assert (await resident.get("/purchases?cursor=nonsense")).status_code == 400
 
 
 async def test_a_deletion_forgets_the_person_and_keeps_the_books(resident, db, assert_sound, objects):

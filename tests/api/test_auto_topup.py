@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -155,10 +155,30 @@ async def test_a_balance_below_the_threshold_is_topped_up_once_with_the_saved_ca
     await assert_sound(shop.db)
 
 
+async def test_an_export_holds_it(shop):
+    await shop.save()
+    wished = await shop.wish()
+    exported = (await shop.client.get("/api/v1/account/export")).json()
+    assert exported["autoTopup"] == wished
+
+
 async def test_nothing_is_switched_on_without_a_saved_card(shop):
     answer = await shop.client.put(AUTO, json=WISH)
     assert (answer.status_code, answer.json()["error"]) == (409, "card_needed")
     assert (await shop.client.get(AUTO)).json() == {"ok": True, "autoTopup": None}
+
+
+async def test_where_tax_is_worked_out_at_a_checkout_nothing_is_switched_on_or_charged(shop, monkeypatch):
+    await shop.save()
+    await shop.wish()
+    options = replace(shop.checkout.provider._options, tax="exclusive")
+    monkeypatch.setattr(shop.checkout.provider, "_options", options)
+    answer = await shop.client.put(AUTO, json=WISH)
+    assert (answer.status_code, answer.json()["error"]) == (503, "payments_unavailable")
+    assert "buy a package at /credits" in answer.json()["message"], "what to do instead"
+    await shop.checkout.top_up(ON_SALE)  # what was switched on before
+    assert (shop.asked(), await shop.tokens()) == (0, 1_000)
+    assert (await shop.stands())["state"] == "on"
 
 
 @pytest.mark.parametrize(

@@ -316,6 +316,27 @@ async def test_a_webhook_that_is_not_rightly_signed_gets_400_and_is_not_kept(cli
 
 
 @pytest.mark.parametrize(
+    ("body", "status"), [(b'{"id": "\xff"}', 400), (b'"' + b"y" * 20_000 + b'"', 413), (b"not json", 400)]
+)
+async def test_a_body_that_is_no_event_is_refused_and_not_kept(client, world, db, body, status):
+    answer = await client.post(WEBHOOK, content=body, headers=signed(world, body))
+    assert answer.status_code == status, answer.text
+    async with db.transaction() as conn:
+        assert (await conn.execute(text("SELECT count(*) FROM provider_events"))).scalar_one() == 0
+
+
+async def test_types_of_the_future_are_kept_and_acknowledged(client, world, db):
+    body = json.dumps(
+        {"eventType": "checkout.of.the.future", "deliveryId": "1", "type": "OfTheFuture", "storeId": STORE_ID}
+    ).encode()
+    for _ in range(2):
+        assert (await client.post(WEBHOOK, content=body, headers=signed(world, body))).status_code == 200
+    async with db.transaction() as conn:
+        (event,) = (await conn.execute(text("SELECT * FROM provider_events"))).all()
+    assert (bytes(event.body), event.object_id, event.applied_at is not None) == (body, None, True)
+
+
+@pytest.mark.parametrize(
     "session_id", ["68f7a946db0529ea9b6d3a12", "4kSe5LQuFFXAA9VXDPTUBb", "cs_test_1", "../x", "0"]
 )
 async def test_an_unknown_session_is_404(client, world, session_id):

@@ -29,6 +29,8 @@ READS = (
     "/prices",
     "/audit",
     "/revenue",
+    "/reconciliations",
+    "/reconciliations/rec_01k8z0b2c4d6f8g0h2j4k6m8n0",
 )
 UNKNOWN = "01k8z0b2c4d6f8g0h2j4k6m8n0"
 
@@ -84,10 +86,14 @@ async def test_customers_strangers_and_revoked_operators_get_401_everywhere(
         if route.path.startswith(ROOT)
         for method in route.methods - {"HEAD"}
     ]
-    assert len(served) == 22
+    assert len(served) == 25
     for method, path in served:
         place = path.replace("{transfer_id}", "1").format(
-            user_id=f"user_{UNKNOWN}", hold_id="hold_x", job_id="job_x", voucher_id="voucher_x"
+            user_id=f"user_{UNKNOWN}",
+            hold_id="hold_x",
+            job_id="job_x",
+            voucher_id="voucher_x",
+            reconciliation_id="rec_x",
         )
         body = {} if method == "GET" else {"json": {"nonsense": 1}}
         assert refused(await client.request(method, place, **body), 401, "auth_required")

@@ -12,7 +12,7 @@ import pytest_asyncio
 from fastapi import FastAPI
 from sqlalchemy import text
 
-from gateway.answers import CheckoutStarted, KeyClaimed, Packages, WebhookReceived
+from gateway.answers import CheckoutSettled, CheckoutStarted, KeyClaimed, Packages, WebhookReceived
 from gateway.app import create_app
 from kit.settings import Settings
 from payments.stripe_checkout import checkout_for
@@ -254,3 +254,40 @@ async def test_a_signed_in_browser_tops_up_its_own_account_and_no_claim_follows(
     refused = await claim(client, checkout)
     assert (refused.status_code, refused.json()["error"]) == (409, "account_exists")
     assert (await browser.get("/balance")).json()["tokens"] == 10_000
+
+
+async def settled(client, checkout) -> httpx.Response:
+    return await client.post("/api/v1/checkout/settle", json={"sessionId": checkout["sessionId"]})
+
+
+async def test_a_payer_who_comes_back_has_the_credits_before_any_webhook(
+    client, payer, customer, db, assert_sound
+):
+    owner = await customer(100)
+    checkout = await order(owner.client)
+    unpaid = await settled(client, checkout)
+    CheckoutSettled.model_validate_json(unpaid.content)
+    assert (unpaid.status_code, unpaid.json()["paid"], unpaid.json()["key"]) == (200, False, "none")
+    await pay(payer, checkout)
+    answers = await asyncio.gather(*(settled(client, checkout) for _ in range(5)))
+    assert {(answer.status_code, answer.json()["paid"], answer.json()["key"]) for answer in answers} == {
+        (200, True, "none")
+    }
+    assert await owner.tokens() == 60_100
+    await assert_sound(db)
+
+
+async def test_what_a_payment_opened_waits_for_its_claim_and_no_look_shows_the_key(client, payer):
+    checkout = await order(client)
+    await pay(payer, checkout)
+    first = await settled(client, checkout)
+    assert (first.json()["paid"], first.json()["key"]) == (True, "waits")
+    assert "apiKey" not in first.text
+    assert (await claim(client, checkout)).status_code == 200
+    assert (await settled(client, checkout)).json()["key"] == "claimed"
+
+
+@pytest.mark.parametrize("session_id", ["cs_test_nowhere", "pur_1", "cs_../x", "0"])
+async def test_nothing_is_to_be_seen_of_a_session_of_nobody(client, session_id):
+    answer = await settled(client, {"sessionId": session_id})
+    assert (answer.status_code, answer.json()["error"]) == (404, "not_found")

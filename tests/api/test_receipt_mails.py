@@ -6,6 +6,7 @@ A payment that nobody claimed is reached by signing in with its e-mail address.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -88,7 +89,8 @@ async def test_a_buyer_gets_one_receipt_with_what_was_bought_and_how_to_come_to_
     assert "Paid: 50.00 USD" in mail
     assert "Purchase: pur_" in mail
     assert f"http://farebox.test/checkout/success?session_id={session_id}" in mail
-    assert "sign in with this e-mail address:\nhttp://farebox.test/account" in mail
+    (purchase_id,) = re.findall(r"Purchase: (pur_\w+)", mail)
+    assert f"sign in with this e-mail address:\nhttp://farebox.test/account#{purchase_id}\n" in mail
 
 
 async def test_a_payment_that_nobody_claimed_is_reached_by_signing_in(client, twin, person):

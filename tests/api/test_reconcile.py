@@ -138,6 +138,28 @@ async def clawed(db) -> list[tuple[int, int]]:
         return [(row.amount, row.clawed) for row in rows]
 
 
+async def frozen(db) -> list[bool]:
+    async with db.transaction() as conn:
+        rows = await conn.execute(
+            text("SELECT frozen_at IS NOT NULL AS frozen FROM accounts WHERE user_id IS NOT NULL")
+        )
+        return [row.frozen for row in rows]
+
+
+async def begun_earlier(street: Street, db, days: int) -> None:
+    """Make all that was begun and granted so far so many days older, on both sides."""
+    async with db.transaction() as conn:
+        await conn.execute(text("ALTER TABLE purchases DISABLE TRIGGER USER"))
+        await conn.execute(
+            text("UPDATE purchases SET created_at = created_at - make_interval(days => :days)"),
+            {"days": days},
+        )
+        await conn.execute(text("UPDATE purchases SET fulfilled_at = created_at"))
+    for table in ("sessions", "payment_intents"):
+        for each in street.document()[table].values():
+            each["created"] -= days * 24 * 3600
+
+
 async def test_payments_of_whom_no_webhook_came_are_found_and_granted(street, db, assert_sound, monkeypatch):
     for module in ("payments.stripe_checkout", "payments.coinbase_checkout", "payments.btcpay_checkout"):
         monkeypatch.setattr(f"{module}.PAGE", 2)  # so that there are several pages
@@ -194,13 +216,7 @@ async def test_disputes_and_refunds_of_older_sessions_are_found_by_their_own_day
     payment = await street.pay(session)
     await street.checkout.settle(session)
     dispute = await street.turn(f"payments/{payment}/dispute", amount=2_500)
-    async with db.transaction() as conn:  # all that is older than the span
-        await conn.execute(text("ALTER TABLE purchases DISABLE TRIGGER USER"))
-        await conn.execute(text("UPDATE purchases SET created_at = created_at - interval '9 days'"))
-        await conn.execute(text("UPDATE purchases SET fulfilled_at = created_at"))
-    for table in ("sessions", "payment_intents"):
-        for each in street.document()[table].values():
-            each["created"] -= 9 * 24 * 3600
+    await begun_earlier(street, db, 9)
     (found,) = (await street.compare()).differences
     assert (found.kind, found.session_id) == ("dispute", session)
     assert (await street.compare(repairs=True)).repaired == 1
@@ -210,6 +226,30 @@ async def test_disputes_and_refunds_of_older_sessions_are_found_by_their_own_day
     assert won.repair == "give back the credits that were taken for it"
     assert (await street.compare(repairs=True)).differences == ()
     assert await clawed(db) == [(60_000, 0)]
+    await assert_sound(db)
+
+
+@only_stripe
+@pytest.mark.parametrize("days_old", [0, 9])
+async def test_a_fraud_warning_that_no_webhook_told_freezes_its_account_once(  # fixtures
+    street, db, assert_sound, days_old
+):
+    session = await street.open(1)
+    payment = await street.pay(session)
+    await street.checkout.settle(session)
+    if days_old:
+        await begun_earlier(street, db, days_old)
+    await street.turn(f"payments/{payment}/warn")
+    (found,) = (await street.compare()).differences
+    assert (found.kind, found.session_id, found.repair) == ("warning", session, "freeze its account")
+    assert await frozen(db) == [False]
+    mended = await street.compare(repairs=True)
+    assert (mended.repaired, mended.differences) == (1, ())
+    assert (await frozen(db), await clawed(db)) == ([True], [(60_000, 0)])
+    async with db.transaction() as conn:  # an operator looked
+        await conn.execute(text("UPDATE accounts SET frozen_at = NULL"))
+    assert (await street.compare(repairs=True)).differences == ()
+    assert await frozen(db) == [False]
     await assert_sound(db)
 
 

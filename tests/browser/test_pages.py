@@ -24,13 +24,13 @@ PAGES = (
 PHONE = {"width": 360, "height": 740}
 
 
-def mail_to(outbox, address: str) -> str:
+def mail_to(outbox, address: str, about: str = "") -> str:
     """Wait for a mail to an address and return its text."""
     deadline = time.monotonic() + 30
     while True:
         for path in sorted(outbox.glob("*.eml"), reverse=True):
             text = path.read_text()
-            if f"To: {address}" in text:
+            if f"To: {address}" in text and about in text:
                 return text
         assert time.monotonic() < deadline, "no mail came"
         time.sleep(0.1)
@@ -130,6 +130,30 @@ def test_a_person_signs_in_by_mail_makes_a_key_and_signs_out(page, outbox):
     expect(page.get_by_label("E-mail")).to_be_visible()
 
 
+def test_a_person_tops_up_and_the_receipt_leads_to_the_purchase(page, outbox, platform):
+    sign_in(page, outbox, "buyer@company.com")
+    page.goto("/credits")
+    page.get_by_role("button", name="Buy Builder", exact=True).click()
+    page.get_by_role("button", name=re.compile(r"^Pay \$")).click()
+    page.wait_for_url("**/checkout/success*")
+    expect(page.locator("#status")).to_contain_text("600 credits were granted")
+    expect(page.get_by_role("button", name="Show my API key")).to_be_hidden()
+
+    receipt = mail_to(outbox, "buyer@company.com", about="Subject: Receipt: 600 credits")
+    (link,) = re.findall(r"^http\S+/account#pur_\w+$", receipt, re.MULTILINE)
+    page.goto(link)
+    bought = page.locator(f"#{link.partition('#')[2]}")
+    expect(bought).to_be_focused()
+    for text in ("builder_600", "600.00", "$50.00"):
+        expect(bought).to_contain_text(text)
+    page.get_by_role("button", name="Invoices and cards").click()
+    page.wait_for_url("**/p/session/*")
+
+    page.context.clear_cookies()
+    page.goto(link)  # signed out: the sign-in leads to the same place
+    expect(page.get_by_label("E-mail")).to_be_visible()
+
+
 def test_a_person_sets_an_alert_that_stays_until_it_is_emptied(page, outbox):
     sign_in(page, outbox, "alert@company.com")
     for threshold, said in (("50.5", "Saved."), ("", "No alert is set.")):
@@ -146,6 +170,7 @@ def test_a_person_saves_a_card_and_switches_automatic_top_up_on_and_off(page, ou
     page.goto("/credits")
     expect(page.locator("#auto-state")).to_have_text("It is off.")
     page.get_by_role("button", name="Save a card").click()
+    page.wait_for_url("**/c/pay/*")  # its button is called as ours begins
     page.get_by_role("button", name="Save").click()
     page.wait_for_url("**/credits*")
     expect(page.locator("#who")).to_have_text("auto@company.com")

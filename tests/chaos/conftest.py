@@ -24,6 +24,7 @@ from kit.errors import Unavailable
 from kit.postgres import EmbeddedPostgres
 
 SCRIPT = Path(__file__).with_name("ledger_process.py")
+TOPUP_SCRIPT = Path(__file__).with_name("topup_process.py")
 WARM = multiprocessing.get_context("forkserver")
 WARM.set_forkserver_preload(["deployments.ledger"])  # a second of imports, at each of some twenty starts
 
@@ -120,3 +121,14 @@ def replicas(durable: EmbeddedPostgres) -> Iterator[Replicas]:
 
     yield run
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def top_ups() -> Callable[[str, str, tuple[str, str] | None], BaseProcess]:
+    """`top_ups(books_url, stripe_url, doom)` makes a Runner's look at automatic top-ups, to be started."""
+
+    def look(books_url: str, stripe_url: str, doom: tuple[str, str] | None) -> BaseProcess:
+        asked = {"DATABASE_URL": books_url, "STRIPE": stripe_url, "DOOM": doom}
+        return WARM.Process(target=runpy.run_path, args=(str(TOPUP_SCRIPT), asked, "__main__"), daemon=True)
+
+    return look

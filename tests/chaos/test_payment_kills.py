@@ -1,14 +1,15 @@
 """The Ledger dies between a payment's webhook and its grant, at each step: the purchase is granted once.
 
-Over the real Stripe SDK, the twin behind it, and a Ledger in a process of its own.
+Over the real Stripe SDK, the twin behind it, and a Ledger in a process of its own; wallets' payments likewise.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, TypeVar
 
 import httpx
@@ -20,12 +21,16 @@ from kit.db import Database
 from kit.errors import Unavailable
 from kit.settings import Settings
 from payments.checkout import Checkout
-from payments.errors import AlreadyClaimed
+from payments.errors import AlreadyClaimed, PaymentRequired
 from payments.packages import Package
 from payments.purchases import Claim
 from payments.stripe_checkout import checkout_for
+from payments.x402 import x402_for
+from payments.x402_payments import Paid
+from payments.x402_wire import Call
 from sandbox.stripe_twin import TwinSettings, create_twin
 from sandbox.testing import SECRET_KEY, WEBHOOK_SECRET, Inbox, running
+from sandbox.x402_facilitator import Chain, create_facilitator
 
 BUILDER = Package("builder_600", "Builder", 60_000, 5_000, "usd")
 EVENTS_OF_A_PAYMENT = 2
@@ -138,4 +143,57 @@ async def test_a_purchase_is_granted_once_whichever_step_its_webhook_dies_at(  #
             {"email": email},
         )
         assert [tuple(row) for row in granted] == [(BUILDER.credits_tokens, BUILDER.credits_tokens)]
+    await assert_sound(books)
+
+
+WALLET_STEPS = [("begin_x402", "after"), ("conclude_x402", "before"), ("conclude_x402", "after")]
+
+
+@pytest.mark.parametrize("step", WALLET_STEPS, ids="-".join)
+async def test_a_wallets_payment_moves_and_is_granted_once_whichever_step_it_dies_at(
+    process, books, tmp_path, assert_sound, step
+):
+    await until_answered(process.books.ping)
+    chain = Chain()
+    with running(create_facilitator(chain)) as url:
+        settings = Settings(
+            data_dir=tmp_path, secret="of this test alone", x402_facilitator=url, x402_pay_to=f"0x{'1' * 40}"
+        )
+        checkout = x402_for(settings, process.books)
+        assert checkout
+        call = Call("POST /jobs", "a fox", "f" * 64, "image", 1, 100, checkout.price_minor(100))
+
+        async def pay(header: str | None) -> Paid:
+            return await checkout.pay(call, url, header, None, key_label="fox", key_days=1)
+
+        with pytest.raises(PaymentRequired) as offered:
+            await pay(None)
+        payment = chain.sign(offered.value.details)
+        header = base64.b64encode(json.dumps(payment).encode()).decode()
+        await process.call("doom", *step)
+        first = asyncio.create_task(pay(header))
+        await process.died()
+        process.start()
+        # The answer in hand outlives the Ledger; without one, its wallet sends the payment again.
+        with suppress(Unavailable):
+            await first
+
+        async def again() -> Paid:
+            async with books.transaction() as conn:  # as when its asker's lease is over
+                await conn.execute(text("UPDATE x402_payments SET due_at = now() WHERE state = 'settling'"))
+            return await pay(header)
+
+        paid = [await until_answered(again) for _ in range(2)]
+        assert len({each.secret for each in paid}) == 1
+        assert list(chain.transactions.values()) == [paid[0].transaction]
+        await checkout.close()
+    async with books.transaction() as conn:
+        granted = await conn.execute(
+            text(
+                "SELECT t.amount FROM transfers t JOIN purchases p ON p.transfer_id = t.id"
+                " JOIN x402_payments x ON x.purchase_id = p.id WHERE x.id = :id"
+            ),
+            {"id": paid[0].payment_id},
+        )
+        assert [tuple(row) for row in granted] == [(100,)]
     await assert_sound(books)

@@ -1,6 +1,7 @@
 """A crypto payment's whole life, shuffled, repeated, dropped and delayed: the books end where the provider is.
 
-The provider is its twin behind the real client; the one who catches up is the Runner.
+The provider is its twin behind the real client; the one who catches up is the Runner, and after a day's payments its
+reconciliation.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ from payments.errors import (
 )
 from payments.packages import Package
 from payments.purchases import OpenPurchase
+from payments.reconciler import NOTES, Reconciler
+from payments.reconciliations import Span
 from payments.webhooks import ProviderEvent
 from sandbox.btcpay_api import STORE_ID
 from sandbox.crypto_instance import CryptoTwin
@@ -145,6 +149,18 @@ class Street:
     def payment(self, life: Life) -> dict[str, Any]:
         return dict(self.twin._state.document["payments"][life.started.session_id])
 
+    def told_minor(self, life: Life) -> int:
+        """What Commerce told of what arrived: at a charge's ends alone."""
+        ends = [e for e in self.events(life) if e["type"] in ("charge:confirmed", "charge:failed")]
+        told = [0]
+        for end in ends:
+            payments = end["body"]["event"]["data"]["payments"]
+            confirmed = [
+                each["value"]["local"]["amount"] for each in payments if each["status"] == "CONFIRMED"
+            ]
+            told.append(minor(sum(map(Decimal, confirmed), Decimal(0))))
+        return max(told)
+
     def events(self, life: Life) -> list[dict[str, Any]]:
         of_all = self.twin._state.document["events"].values()
         return [e for e in of_all if e["payment"] == life.started.session_id and e["id"] not in life.dropped]
@@ -231,7 +247,7 @@ def street(provider: Provider, loop: asyncio.Runner, fresh_url: str, tmp_path: P
             loop.run(server.close())
 
 
-async def live(street: Street, number: int, steps: list[tuple[str, Any]]) -> None:
+async def live(street: Street, number: int, steps: list[tuple[str, Any]]) -> Life:
     life = await street.begin(number)
     for what, pick in steps:
         await street.step(life, what, pick)
@@ -244,26 +260,50 @@ async def live(street: Street, number: int, steps: list[tuple[str, Any]]) -> Non
         await street.deliver(life, event)
     await street.catch_up(life)
     payment, books = street.payment(life), await street.books(life)
-    there_minor = int(arrived(payment, confirmed=True) * Decimal(100))
+    there_minor = minor(arrived(payment, confirmed=True))
     assert books.granted == (BUILDER.credits_tokens if is_whole(payment) else 0)
-    if is_whole(payment):
-        assert BUILDER.price_minor <= books.received_minor <= there_minor
-    elif street.provider == "commerce":  # it tells of no part before the end
-        assert books.received_minor <= there_minor
-    else:
+    assert books.received_minor <= there_minor
+    if street.provider == "commerce":
+        assert books.received_minor == street.told_minor(life)
+    elif not is_whole(payment):
         assert books.received_minor == there_minor
         assert (books.closed_at is not None) == (payment["state"] in ("expired", "failed"))
-    over_minor = there_minor - BUILDER.price_minor
-    back_minor = max(int(refunded(payment) * 100) - max(over_minor, 0), 0)
-    if books.granted:
-        # Whoever has no event of a refund hears of it with the next one: what went back is told as a whole.
-        unheard = any(
-            "refund" in street.twin._state.document["events"][each]["type"] for each in life.dropped
-        )
-        assert books.returned_minor <= back_minor if unheard else books.returned_minor == back_minor
+    assert books.returned_minor <= back_minor(payment)
     await street.claim(life)
     await street.claim(life)
     assert life.keys == int(is_whole(payment))
+    return life
+
+
+async def reconciled(street: Street, lives: list[Life]) -> None:
+    """What no event told is mended by one reconciliation, after which nothing differs."""
+    now = datetime.now(UTC)
+    span = Span(now - timedelta(days=1), now + timedelta(minutes=1))
+    reconciler = Reconciler(street.server, [street.checkout], wallets=False)
+    name = street.checkout.provider.name
+    mended = await reconciler.run(span, repairs=True)
+    seen = await reconciler.run(span, repairs=False)
+    assert (seen.differences, seen.silent, seen.repaired) == ((), {}, 0)
+    assert mended.differences == ()
+    assert seen.payments == (0 if name == "coinbase_commerce" else len(lives))
+    assert seen.notes == {each: note for each, note in NOTES.items() if each == name}
+    for life in lives:
+        payment, books = street.payment(life), await street.books(life)
+        assert books.granted == (BUILDER.credits_tokens if is_whole(payment) else 0)
+        assert books.returned_minor == back_minor(payment)
+        if street.provider != "commerce":
+            assert books.received_minor == minor(arrived(payment, confirmed=True))
+    assert {life.keys for life in lives} == {0, 1}, "some were paid, and some were not"
+
+
+def minor(amount: Decimal) -> int:
+    return int(amount * 100)
+
+
+def back_minor(payment: dict[str, Any]) -> int:
+    """What went back of the price: what was paid over it goes back first."""
+    over_minor = minor(arrived(payment, confirmed=True)) - BUILDER.price_minor
+    return max(minor(refunded(payment)) - max(over_minor, 0), 0)
 
 
 @pytest.mark.parametrize("provider", ["coinbase", "btcpay", "commerce"])
@@ -274,6 +314,7 @@ def test_whatever_becomes_of_its_events_a_payment_ends_in_the_books_as_at_the_pr
     assert_sound: Callable[[Database], Awaitable[None]],
 ) -> None:
     numbers = iter(range(10**6))
+    lives: list[Life] = []
     with asyncio.Runner() as loop, street(provider, loop, fresh_url, tmp_path) as place:
 
         @settings(
@@ -284,10 +325,48 @@ def test_whatever_becomes_of_its_events_a_payment_ends_in_the_books_as_at_the_pr
         )
         @given(st.lists(STEP, max_size=14))
         def lived(steps: list[tuple[str, Any]]) -> None:
-            loop.run(live(place, next(numbers), steps))
+            lives.append(loop.run(live(place, next(numbers), steps)))
 
         lived()
+        loop.run(reconciled(place, lives))
         loop.run(assert_sound(place.server._db))
+
+
+@pytest.mark.parametrize(("currency", "price", "told"), [("jpy", 5_001, "5001"), ("kwd", 5_125, "5.125")])
+async def test_currencies_with_other_decimals_are_asked_for_and_counted_exactly(  # noqa: PLR0917  # fixtures
+    fresh_url, tmp_path, assert_sound, currency, price, told
+):
+    app = create_crypto_twin("btcpay", CryptoSettings(STORE_ID, API_KEY, CRYPTO_WEBHOOK_SECRET))
+    server = LedgerServer(Settings(database_url=fresh_url, data_dir=tmp_path))
+    package = Package("builder_600", "Builder", 60_000, price, currency)
+    with running(app) as url:
+        place = Street("btcpay", url, app.state.twin, server, tmp_path)
+        life = Life(place.checkout, await place.checkout.start("payer@company.com", package, None))
+        assert place.payment(life)["amount"] == told
+        await place.turn(f"payments/{life.started.session_id}/receive", amount=told[:-1])
+        await place.catch_up(life)
+        assert (await place.books(life)).granted == 0
+        await place.turn(f"payments/{life.started.session_id}/pay")
+        await place.catch_up(life)
+        books = await place.books(life)
+        assert (books.granted, books.received_minor) == (60_000, price)
+        await place.close()
+    await assert_sound(server._db)
+    await server.close()
+
+
+async def test_coinbase_opens_no_checkout_in_a_currency_that_it_does_not_take(fresh_url, tmp_path):
+    app = create_crypto_twin("coinbase", CryptoSettings(COINBASE_KEY_ID, COINBASE_KEY, CRYPTO_WEBHOOK_SECRET))
+    server = LedgerServer(Settings(database_url=fresh_url, data_dir=tmp_path))
+    with running(app) as url:
+        place = Street("coinbase", url, app.state.twin, server, tmp_path)
+        with pytest.raises(PaymentsUnavailable, match="JPY"):
+            await place.checkout.start(
+                "payer@company.com", Package("builder_600", "Builder", 60_000, 5_000, "jpy"), None
+            )
+        assert app.state.twin._state.document["payments"] == {}
+        await place.close()
+    await server.close()
 
 
 async def test_a_session_of_nobody_is_acknowledged_and_forgotten(db, fresh_url, tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payments.checkout import ProviderSession
-from payments.reconcile import GRANT, NOTE, RETURN, TAKE, Booked, Difference, compare
+from payments.reconcile import FREEZE, GRANT, NOTE, RETURN, TAKE, Booked, Difference, compare
 from payments.returns import Return
 
 REFUND = Return("re_1", "refund", 2_000, "succeeded", 1, stands=True)
@@ -43,6 +43,7 @@ def booked(number: int = 1, **facts) -> Booked:
         paid_minor=5_000,
         received_minor=5_000,
         returns=(),
+        warned=False,
     )
     return replace(base, **facts)
 
@@ -88,6 +89,9 @@ def seen(theirs: list[ProviderSession], ours: list[Booked], *, livemode: bool = 
         ),
         ([session(paid=False, closed=True, received_minor=700)], [unpaid()], ["arrived"], NOTE),
         ([session(received_minor=6_000)], [booked()], ["arrived"], NOTE),
+        ([session(warned=True)], [booked()], ["warning"], FREEZE),
+        ([session(warned=True)], [booked(warned=True)], [], None),
+        ([session()], [booked(warned=True)], [], None),
     ],
 )
 def test_what_differs_is_named_with_what_would_mend_it(theirs, ours, kinds, repair):

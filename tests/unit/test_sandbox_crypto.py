@@ -121,7 +121,7 @@ async def test_a_webhook_that_is_refused_comes_again_with_a_new_signature(desk):
     if desk.provider == "coinbase":
         for webhook in (first, last):
             stamp = int(webhook.headers[HEADER].split(",")[0].removeprefix("t="))
-            verify_hook0(CRYPTO_WEBHOOK_SECRET, webhook.body, webhook.headers, stamp)
+            verify_hook0([CRYPTO_WEBHOOK_SECRET], webhook.body, webhook.headers, stamp)
         assert first.headers[HEADER] != last.headers[HEADER]
     if desk.provider == "btcpay":
         assert again["isRedelivery"]

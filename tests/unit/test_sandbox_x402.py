@@ -52,6 +52,35 @@ async def payment_of(account) -> PaymentPayload:
     return await payer.create_payment_payload(PaymentRequired.model_validate(OFFER))
 
 
+def test_the_published_example_verifies_and_nothing_near_it_does(chain):
+    """Source: the example of the x402 specification, scheme `exact` on EVM chains."""
+    signed = {
+        "from": "0x857b06519E91e3A54538791bDbb0E22373e36b66",
+        "to": "0x209693Bc6afc0C5328bA36FaF03C514EF312287C",
+        "value": "10000",
+        "validAfter": "1740672089",
+        "validBefore": "1740672154",
+        "nonce": "0xf3746613c2d920b5fdabc0856f2aeb2d4f88ee6037b8cc5d04a71a4462f13480",
+    }
+    signature = (
+        "0x2d6a7588d6acca505cbf0d9a4a227e0c52c6c34008c8e8986a1283259764173608a2ce6496642e377d6da8dbbf5836e9bd15092f9e"
+        "cab05ded3d6293af148b571c"
+    )
+    wanted = OFFER["accepts"][0] | {"amount": "10000"}
+
+    def problem(**changes: str) -> str | None:
+        authorization = signed | changes
+        payload = {"signature": signature, "authorization": authorization}
+        return chain.problem({"accepted": wanted, "payload": payload}, wanted)
+
+    chain.clock = lambda: 1_740_672_100.0
+    assert problem() is None
+    assert problem(nonce=f"0x{'1' * 64}") == "invalid_exact_evm_payload_signature"
+    assert problem(**{"from": signed["to"]}) == "invalid_exact_evm_payload_signature"
+    chain.clock = lambda: 1_740_672_154.0
+    assert problem() == "invalid_exact_evm_payload_authorization_valid_before"
+
+
 async def test_a_real_signature_is_good_and_moves_money_once(chain, url):
     account = Account.create()
     payment = await payment_of(account)

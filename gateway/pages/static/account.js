@@ -1,5 +1,5 @@
 import { keysPanel } from "/static/keys.js";
-import { byId, call, inCredits, teller, whoAmI } from "/static/session.js";
+import { byId, call, inCredits, inMoney, teller, whoAmI } from "/static/session.js";
 
 const tell = teller("status");
 const say = (text, kind) => {
@@ -54,10 +54,58 @@ byId("delete").addEventListener("submit", async (event) => {
   else sayThere(got.message, "failure");
 });
 
+const purchaseRow = (purchase) => {
+  const row = document.createElement("tr");
+  row.id = purchase.id;
+  row.tabIndex = -1;
+  const money = (minor) => inMoney(minor, purchase.currency);
+  const number = document.createElement("code");
+  number.textContent = purchase.id;
+  const cells = [
+    purchase.createdAt.slice(0, 10),
+    purchase.packageCode,
+    inCredits(purchase.credits),
+    purchase.paid ? money(purchase.paidMinor) : "not paid",
+    purchase.returnedMinor ? money(purchase.returnedMinor) : "",
+    number,
+  ];
+  cells.forEach((content, place) => {
+    const cell = row.insertCell();
+    cell.append(content);
+    if (place >= 2 && place <= 4) cell.className = "number";
+  });
+  return row;
+};
+
+let older = "";
+/** Show a page of purchases, and further ones until the one that the address names is there. */
+const showPurchases = async () => {
+  const wanted = location.hash.slice(1);
+  do {
+    const got = await call(`/purchases?limit=50${older && `&cursor=${older}`}`);
+    if (!got.ok) {
+      say(got.message, "failure");
+      return;
+    }
+    byId("purchases").append(...got.data.map(purchaseRow));
+    older = got.nextCursor || "";
+  } while (older && wanted.startsWith("pur_") && !document.getElementById(wanted));
+  byId("purchases-panel").hidden = !byId("purchases").children.length;
+  byId("more-purchases").hidden = !older;
+  if (wanted.startsWith("pur_")) document.getElementById(wanted)?.focus();
+};
+
+byId("more-purchases").addEventListener("click", showPurchases);
+document.getElementById("portal")?.addEventListener("click", async () => {
+  const got = await call("/billing/portal", {});
+  if (got.ok) location.assign(got.portalUrl);
+  else say(got.message, "failure");
+});
+
 const who = await whoAmI();
 if (who.ok) {
   byId("who").textContent = who.email;
-  const [balance, alerts] = await Promise.all([call("/balance"), call("/alerts"), showKeys()]);
+  const [balance, alerts] = await Promise.all([call("/balance"), call("/alerts"), showKeys(), showPurchases()]);
   if (balance.ok) byId("balance").textContent = inCredits(balance.credits);
   showAlert(alerts);
 } else {

@@ -19,14 +19,22 @@ if (claim) {
   const say = (text, kind) => { status.textContent = text; status.className = kind || ""; };
   const pause = () => new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
 
-  const ask = async () => {
-    const answer = await fetch(claim.dataset.claim, {
+  const post = async (path, body) => {
+    const answer = await fetch(path, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ sessionId: claim.dataset.session, keyLabel: "Primary key" }),
+      body: JSON.stringify(body),
     });
     return answer.json();
   };
+  const ask = () => post(claim.dataset.claim, { sessionId: claim.dataset.session, keyLabel: "Primary key" });
+
+  // Whoever tops an account up claims nothing: their credits must not wait for a webhook either.
+  post("/api/v1/checkout/settle", { sessionId: claim.dataset.session }).then((got) => {
+    if (!got.paid || got.key !== "none") return;
+    show.hidden = true;
+    say(`${got.credits} credits were granted. ${REASONS.account_exists}`, "success");
+  }, () => {}); // no answer: the button tells what to do
 
   const reveal = (got) => {
     byId("secret").textContent = got.apiKey;

@@ -1,4 +1,4 @@
-import { byId, call, inCredits, teller, whoAmI } from "/static/session.js";
+import { byId, call, inCredits, inMoney, scale, teller, whoAmI } from "/static/session.js";
 
 const say = teller("status");
 const buttons = [...document.querySelectorAll("[data-package]")];
@@ -27,9 +27,6 @@ if (auto && who.ok) {
     no_card: "no card is saved",
     package_changed: "the package is not sold at that price any more",
   };
-  const format = (currency) => new Intl.NumberFormat("en", { style: "currency", currency });
-  const scale = (currency) => 10 ** format(currency).resolvedOptions().maximumFractionDigits;
-  const inMoney = (minor, currency) => format(currency).format(minor / scale(currency));
   const chosen = () => byId("auto-package").selectedOptions[0].dataset.currency;
   const show = (found) => {
     const wish = found.autoTopup;

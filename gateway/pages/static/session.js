@@ -42,3 +42,16 @@ export const teller = (id) => (text, kind = "") => {
 
 export const inCredits = (credits) =>
   credits.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+
+const format = (currency) => new Intl.NumberFormat("en", { style: "currency", currency });
+
+const USDC = 1e6; // no currency that browsers know
+
+/** Return how many minor units a unit of the currency has. */
+export const scale = (currency) =>
+  currency === "usdc" ? USDC : 10 ** format(currency).resolvedOptions().maximumFractionDigits;
+
+export const inMoney = (minor, currency) =>
+  currency === "usdc"
+    ? `${(minor / USDC).toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 6 })} USDC`
+    : format(currency).format(minor / scale(currency));

@@ -48,7 +48,7 @@ onSubmit(redeem, async () => {
   say("Signing in.");
   const got = await post("/email/verify", { email: byId("email").value.trim(), code: byId("code").value });
   if (got.ok) {
-    location.replace(byId("sign-in").dataset.next);
+    location.replace(byId("sign-in").dataset.next + location.hash);
     return;
   }
   say(got.message, "failure");

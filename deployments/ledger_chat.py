@@ -10,7 +10,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway import chat_turns
-from gateway.conversations import BeginTurn, TurnBegun, TurnCharged
+from gateway.conversations import BeginTurn, MeteredTurn, TurnBegun, TurnCharged
 from kit.db import Database
 from kit.settings import Settings
 from kit.telemetry import ledger_seconds
@@ -34,14 +34,14 @@ class LedgerChat:
         return await self._turn("begin_turn", chat_turns.begin, command, ttl)
 
     async def finish_turn(
-        self, hold_id: str, completion_id: str, answer: dict[str, Any] | None
+        self, hold_id: str, turn: MeteredTurn, answer: dict[str, Any] | None
     ) -> TurnCharged:
         """Charge a turn."""
-        return await self._turn("finish_turn", chat_turns.finish, hold_id, completion_id, answer)
+        return await self._turn("finish_turn", chat_turns.finish, hold_id, turn, answer)
 
-    async def abandon_turn(self, hold_id: str) -> None:
+    async def abandon_turn(self, hold_id: str, turn: MeteredTurn | None) -> None:
         """Free a turn's hold."""
-        await self._turn("abandon_turn", chat_turns.abandon, hold_id)
+        await self._turn("abandon_turn", chat_turns.abandon, hold_id, turn)
 
     async def _turn(
         self,

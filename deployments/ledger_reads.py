@@ -15,6 +15,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway import files, jobs
+from gateway.conversations import MeteredTurn
+from gateway.metering import turn_of
 from gateway.ports import FinishedJob, StatementQuery, StoredFile
 from gateway.usage import EVERY_DIMENSION, Dimension, Usage, usage
 from kit.db import Database
@@ -58,6 +60,10 @@ class LedgerReads:
     async def cost(self, credential: Credential, reference: str, tool: str | None) -> Cost:
         """Return what one of the caller's references cost."""
         return await self._read("cost", credential, scopes.READ, statements.cost_of, reference, tool)
+
+    async def turn(self, credential: Credential, turn_id: str) -> MeteredTurn | None:
+        """Return what one of the caller's turns took."""
+        return await self._read("turn", credential, scopes.READ, turn_of, turn_id)
 
     async def finished_job(self, credential: Credential, job_id: str) -> FinishedJob:
         """Return what the receipt of one of the caller's jobs states."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -90,7 +91,10 @@ def pull_model(
         typer.Option(help="A commit, tag or branch of the hub; the registry's pin when not given."),
     ] = None,
 ) -> None:
-    """Fetch a model's production weights from its hub, at one commit, every file checked; a repeat goes on."""
+    """Fetch a model's production weights from its hub, at one commit, every file checked; a repeat goes on.
+
+    HF_TOKEN opens models whose licence must be accepted first; HF_ENDPOINT names a mirror.
+    """
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     from deployments.models.registry import entry_for, read_manifest
@@ -102,6 +106,8 @@ def pull_model(
     console.print(f"{entry.model}: {entry.licence} ({entry.card})", markup=False, soft_wrap=True)
     if entry.limits:
         console.print(f"[yellow]licence[/] {entry.limits}", soft_wrap=True)
+    # The client's threads would end their files first, gigabytes each.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     place = pull(application, "gpu", load_settings().weights_dir, revision=revision)
     commit = (read_manifest(place) or {}).get("revision")
     console.print(f"{place} at commit {commit}", markup=False, soft_wrap=True)

@@ -40,7 +40,17 @@ def revenue(
         return
     show(
         console,
-        ("application", "model", "device", "jobs", "attempts", "seconds", "unpaid s", "credits", "tokens/s"),
+        (
+            "application",
+            "model",
+            "device",
+            "succeeded",
+            "attempts",
+            "seconds",
+            "unpaid s",
+            "credits",
+            "tokens/s",
+        ),
         [
             (
                 *(

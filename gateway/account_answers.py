@@ -81,6 +81,19 @@ class StatementShown(Ok):
     ]
 
 
+class TurnTook(Answer):
+    """What a turn of `/v1/chat/completions` took of its model, also one whose stream was left."""
+
+    model: str
+    outcome: Literal["succeeded", "canceled"]
+    prompt_tokens: Annotated[int, Field(description="The model's own tokens, not those of money.")]
+    completion_tokens: int
+    metrics: Annotated[
+        dict[str, float],
+        Field(description="`queueMs`, `runMs`, `busySeconds` and `gpuSeconds`, as in a job."),
+    ]
+
+
 class CostShown(Ok):
     """What one reference cost so far."""
 
@@ -91,6 +104,7 @@ class CostShown(Ok):
     net: Annotated[Amount, Field(description="Charged less refunded.")]
     held: Annotated[Amount, Field(description="Set aside for it, not charged yet.")]
     lines: Annotated[list[StatementLine], Field(description="The movements behind it, oldest first.")]
+    turn: Annotated[TurnTook | None, Field(description="For the `id` of a chat completion.")]
 
 
 class Application(Answer):

@@ -2,11 +2,12 @@
 
 The hold's own end bounds it all: where the surface dies in the middle, the hold expires and nothing is charged. An
 idempotency key is kept with its hold. While that is open the key is busy; when it was captured, the key has the answer;
-when it was freed, the key is free too.
+when it was freed, the key is free too. What a turn took is written down with its charge or its release.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -14,7 +15,8 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway import idempotency
-from gateway.conversations import BeginTurn, TurnBegun, TurnCharged, TurnUnderWay
+from gateway.conversations import BeginTurn, MeteredTurn, TurnBegun, TurnCharged, TurnUnderWay
+from gateway.metering import note_turn
 from gateway.quantities import MILLI
 from gateway.tables import idempotency as kept
 from kit.errors import AppError, AuthRequired, NotFound
@@ -65,12 +67,12 @@ async def begin(conn: AsyncConnection, command: BeginTurn, ttl: timedelta) -> Tu
 
 
 async def finish(
-    conn: AsyncConnection, hold_id: str, completion_id: str, answer: dict[str, Any] | None
+    conn: AsyncConnection, hold_id: str, turn: MeteredTurn, answer: dict[str, Any] | None
 ) -> TurnCharged:
     """Charge a turn out of its hold and keep an answer for its key; a repeat is told the same. Raises: HoldResolved."""
     account_id = await _account(conn, hold_id)
     await lock_one(conn, account_id)
-    use = (account_id, TOOL, completion_id, MILLI)
+    use = (account_id, TOOL, turn.id, MILLI)
     charged = await spends.answered(conn, *use)
     if charged is None:
         hold = (
@@ -82,7 +84,8 @@ async def finish(
         ).one()
         if hold.over:  # the next sweep frees it
             raise HoldResolved("expired")
-        await holds.capture(conn, hold_id, hold.amount, datetime.now(UTC), holds.Use(completion_id, MILLI))
+        await holds.capture(conn, hold_id, hold.amount, datetime.now(UTC), holds.Use(turn.id, MILLI))
+        await note_turn(conn, hold_id, turn)
         charged = await spends.answered(conn, *use)
         assert charged is not None, "it was written just now"
         if answer is None:
@@ -99,12 +102,12 @@ async def finish(
     return TurnCharged(charged.charged_tokens, charged.balance_after_tokens)
 
 
-async def abandon(conn: AsyncConnection, hold_id: str) -> None:
-    """Free a turn's hold, unless it is resolved."""
-    try:
+async def abandon(conn: AsyncConnection, hold_id: str, turn: MeteredTurn | None) -> None:
+    """Free a turn's hold, unless it is resolved, and write down what the turn took, unless that was done."""
+    with suppress(HoldResolved):
         await holds.release(conn, hold_id, "voided")
-    except HoldResolved:
-        return
+    if turn is not None:
+        await note_turn(conn, hold_id, turn)
 
 
 async def _answered(conn: AsyncConnection, place: tuple[int, str], fingerprint: str) -> TurnBegun | None:

@@ -4,6 +4,8 @@
 - The answer is whole: it is charged, before its last chunk leaves.
 - The caller of a stream left after words were delivered: the model stops, and the turn is charged.
 - This process dies: the hold runs out, and nothing is charged.
+
+What the turn took is written down with its charge or its release.
 """
 
 from __future__ import annotations
@@ -25,11 +27,14 @@ from gateway.conversations import (
     Conversation,
     Ended,
     Event,
+    FinishReason,
+    Outcome,
     Said,
     TurnBooks,
     TurnCharged,
 )
 from gateway.responses import amount
+from gateway.turn_meter import TurnMeter
 from kit.errors import AppError, Unavailable
 from kit.settings import Settings
 
@@ -84,6 +89,7 @@ class Completion:
         self.notice: str | None = None
         self._text: list[str] = []
         self._calls: list[dict[str, Any]] = []
+        self._meter = TurnMeter(conversation.id, application)
 
     async def events(self) -> AsyncGenerator[Waiting | Said | Finished, None]:
         """Yield what the model says, then the whole; close it to leave. Raises: AppError, with nothing charged."""
@@ -94,8 +100,8 @@ class Completion:
                     if isinstance(event, Began):
                         self.model, self.notice = event.model, event.notice
                     elif isinstance(event, Ended):
-                        body = self._body(event)
-                        charged = await self._charge(body)
+                        body = self._body(event.finish_reason)
+                        charged = await self._charge(body, "succeeded")
                         settled = True
                         yield Finished(with_cost(body, charged.cost_tokens))
                         return
@@ -105,20 +111,19 @@ class Completion:
                             self._calls.extend(event.tool_calls)
                         yield event
                         heard = heard or isinstance(event, Said)
-            raise ChatFailed("The chat model ended without an answer.")
-        except AppError:
+        except Exception:
             if not settled:
                 settled = True
-                await self._free()
+                await self._free("failed")
             raise
         finally:
-            if not settled:  # the caller left, or something that nobody expected
+            if not settled:  # the caller left
                 with anyio.move_on_after(SETTLE_S, shield=True):
                     if heard and self._streamed:
                         with suppress(AppError):
-                            await self._charge(self._body(Ended("stop", 0, 0)))
+                            await self._charge(self._body("stop"), "canceled")
                     else:
-                        await self._free()
+                        await self._free("canceled")
 
     async def _listen(self) -> AsyncGenerator[Event | Waiting, None]:
         """Yield the model's events, and that nothing came. Raises: Unavailable before its first word, ChatFailed."""
@@ -140,15 +145,18 @@ class Completion:
                             yield Waiting()
                     event = coming.result()
                 except StopAsyncIteration:
-                    return
+                    raise ChatFailed("The chat model ended without an answer.") from None
                 finally:
+                    self._meter.waited()
                     if not coming.done():
                         coming.cancel()
                         await asyncio.wait({coming})
                 began = True
+                self._meter.heard(event)
                 yield event
 
-    def _body(self, ended: Ended) -> dict[str, Any]:
+    def _body(self, finish_reason: FinishReason) -> dict[str, Any]:
+        prompt_tokens, completion_tokens = self._meter.tokens
         message: dict[str, Any] = {
             "role": "assistant",
             "content": "".join(self._text) or None,
@@ -163,33 +171,31 @@ class Completion:
             "object": "chat.completion",
             "created": self.created,
             "model": self.model,
-            "choices": [
-                {"index": 0, "message": message, "logprobs": None, "finish_reason": ended.finish_reason}
-            ],
+            "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}],
             "usage": {
-                "prompt_tokens": ended.prompt_tokens,
-                "completion_tokens": ended.completion_tokens,
-                "total_tokens": ended.prompt_tokens + ended.completion_tokens,
+                "prompt_tokens": prompt_tokens,
+                "completion_tokens": completion_tokens,
+                "total_tokens": prompt_tokens + completion_tokens,
             },
         }
         return body | ({"notice": self.notice} if self.notice else {})
 
-    async def _charge(self, body: dict[str, Any]) -> TurnCharged:
+    async def _charge(self, body: dict[str, Any], outcome: Outcome) -> TurnCharged:
         """Charge the turn, asking again while the books are away: one reference is charged once."""
+        turn = self._meter.turn(outcome)
+        assert turn is not None, "only what a model said is charged"
         until = time.monotonic() + SETTLE_S
         while True:
             try:
-                return await self._books.finish_turn(
-                    self._hold_id, self._conversation.id, body if self._kept else None
-                )
+                return await self._books.finish_turn(self._hold_id, turn, body if self._kept else None)
             except Unavailable:
                 if time.monotonic() > until:
                     raise
                 await asyncio.sleep(AGAIN_S)
 
-    async def _free(self) -> None:
+    async def _free(self, outcome: Outcome) -> None:
         try:
-            await self._books.abandon_turn(self._hold_id)
+            await self._books.abandon_turn(self._hold_id, self._meter.turn(outcome))
         except AppError as error:  # it runs out by itself
             log.info("a turn's hold was not freed", problem=str(error))
 

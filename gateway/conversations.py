@@ -15,6 +15,7 @@ from kit.errors import AppError
 from ledger.keys import Credential
 
 FinishReason = Literal["stop", "length", "tool_calls"]
+Outcome = Literal["succeeded", "failed", "canceled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,27 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
+class Took:
+    """What a turn took of its engine so far. Every event has it: whoever leaves early has heard how it stood.
+
+    Units: the model's own tokens, which have nothing to do with those of money; `busy_s` seconds of the engine's time,
+    divided between the turns that it worked on at once. `beside`: how many these are now, this one counted.
+    """
+
+    on_gpu: bool
+    prompt_tokens: int
+    completion_tokens: int
+    busy_s: float
+    beside: int
+
+
+@dataclass(frozen=True, slots=True)
 class Began:
     """The conversation was accepted. `notice`: what a reader must know of these weights, if there is something."""
 
     model: str
     notice: str | None
+    took: Took
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +62,15 @@ class Said:
 
     text: str
     tool_calls: list[dict[str, Any]]
+    took: Took
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The last word of a turn. Units: the model's own tokens, which have nothing to do with those of money."""
+    """The last word of a turn."""
 
     finish_reason: FinishReason
-    prompt_tokens: int
-    completion_tokens: int
+    took: Took
 
 
 Event = Began | Said | Ended
@@ -96,6 +113,25 @@ class TurnCharged:
     balance_after_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class MeteredTurn:
+    """What a turn took that a model worked on, and how it ended for its caller. `id`: the completion's.
+
+    `canceled`: its caller left. Units: `busy_us` microseconds of the engine's time, as `Took` divides it.
+    """
+
+    id: str
+    application: str
+    model: str
+    outcome: Outcome
+    queue_ms: int
+    run_ms: int
+    busy_us: int
+    on_gpu: bool
+    prompt_tokens: int
+    completion_tokens: int
+
+
 class TurnBooks(Protocol):
     """The books, as far as turns need them."""
 
@@ -107,15 +143,15 @@ class TurnBooks(Protocol):
         """
 
     async def finish_turn(
-        self, hold_id: str, completion_id: str, answer: dict[str, Any] | None
+        self, hold_id: str, turn: MeteredTurn, answer: dict[str, Any] | None
     ) -> TurnCharged:
-        """Charge a turn, once however often this is called, and keep the answer for its idempotency key.
+        """Charge a turn and write down what it took, once however often this is called; keep the answer for its key.
 
         Raises: HoldResolved when the hold is over: nothing is charged.
         """
 
-    async def abandon_turn(self, hold_id: str) -> None:
-        """Free what a turn held; one that is resolved stays so."""
+    async def abandon_turn(self, hold_id: str, turn: MeteredTurn | None) -> None:
+        """Free what a turn held and write down what it took, if a model worked; one that was charged stays so."""
 
 
 @dataclass

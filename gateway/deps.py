@@ -257,19 +257,20 @@ def agreed_key(sent: list[str]) -> str | None:
 
 def own_id(prefix: str, value: str, what: str = "") -> str:
     """Return an id that could be ours; any other is unknown without asking the ledger. Raises: NotFound."""
-    if not _is_id(prefix, value):
+    if not is_id(prefix, value):
         raise NotFound(what or prefix)
     return value
 
 
 def page_before(prefix: str, cursor: str | None) -> str | None:
     """Return the id that the last page ended with. Raises: InvalidRequest for what is no cursor of ours."""
-    if cursor is not None and not _is_id(prefix, cursor):
+    if cursor is not None and not is_id(prefix, cursor):
         raise InvalidRequest("cursor", "is not a nextCursor of this list")
     return cursor
 
 
-def _is_id(prefix: str, value: str) -> bool:
+def is_id(prefix: str, value: str) -> bool:
+    """Tell whether an id could be one of ours."""
     return re.fullmatch(rf"{prefix}_[0-9a-z]{{26}}", value, re.ASCII) is not None
 
 

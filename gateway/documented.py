@@ -297,6 +297,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
         "net": _FIVE,
         "held": _NOTHING,
         "lines": [_CHARGE],
+        "turn": None,
     },
     "getReferral": {
         "ok": True,

@@ -1,34 +1,38 @@
-"""What the models take, attempt by attempt, and what they earn by it.
+"""What the models take, attempt by attempt and turn by turn, and what they earn by it.
 
 A job's own metrics are those of its last attempt and belong to its caller. Here every attempt that a runner ended has a
-row, written with its end: what failed or was canceled cost the operator as much. An attempt whose runner died is not
-measured.
+row, written with its end: what failed or was canceled cost the operator as much. A turn of a conversation has one row,
+written with its charge or its release. An attempt whose runner died and a turn whose surface died are not measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
-from sqlalchemy import insert
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.conversations import MeteredTurn
 from gateway.operator_ports import Signed
-from gateway.tables import job_attempts
+from gateway.tables import chat_turns, job_attempts
 from kit.queries import load_queries
+from ledger.tables import holds
 
 queries: Final = load_queries(Path(__file__).with_name("metering.sql"))
 
 
 @dataclass(frozen=True, slots=True)
 class Revenue:
-    """What a model took and earned in a period, on a GPU or on a CPU. `model` is None while nothing succeeded.
+    """What a model took and earned in a period, on a GPU or on a CPU: attempts at jobs and turns of conversations.
 
-    Units: `busy_s` seconds of the model's time, shared batches divided; `unpaid_s` the part of it that no customer
-    paid for. `tokens` were charged for what was made, less what was given back of it since.
+    `model` is None while no job succeeded and no turn began.
+    Units: `busy_s` seconds of the model's time, shared batches divided; `unpaid_s` the part of it that no customer paid
+    for. `tokens` were charged for what was made, less what was given back of it since.
     """
 
     application: str
@@ -50,7 +54,7 @@ class Meters(Protocol):
     """What an operator may ask of the measures."""
 
     async def revenue(self, by: Signed, since: datetime, until: datetime) -> list[Revenue]:
-        """Return what each model took and earned, of attempts that ended in a period."""
+        """Return what each model took and earned, of what ended in a period."""
 
 
 async def note_attempt(
@@ -80,8 +84,25 @@ async def note_attempt(
     )
 
 
+async def note_turn(conn: AsyncConnection, hold_id: str, turn: MeteredTurn) -> None:
+    """Write down what a turn took, once: the first that is said of it stays."""
+    await conn.execute(insert(chat_turns).values(hold_id=hold_id, **asdict(turn)).on_conflict_do_nothing())
+
+
+async def turn_of(conn: AsyncConnection, account_id: int, turn_id: str) -> MeteredTurn | None:
+    """Return what one of an account's turns took; None for one that is not theirs or not measured."""
+    measures = [chat_turns.c[each.name] for each in fields(MeteredTurn)]
+    found = await conn.execute(
+        select(*measures)
+        .join(holds, holds.c.id == chat_turns.c.hold_id)
+        .where(chat_turns.c.id == turn_id, holds.c.account_id == account_id)
+    )
+    row = found.mappings().one_or_none()
+    return MeteredTurn(**row) if row else None
+
+
 async def revenue(conn: AsyncConnection, since: datetime, until: datetime) -> list[Revenue]:
-    """Return what each model took and earned for live customers, of attempts that ended in a period."""
+    """Return what each model took and earned for live customers, of what ended in a period."""
     rows = await conn.execute(queries["revenue"], {"since": since, "until": until})
     return [
         Revenue(

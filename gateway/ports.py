@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, Literal, Protocol
 
-from gateway.conversations import TurnBooks
+from gateway.conversations import MeteredTurn, TurnBooks
 from gateway.metering import Meters
 from gateway.operator_ports import Desk
 from gateway.quotas import Quota, Take
@@ -278,6 +278,9 @@ class Ledger(Desk, Webhooks, TurnBooks, TopupBooks, Meters, ReconciliationBooks,
 
     async def cost(self, credential: Credential, reference: str, tool: str | None) -> Cost:
         """Return what a reference or a job (by its id) cost. Raises: NotFound, also for another account's."""
+
+    async def turn(self, credential: Credential, turn_id: str) -> MeteredTurn | None:
+        """Return what one of the caller's turns took of its model; None for an id that is none, or another's."""
 
     async def submit_job(self, command: SubmitJob) -> JobReceipt:
         """Write the job and its hold, or neither.

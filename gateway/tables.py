@@ -130,6 +130,28 @@ job_attempts = Table(
 )
 """What each attempt at a job took: see `gateway.metering`. Units: `busy_us` microseconds of the model's time."""
 
+chat_turns = Table(
+    "chat_turns",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("hold_id", Text, ForeignKey("holds.id"), nullable=False, unique=True),
+    Column("application", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("queue_ms", BigInteger, nullable=False),
+    Column("run_ms", BigInteger, nullable=False),
+    Column("busy_us", BigInteger, nullable=False),
+    Column("on_gpu", Boolean, nullable=False),
+    Column("prompt_tokens", Integer, nullable=False),
+    Column("completion_tokens", Integer, nullable=False),
+    Column("ended_at", DateTime(timezone=True), nullable=False, server_default=func.now(), index=True),
+    CheckConstraint("outcome IN ('succeeded', 'failed', 'canceled')", name="outcome"),
+    CheckConstraint("queue_ms >= 0 AND run_ms >= 0 AND busy_us >= 0", name="measures"),
+    CheckConstraint("prompt_tokens >= 0 AND completion_tokens >= 0", name="tokens"),
+)
+"""What each turn of a conversation took, by the id of its completion: see `gateway.metering`. Units: the model's own
+tokens; `busy_us` microseconds of the engine's time."""
+
 queue_turns = Table(
     "queue_turns",
     metadata,

@@ -37,8 +37,9 @@ from deployments.models.contract import (
     Weights,
 )
 from deployments.models.engine_guard import guard
+from deployments.models.meter import SharedTime
 from deployments.models.weights import ensure_tiny
-from gateway.conversations import Began, Conversation, Ended, Event, Said
+from gateway.conversations import Began, Conversation, Ended, Event, Said, Took
 from kit.errors import AppError
 from kit.settings import Profile
 from kit.telemetry import errors_total
@@ -58,6 +59,8 @@ PIECES_A_S: Final = 80
 millisecond and more, which the engine lacks then."""
 SLOWEST_PIECE_S: Final = 0.25
 """However many speak at once: more seldom looks like halting."""
+TELL_S: Final = 1.0
+"""How often a job's runner hears what it took so far: it is what a failed or a canceled job is measured by."""
 TOOL_CALL: Final = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 """How Qwen and its kin call a tool. Source: the model's chat template."""
 
@@ -95,7 +98,7 @@ class ChatServer:
         self._guard = guard()
         self._tokenizer = self._engine.get_tokenizer()
         self._takes_tools = "tools" in str(self._tokenizer.chat_template)
-        self._turns = 0
+        self._turns = SharedTime()
         self._broken = ""
         log.info("model_loaded", **self._facts())
 
@@ -103,11 +106,16 @@ class ChatServer:
         """Yield that it began, what the model says, gathered, and how it ended. Raises: ModelRefused, ModelBroken."""
         prompt = self._prompt(conversation)
         sampling = self._sampling(conversation, len(prompt["prompt_token_ids"]))
-        yield Began(self._weights.model, TINY_NOTICE if self._tiny else None)
-        self._turns += 1
         words = 0
         kept, sent_at, finish = "", 0.0, ""
+        joined = self._turns.join()
+
+        def took() -> Took:
+            part_s, read = self._turns.part_s(joined), len(prompt["prompt_token_ids"])
+            return Took(self._weights.profile == "gpu", read, words, part_s, self._turns.sharing)
+
         try:
+            yield Began(self._weights.model, TINY_NOTICE if self._tiny else None, took())
             async with aclosing(self._engine.generate(prompt, sampling, conversation.id)) as outputs:
                 async for output in outputs:
                     said = output.outputs[0]
@@ -116,9 +124,14 @@ class ChatServer:
                     finish = said.finish_reason or ""
                     if finish == "error":  # what the engine says of a turn that failed alone
                         raise ModelFailed("The model failed while answering.")  # noqa: TRY301  # past the others
-                    if kept and not conversation.tools and time.monotonic() - sent_at >= piece_s(self._turns):
-                        yield Said(kept, [])
+                    if (
+                        kept
+                        and not conversation.tools
+                        and time.monotonic() - sent_at >= piece_s(self._turns.sharing)
+                    ):
+                        yield Said(kept, [], took())
                         kept, sent_at = "", time.monotonic()
+            whole = took()
         except (AppError, asyncio.CancelledError, GeneratorExit):
             raise
         except Exception:
@@ -127,19 +140,18 @@ class ChatServer:
             await self.check_health()
             raise ModelFailed("The model failed while answering.") from None
         finally:
-            self._turns -= 1
+            self._turns.leave()
         calls: list[dict[str, Any]] = []
         if conversation.tools:
             kept, calls = _called(kept, conversation.id)
         if kept or calls:
-            yield Said(kept, calls)
+            yield Said(kept, calls, whole)
         reason = "tool_calls" if calls else "length" if finish == "length" else "stop"
-        yield Ended(reason, len(prompt["prompt_token_ids"]), words)
+        yield Ended(reason, whole)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Progress | Output, None]:
         """Answer one job's conversation. Its time is divided between the turns that speak. Raises: as `stream`."""
-        began = last = time.perf_counter()
-        busy_s, beside = 0.0, 1
+        began, told = time.perf_counter(), 0.0
         given = request.input
         conversation = Conversation(
             request.job_id,
@@ -151,34 +163,39 @@ class ChatServer:
             given.get("stop") or [],
             given.get("seed"),
         )
-        text, ended = "", Ended("stop", 0, 0)
-        yield Progress(0.0, 0, 1)
+        text, reason = "", "stop"
         async with aclosing(self.stream(conversation)) as events:
             async for event in events:
-                now, others = time.perf_counter(), max(1, self._turns)
-                busy_s += (now - last) / max(beside, others)
-                last, beside = now, others
+                took, now = event.took, time.perf_counter()
+                metrics = Metrics(
+                    int((now - began) * 1000),
+                    took.busy_s if took.on_gpu else 0.0,
+                    0,
+                    took.busy_s,
+                    took.beside,
+                )
                 if isinstance(event, Said):
                     text += event.text
                 elif isinstance(event, Ended):
-                    ended = event
+                    reason = event.finish_reason
+                if now - told >= TELL_S:
+                    yield Progress(0.0, 0, 1, metrics)
+                    told = now
         usage = {
-            "promptTokens": ended.prompt_tokens,
-            "completionTokens": ended.completion_tokens,
-            "totalTokens": ended.prompt_tokens + ended.completion_tokens,
+            "promptTokens": took.prompt_tokens,
+            "completionTokens": took.completion_tokens,
+            "totalTokens": took.prompt_tokens + took.completion_tokens,
         }
         facts = {
             **loading.origin(self._weights, tiny=self._tiny),
             "message": {"role": "assistant", "content": text},
-            "finishReason": ended.finish_reason,
+            "finishReason": reason,
             "usage": usage,
         }
-        run_s = time.perf_counter() - began
-        gpu_seconds = busy_s if self._weights.profile == "gpu" else 0.0
         yield Progress(1.0, 1, 1)
         yield Output(
             [Media("application/json", json.dumps(facts, ensure_ascii=False).encode(), facts)],
-            Metrics(int(run_s * 1000), gpu_seconds, 0, busy_s, beside),
+            metrics,
             self._weights.model,
         )
 
@@ -191,7 +208,7 @@ class ChatServer:
 
     async def describe(self) -> dict[str, Any]:
         """Return what is loaded here and how many turns are under way."""
-        return {**self._facts(), "jobs": self._turns, "tools": self._takes_tools}
+        return {**self._facts(), "jobs": self._turns.sharing, "tools": self._takes_tools}
 
     def close(self) -> None:
         """End the engine's processes."""

@@ -92,6 +92,41 @@ class SharedMeter:
         self._last = now
 
 
+class SharedTime:
+    """Divides time between those who share it at each moment: all their parts add up to the time that one was there.
+
+    Used on one event loop or in one thread. `sharing`: how many are there.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._last = clock()
+        self._part_s = 0.0
+        self.sharing = 0
+
+    def join(self) -> float:
+        """Share from now on; returns the mark by which `part_s` is asked."""
+        self._divide()
+        self.sharing += 1
+        return self._part_s
+
+    def leave(self) -> None:
+        """From now on the time is the others'."""
+        self._divide()
+        self.sharing -= 1
+
+    def part_s(self, mark: float) -> float:
+        """Return the part so far of one that is there."""
+        self._divide()
+        return self._part_s - mark
+
+    def _divide(self) -> None:
+        now = self._clock()
+        if self.sharing:
+            self._part_s += (now - self._last) / self.sharing  # the part of one who has been there all along
+        self._last = now
+
+
 def _has_gpu(device: Literal["cpu", "cuda"]) -> bool:
     """Tell whether there is a GPU to ask: a cluster may be told of GPUs that are not there, to try its scaling."""
     if device != "cuda":

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from deployments.models import environments, registry, wheels
+from deployments.models import environments, hub, registry, wheels
 from deployments.models.contract import TINY_NOTICE, SmallFamily, WeightsMissing
+from deployments.models.hub import Snapshot
 from deployments.models.registry import ENTRIES, MANIFEST, TINY_SEED, Entry
 from kit.errors import InvalidRequest
 from kit.settings import Profile
@@ -194,41 +195,47 @@ def pull(
 ) -> Path:
     """Download a model's weights at one commit, check each file against the hub's list, return the directory.
 
-    An interrupted download goes on where it stopped. `revision` goes before the entry's pin; with neither,
-    the hub's newest commit is taken and written into the manifest. Weights of another commit are replaced
-    only when the new ones are complete.
+    A cut connection is taken up where it broke; what is whole of an interrupted download is not asked for again.
+    `revision` goes before the entry's pin; with neither, the hub's newest commit is taken and written into the
+    manifest. Weights of another commit are replaced only when the new ones are complete.
 
-    Raises: InvalidRequest for a profile whose weights are built and not downloaded; WeightsMissing if the hub
-    cannot be reached, does not know the model or revision, or sent something else than it lists.
+    Raises: InvalidRequest for a profile whose weights are built and not downloaded; WeightsMissing, saying what to do,
+    if the hub cannot be reached, does not know or show the model or revision, or sent something else than it lists.
     """
     entry = registry.entry_for(application)
     if profile != "gpu":
         raise InvalidRequest("profile", f"the {profile} profile's weights are built here, not downloaded")
     directory = registry.pulled_directory(entry, models_dir)
     partial = directory.with_name(f".{directory.name}.partial")
+    wanted = revision or entry.hub_revision
     with _locked(directory):
-        from huggingface_hub import HfApi
-
-        api = HfApi(endpoint=endpoint)
-        wanted = revision or entry.hub_revision
-        try:
-            # Asked for a full commit too: offline, the client takes an unfinished directory for whole.
-            listing = api.model_info(entry.hub_id, revision=wanted, files_metadata=True)
-            if (registry.read_manifest(directory) or {}).get("revision") == listing.sha:
-                return directory
-            api.snapshot_download(entry.hub_id, revision=listing.sha, local_dir=partial)
-        except Exception as error:  # the hub client raises from three libraries' trees
-            raise WeightsMissing(
-                f"{entry.hub_id} could not be downloaded ({type(error).__name__})",
-                "check the network, the revision and, for a mirror, HF_ENDPOINT; then pull again",
-            ) from error
-        listed = {sibling.rfilename: sibling for sibling in listing.siblings or []}
-        _keep_only(partial, listed.keys())
+        here = (registry.read_manifest(directory) or {}).get("revision")
+        if wanted is not None and wanted == here:
+            return directory
+        # A full commit is looked up too: offline, the client takes an unfinished directory for whole.
+        snapshot = hub.look_up(entry.hub_id, wanted, endpoint)
+        if snapshot.commit == here:
+            return directory
+        for leftover in partial.glob(
+            ".cache/**/*.incomplete"
+        ):  # of a pull that was killed; nothing takes it up
+            leftover.unlink()
+        _require_room(snapshot, partial)
+        hub.fetch(snapshot, partial, endpoint)
+        _keep_only(partial, snapshot.files.keys())
         files = _hash_files(partial)
-        if damaged := _damaged(listed, files) or next(iter(_not_as_pinned(entry, files)), None):
+        if damaged := snapshot.damaged(partial, files):
+            for name in damaged:
+                (partial / name).unlink(missing_ok=True)
+            raise WeightsMissing(
+                f"{entry.hub_id} arrived damaged ({', '.join(damaged)})",
+                "pull again: what arrived damaged was removed, the rest is kept",
+            )
+        if unlike := _not_as_pinned(entry, files):
             shutil.rmtree(partial)
             raise WeightsMissing(
-                f"{entry.hub_id} arrived damaged ({damaged})", "the download was removed; pull again"
+                f"{entry.hub_id} at {snapshot.commit} has other files than the registry pins ({', '.join(unlike)})",
+                "pull the commit that was pinned, with --revision",
             )
         _write_manifest(
             partial,
@@ -237,7 +244,7 @@ def pull(
                 "model": entry.model,
                 "profile": profile,
                 "hub_id": entry.hub_id,
-                "revision": listing.sha,
+                "revision": snapshot.commit,
             },
             files,
         )
@@ -279,15 +286,17 @@ def _keep_only(directory: Path, names: Collection[str]) -> None:
             path.unlink()
 
 
-def _damaged(listed: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return the first file of a hub listing that is not on disk as listed."""
-    for name, facts in listed.items():  # Any: the hub client's RepoSibling, whose import is heavy
-        found = files.get(name)
-        if found is None or facts.size not in (None, found["size_bytes"]):
-            return name
-        if facts.lfs is not None and facts.lfs.sha256 != found["sha256"]:
-            return name
-    return None
+def _require_room(snapshot: Snapshot, partial: Path) -> None:
+    """Raises: WeightsMissing if the disk cannot take what the directory lacks of a snapshot."""
+    here = [path for name in snapshot.files if (path := partial / name).is_file()]
+    have_bytes = sum(path.stat().st_size for path in here)
+    lack_bytes = sum(file.size_bytes or 0 for file in snapshot.files.values()) - have_bytes
+    free_bytes = shutil.disk_usage(partial.parent).free
+    if lack_bytes > free_bytes:
+        raise WeightsMissing(
+            f"{snapshot.hub_id} needs {lack_bytes / 1e9:.1f} GB more, {partial.parent} has {free_bytes / 1e9:.1f} GB",
+            "make room, or set FAREBOX_MODELS_DIR to a larger disk; then pull again",
+        )
 
 
 @contextmanager

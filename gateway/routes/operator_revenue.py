@@ -29,23 +29,21 @@ class ModelRevenue(Answer):
     """What a model took and earned. On a CPU no GPU is held: there the seconds are those that the model worked."""
 
     application: str
-    model: Annotated[str | None, Field(description="Null while nothing succeeded.")]
+    model: Annotated[str | None, Field(description="Null while no job succeeded and no turn began.")]
     device: Literal["gpu", "cpu"]
-    attempts: int
+    attempts: Annotated[int, Field(description="Attempts at jobs, and turns of conversations.")]
     succeeded: int
     seconds: Annotated[
         float,
-        Field(description="GPU-seconds, on a CPU seconds at work; of a shared batch each job's part."),
+        Field(description="GPU-seconds, on a CPU seconds at work; of shared time each one's part."),
     ]
-    unpaid_seconds: Annotated[
-        float, Field(description="Of these, for attempts that failed or were canceled.")
-    ]
+    unpaid_seconds: Annotated[float, Field(description="Of these, for what nobody was charged for.")]
     tokens: Annotated[Tokens, Field(description="Charged for it, less what was given back since.")]
     tokens_per_second: float | None
 
 
 class RevenueShown(Ok):
-    """Attempts of live customers that ended in the period, by model."""
+    """Attempts and turns of live customers that ended in the period, by model."""
 
     since: datetime
     until: datetime
@@ -67,7 +65,7 @@ async def get_revenue(
     since: Annotated[Instant | None, Query(description="Without it, 30 days before `until`.")] = None,
     until: Annotated[Instant | None, Query(description="Without it, now.")] = None,
 ) -> Response:
-    """What each model took, also for jobs that failed or were canceled, and what it earned by it."""
+    """What each model took, also for jobs and turns that failed or were canceled, and what it earned by it."""
     end = until or datetime.now(UTC)
     begin = since or end - PERIOD
     if begin >= end:

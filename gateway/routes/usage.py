@@ -12,7 +12,8 @@ from starlette.responses import Response, StreamingResponse
 
 from gateway.account_answers import CostShown, StatementShown, UsageShown
 from gateway.bodies import StrictRoute
-from gateway.deps import SECURED, CallerKey, PartsOf, own_id
+from gateway.conversations import MeteredTurn
+from gateway.deps import SECURED, CallerKey, PartsOf, is_id, own_id
 from gateway.listing import LineCursor
 from gateway.openapi import CSV, READ, problems
 from gateway.patterns import REFERENCE
@@ -176,6 +177,7 @@ async def get_cost(
         reference, tool = job.id, job.tool
     assert reference is not None, "one of the two was sent"
     cost = await parts.ledger.cost(credential, reference, tool)
+    turn = await parts.ledger.turn(credential, reference) if is_id("chatcmpl", reference) else None
     return json_response(
         {
             "ok": True,
@@ -184,6 +186,7 @@ async def get_cost(
             **_money(cost.charged_tokens, cost.refunded_tokens),
             "held": amount(cost.held_tokens),
             "lines": [line(each) for each in cost.lines],
+            "turn": turn and _turn(turn),
         }
     )
 
@@ -224,6 +227,22 @@ def _row(row: Usage, by: list[Dimension]) -> dict[str, Any]:
     if "tool" in by:
         shown["units"] = in_units(row.units_milli)
     return shown | _money(row.charged_tokens, row.refunded_tokens)
+
+
+def _turn(turn: MeteredTurn) -> dict[str, Any]:
+    busy_s = turn.busy_us / 1_000_000
+    return {
+        "model": turn.model,
+        "outcome": turn.outcome,
+        "promptTokens": turn.prompt_tokens,
+        "completionTokens": turn.completion_tokens,
+        "metrics": {
+            "queueMs": turn.queue_ms,
+            "runMs": turn.run_ms,
+            "busySeconds": busy_s,
+            "gpuSeconds": busy_s if turn.on_gpu else 0.0,
+        },
+    }
 
 
 def _money(charged_tokens: int, refunded_tokens: int) -> dict[str, Any]:

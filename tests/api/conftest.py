@@ -20,7 +20,7 @@ from deployments.handles import local_ledger
 from deployments.ledger import LedgerServer
 from gateway.app import create_app
 from gateway.catalog import load_catalog
-from gateway.conversations import Began, Conversation, Ended, Event, Said
+from gateway.conversations import Began, Conversation, Ended, Event, Said, Took
 from gateway.ports import (
     Job,
     JobQuery,
@@ -208,9 +208,9 @@ class BriefChats:
     """A chat model with one answer to everything."""
 
     async def stream(self, application: str, conversation: Conversation) -> AsyncGenerator[Event, None]:
-        yield Began("Brief-1B", None)
-        yield Said("Yes.", [])
-        yield Ended("stop", 12, 2)
+        yield Began("Brief-1B", None, Took(False, 12, 0, 0.0, 1))
+        yield Said("Yes.", [], Took(False, 12, 2, 0.1, 1))
+        yield Ended("stop", Took(False, 12, 2, 0.1, 1))
 
 
 @pytest.fixture

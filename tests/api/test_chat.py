@@ -16,24 +16,29 @@ import uvicorn
 from sqlalchemy import text
 
 from deployments.models.contract import ModelBroken, ModelRefused
+from gateway.account_answers import CostShown
 from gateway.app import create_app
-from gateway.conversations import Began, ChatBusy, Conversation, Ended, Event, Said
+from gateway.conversations import Began, ChatBusy, Conversation, Ended, Event, Said, Took
 from gateway.ports import ModelState
-from kit.errors import AppError
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 WORDS = ["Par", "is", "."]
+
+
+def took(completion_tokens: int, busy_s: float = 0.0, prompt_tokens: int = 12) -> Took:
+    """What a turn took so far of an engine that two share."""
+    return Took(True, prompt_tokens, completion_tokens, busy_s, 2)
 
 
 @dataclass
 class PlayedChats:
     """A chat model that says its lines. `gate` is waited for before each line but the first."""
 
-    lines: list[Event | AppError] = field(
+    lines: list[Event | Exception] = field(
         default_factory=lambda: [
-            Began("Played-1B", None),
-            *(Said(word, []) for word in WORDS),
-            Ended("stop", 12, 3),
+            Began("Played-1B", None, took(0)),
+            *(Said(word, [], took(place, place / 4)) for place, word in enumerate(WORDS, 1)),
+            Ended("stop", took(3, 1.0)),
         ]
     )
     gate: asyncio.Event = field(default_factory=asyncio.Event)
@@ -46,7 +51,7 @@ class PlayedChats:
         whole = False
         try:
             for line in self.lines:
-                if isinstance(line, AppError):
+                if isinstance(line, Exception):
                     raise line
                 yield line
                 if isinstance(line, Said):
@@ -102,6 +107,12 @@ async def holds(db) -> list[tuple[str, int]]:
         return [tuple(row) for row in rows]
 
 
+async def turns(db) -> list[dict[str, Any]]:
+    async with db.transaction() as conn:
+        rows = await conn.execute(text("SELECT * FROM chat_turns ORDER BY id"))
+        return [dict(row) for row in rows.mappings()]
+
+
 async def until(true: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(20):
         while not await true():
@@ -122,6 +133,10 @@ async def test_a_completion_is_whole_charged_and_says_its_cost(owner, client_of,
     assert (asked.stop, asked.seed) == (["END"], 3)
     assert await owner.tokens() == 95
     assert await holds(db) == [("captured", 5)]
+    [turn] = await turns(db)
+    assert (turn["id"], turn["outcome"], turn["application"]) == (answer.id, "succeeded", "chat")
+    assert (turn["model"], turn["on_gpu"], turn["busy_us"]) == ("Played-1B", True, 1_000_000)
+    assert (turn["prompt_tokens"], turn["completion_tokens"]) == (12, 3)
     await assert_sound(db)
 
 
@@ -157,7 +172,47 @@ async def test_who_leaves_a_stream_after_words_pays_and_the_model_stops(
         await chats.left.wait()
     await until(lambda: _are(db, [("captured", 5)]))
     assert await owner.tokens() == 95
+    [turn] = await turns(db)
+    assert (turn["outcome"], turn["prompt_tokens"], turn["completion_tokens"]) == ("canceled", 12, 1)
+    assert turn["busy_us"] > 250_000, "what the engine told with the word, and its part of the wait after it"
     await assert_sound(db)
+
+
+async def test_the_words_of_a_stream_that_was_left_are_counted_wherever_its_usage_is_told(
+    owner, client_of, chats, db
+):
+    client = client_of(owner)
+    chats.gate.clear()
+    ask = {"model": "qwen3-8b", "messages": QUESTION, "extra_headers": {"Idempotency-Key": "turn-1"}}
+    stream = await client.chat.completions.create(**ask, stream=True)
+    left = await anext(aiter(stream))
+    await stream.close()
+    await until(lambda: _are(db, [("captured", 5)]))
+    again = await client.chat.completions.create(**ask)
+    assert (again.id, again.choices[0].message.content) == (left.id, "Par")
+    assert (again.usage.prompt_tokens, again.usage.completion_tokens) == (12, 1)
+    cost = (await owner.client.get("/api/v1/cost", params={"reference": left.id})).json()
+    CostShown.model_validate(cost)
+    assert cost["charged"]["tokens"] == 5
+    turn = cost["turn"]
+    assert (turn["outcome"], turn["promptTokens"], turn["completionTokens"]) == ("canceled", 12, 1)
+    assert turn["metrics"]["gpuSeconds"] == turn["metrics"]["busySeconds"] > 0.25
+    assert len(chats.asked) == 1
+
+
+async def test_who_hangs_up_before_the_answer_pays_nothing_and_the_turn_is_measured(
+    owner, client_of, chats, db
+):
+    chats.gate.clear()
+    asking = asyncio.create_task(
+        client_of(owner).chat.completions.create(model="qwen3-8b", messages=QUESTION)
+    )
+    await until(lambda: _asked(chats, 1))
+    asking.cancel()
+    await until(lambda: _are(db, [("voided", 0)]))
+    [turn] = await turns(db)
+    assert turn["outcome"] == "canceled"
+    assert await owner.tokens() == 100
 
 
 async def _are(db, wanted: list[tuple[str, int]]) -> bool:
@@ -174,6 +229,17 @@ async def test_a_stream_that_breaks_ends_with_openais_error_and_costs_nothing(ow
     assert heard == ["Par"]
     assert await owner.tokens() == 100
     assert await holds(db) == [("voided", 0)]
+    [turn] = await turns(db)
+    assert (turn["outcome"], turn["completion_tokens"]) == ("failed", 1)
+
+
+async def test_a_stream_that_breaks_for_no_known_reason_costs_nothing_either(owner, client_of, chats, db):
+    chats.lines[2:] = [RuntimeError("a bug")]
+    stream = await client_of(owner).chat.completions.create(model="qwen3-8b", messages=QUESTION, stream=True)
+    with pytest.raises(openai.APIConnectionError):
+        [chunk async for chunk in stream]
+    await until(lambda: _are(db, [("voided", 0)]))
+    assert [turn["outcome"] for turn in await turns(db)] == ["failed"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -194,6 +260,7 @@ async def test_a_refusal_before_the_first_word_keeps_its_status_and_costs_nothin
     if isinstance(refusal, ChatBusy):
         assert raised.value.response.headers["retry-after"] == "5"
     assert await holds(db) == [("voided", 0)]
+    assert await turns(db) == [], "no model worked"
     assert await owner.tokens() == 100
 
 
@@ -247,12 +314,12 @@ async def _asked(chats: PlayedChats, times: int) -> bool:
 async def test_a_model_that_does_not_start_in_time_is_503_and_free(  # noqa: PLR0917
     settings, ledger, models, objects, chats, owner, db
 ):
-    chats.lines[:] = [Said("", [])]  # said before it began: the gate holds
+    chats.lines[:] = [Said("", [], took(0))]  # said before it began: the gate holds
     chats.gate.clear()
 
     async def silent(*_: object) -> AsyncGenerator[Event, None]:
         await chats.gate.wait()
-        yield Began("never", None)
+        yield Began("never", None, took(0))
 
     chats.stream = silent  # type: ignore[method-assign]
     owner.client._transport.app = create_app(
@@ -271,8 +338,8 @@ async def test_a_cold_start_keeps_the_stream_open_with_comments(owner, chats, mo
     async def cold(*_: object) -> AsyncGenerator[Event, None]:
         await asyncio.sleep(0.1)
         yield began
-        yield Said("Hi", [])
-        yield Ended("stop", 1, 1)
+        yield Said("Hi", [], took(1))
+        yield Ended("stop", took(1))
 
     chats.stream = cold  # type: ignore[method-assign]
     answer = await owner.client.post("/v1/chat/completions", json={"messages": QUESTION, "stream": True})
@@ -297,7 +364,7 @@ async def test_calls_of_tools_pass_through(owner, client_of, chats):
         "type": "function",
         "function": {"name": "weather", "arguments": '{"city": "Paris"}'},
     }
-    chats.lines[1:] = [Said("", [call]), Ended("tool_calls", 20, 9)]
+    chats.lines[1:] = [Said("", [call], took(9)), Ended("tool_calls", took(9))]
     parameters = {"type": "object", "properties": {"city": {"type": "string"}, "limit": {"maximum": 1.5}}}
     tools = [{"type": "function", "function": {"name": "weather", "parameters": parameters}}]
     ask = {"model": "qwen3-8b", "messages": QUESTION, "tools": tools}

@@ -10,11 +10,13 @@ import json
 import os
 import signal
 import sys
+import time
 from contextlib import aclosing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from deployments.models.contract import GenerateRequest, ModelBroken, ModelRefused, Output
+from deployments.models.contract import GenerateRequest, ModelBroken, ModelRefused, Output, Progress
 from gateway.conversations import Conversation, Ended, Said
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -26,13 +28,14 @@ def turn(name: str, **more: Any) -> Conversation:
 
 
 async def heard(server: Any, conversation: Conversation) -> dict[str, Any]:
-    pieces, ended = [], None
+    pieces, ended, busy_s = [], None, []
     async for event in server.stream(conversation):
+        busy_s.append(event.took.busy_s)
         if isinstance(event, Said):
             pieces.append(event.text)
         elif isinstance(event, Ended):
-            ended = [event.finish_reason, event.prompt_tokens, event.completion_tokens]
-    return {"pieces": len(pieces), "text": "".join(pieces), "ended": ended}
+            ended = [event.finish_reason, event.took.prompt_tokens, event.took.completion_tokens]
+    return {"pieces": len(pieces), "text": "".join(pieces), "ended": ended, "busy_s": busy_s}
 
 
 async def refused(server: Any, conversation: Conversation) -> str:
@@ -73,10 +76,13 @@ async def play(models_dir: str, profile: Any) -> dict[str, Any]:
     seen["again"] = await heard(server, turn("again"))
     if profile != "tiny":
         return seen
+    began = time.perf_counter()
     seen["many"] = await asyncio.gather(*(heard(server, turn(f"m{place}")) for place in range(8)))
+    seen["many_s"] = time.perf_counter() - began
     async with aclosing(server.stream(turn("left", max_tokens=3000))) as events:
         await anext(events)
-        await anext(events)
+        said = await anext(events)
+    seen["left"] = [said.took.busy_s, said.took.prompt_tokens, said.took.completion_tokens]
     processor = server._engine.output_processor
     await until(lambda: not processor.has_unfinished_requests())
     seen["after_leaving"] = (await server.describe())["jobs"]
@@ -92,6 +98,8 @@ async def play(models_dir: str, profile: Any) -> dict[str, Any]:
     events = [event async for event in server.generate(job)]
     assert isinstance(events[-1], Output)
     seen["job"] = json.loads(events[-1].media[0].data)
+    seen["job_took"] = asdict(events[-1].metrics)
+    seen["job_told"] = [event.metrics is not None for event in events if isinstance(event, Progress)]
     await server.check_health()
     dying = asyncio.create_task(heard(server, turn("dying", max_tokens=4000)))
     await until(processor.has_unfinished_requests)

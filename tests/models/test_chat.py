@@ -65,6 +65,21 @@ def test_who_leaves_takes_the_turn_out_of_the_engine(seen: dict[str, Any]) -> No
     assert seen["after_leaving"] == 0
 
 
+def test_turns_that_speak_at_once_divide_the_time_between_them(seen: dict[str, Any]) -> None:
+    parts_s = [turn["busy_s"] for turn in seen["many"]]
+    assert all(told == sorted(told) for told in parts_s), "a turn's part never shrinks"
+    whole_s = sum(told[-1] for told in parts_s)
+    assert whole_s <= seen["many_s"]
+    assert whole_s > seen["many_s"] / 2, "the engine was busy with them for most of that time"
+
+
+def test_who_leaves_has_heard_what_the_turn_took(seen: dict[str, Any]) -> None:
+    busy_s, prompt_tokens, completion_tokens = seen["left"]
+    assert busy_s > 0
+    assert prompt_tokens == seen["one"]["ended"][1]
+    assert completion_tokens > 0
+
+
 def test_what_the_model_cannot_do_is_refused_by_field(seen: dict[str, Any]) -> None:
     assert (seen["long_question"], seen["long_answer"]) == ("messages", "max_tokens")
     assert seen["tools"] == "tools", "the tiny model's form has none"
@@ -75,6 +90,13 @@ def test_a_job_of_tiny_weights_says_what_it_is(seen: dict[str, Any]) -> None:
     assert job["notice"] == TINY_NOTICE
     assert job["message"]["role"] == "assistant"
     assert job["usage"]["totalTokens"] == job["usage"]["promptTokens"] + job["usage"]["completionTokens"]
+
+
+def test_a_job_tells_what_it_took_on_its_way_and_at_its_end(seen: dict[str, Any]) -> None:
+    took = seen["job_took"]
+    assert 0 < took["busy_seconds"] <= (took["run_ms"] + 1) / 1000
+    assert took["gpu_seconds"] == 0.0, "it ran on a CPU"
+    assert seen["job_told"][0], "what a job that failed later is measured by"
 
 
 def test_a_dead_engine_breaks_its_turn_and_makes_the_replica_unwell(seen: dict[str, Any]) -> None:

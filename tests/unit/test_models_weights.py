@@ -1,22 +1,19 @@
 """Weights on disk: built once, whole or not at all, and pulled from a hub that is checked.
 
-The hub is a small server that speaks the real protocol to the real client.
+The hub is the sandbox's twin, which speaks the real protocol to the real client.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -24,6 +21,8 @@ from deployments.models import registry, weights
 from deployments.models.contract import TINY_NOTICE, WeightsMissing
 from deployments.models.registry import MANIFEST, Entry
 from kit.errors import InvalidRequest
+from sandbox.model_hub import Hub, Repository, create_hub, create_store
+from sandbox.testing import running
 
 IMAGE = registry.entry_for("image")
 
@@ -135,157 +134,196 @@ def test_the_list_says_which_weights_are_here_and_which_mean_nothing(
 
 
 @dataclasses.dataclass
-class Hub:
-    """One repository of a model hub: what it lists and what it sends, which a test may make differ."""
+class Pulling:
+    """A hub with one repository, and where it is."""
 
     url: str
-    commit: str
-    listed: dict[str, bytes]
-    sent: dict[str, bytes]
-    downloads: list[str]
-
-
-class HubServer(ThreadingHTTPServer):
-    """Answers what the client asks while it pulls: the model's facts, its tree and its files."""
-
     hub: Hub
+    repository: Repository
+
+    def pull(self, models_dir: Path, revision: str | None = None) -> Path:
+        return weights.pull("image", "gpu", models_dir, revision=revision, endpoint=self.url)
+
+    def sent(self) -> list[str]:
+        """Which files went out since the last look."""
+        paths = sorted(each.path for each in self.hub.sent)
+        self.hub.sent.clear()
+        return paths
 
 
-class HubHandler(BaseHTTPRequestHandler):
-    server: HubServer
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
-        hub, path, api = self.server.hub, urlsplit(self.path).path, "/api/models/Qwen/Qwen-Image"
-        if path in (api, f"{api}/revision/{hub.commit}"):
-            self._json({"id": "Qwen/Qwen-Image", "sha": hub.commit, "siblings": _listing(hub, "rfilename")})
-        elif path == f"{api}/tree/{hub.commit}":
-            self._json([{"type": "file", **facts} for facts in _listing(hub, "path")])
-        elif path.startswith(f"/Qwen/Qwen-Image/resolve/{hub.commit}/"):
-            name = path.rpartition(f"{hub.commit}/")[2]
-            if self.command == "GET":
-                hub.downloads.append(name)
-            self._send(200, hub.sent[name], {"ETag": f'"{_digest(name)}"', "X-Repo-Commit": hub.commit})
-        else:
-            self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-
-    def _json(self, body: object) -> None:
-        self._send(200, json.dumps(body).encode(), {})
-
-    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def _listing(hub: Hub, name_key: str) -> list[dict[str, Any]]:
-    return [
-        {
-            name_key: name,
-            "size": len(data),
-            "oid": _digest(name),
-            "blobId": _digest(name),
-            "lfs": {
-                "oid": hashlib.sha256(data).hexdigest(),
-                "sha256": hashlib.sha256(data).hexdigest(),
-                "size": len(data),
-                "pointerSize": 100,
-            },
-        }
-        for name, data in hub.listed.items()
-    ]
-
-
-def _digest(name: str) -> str:
-    return hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
+FILES = {"model_index.json": b"{}", "vae/config.json": b'{"a": 1}', "vae/weights.safetensors": b"\x01" * 64}
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    files = {"model_index.json": b"{}", "vae/weights.safetensors": b"\x01" * 64}
-    hub = Hub("", "c" * 40, files, dict(files), [])
-    server = HubServer(("127.0.0.1", 0), HubHandler)
-    server.hub = hub
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield hub
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pulling]:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    twin = Hub()
+    with running(create_hub(twin)) as url, running(create_store(twin)) as twin.store_url:
+        pulling = Pulling(url, twin, twin.repository("Qwen/Qwen-Image"))
+        pulling.repository.push(FILES)
+        yield pulling
 
 
-def test_pulled_weights_are_checked_listed_and_used(hub: Hub, tmp_path: Path) -> None:
-    directory = weights.pull("image", "gpu", tmp_path, endpoint=hub.url)
-    assert (directory / "vae" / "weights.safetensors").read_bytes() == hub.listed["vae/weights.safetensors"]
+def test_pulled_weights_are_checked_listed_and_used(hub: Pulling, tmp_path: Path) -> None:
+    directory = hub.pull(tmp_path)
+    assert {name: (directory / name).read_bytes() for name in FILES} == FILES
+    commit = hub.repository.branches["main"]
     manifest = registry.read_manifest(directory)
     assert manifest is not None
-    assert (manifest["hub_id"], manifest["revision"]) == ("Qwen/Qwen-Image", hub.commit)
+    assert (manifest["hub_id"], manifest["revision"]) == ("Qwen/Qwen-Image", commit)
     assert weights.verify("image", "gpu", tmp_path) == []
     found = registry.resolve("image", "gpu", tmp_path)
-    assert (found.directory, found.revision) == (directory, hub.commit)
+    assert (found.directory, found.revision) == (directory, commit)
     assert weights.list_models("gpu", tmp_path)[0].present
 
 
-def test_pulling_what_is_here_downloads_nothing(hub: Hub, tmp_path: Path) -> None:
-    weights.pull("image", "gpu", tmp_path, endpoint=hub.url)
-    hub.downloads.clear()
-    weights.pull("image", "gpu", tmp_path, endpoint=hub.url)
-    assert hub.downloads == []
+def test_a_commit_is_pulled_also_when_the_branch_went_on(hub: Pulling, tmp_path: Path) -> None:
+    pinned = hub.repository.branches["main"]
+    hub.repository.push({"model_index.json": b'{"new": 1}'})
+    hub.pull(tmp_path, pinned)
+    assert registry.resolve("image", "gpu", tmp_path).revision == pinned
+    assert weights.verify("image", "gpu", tmp_path) == []
 
 
-def test_pulling_a_newer_commit_replaces_the_weights(hub: Hub, tmp_path: Path) -> None:
-    weights.pull("image", "gpu", tmp_path, endpoint=hub.url)
-    hub.commit = "d" * 40
-    hub.listed = hub.sent = {"model_index.json": b'{"new": 1}'}
-    directory = weights.pull("image", "gpu", tmp_path, endpoint=hub.url)
+def test_a_branch_is_written_down_as_its_commit(hub: Pulling, tmp_path: Path) -> None:
+    commit = hub.repository.push({"model_index.json": b'{"try": 1}'}, branch="trial")
+    directory = hub.pull(tmp_path, "trial")
+    assert (registry.read_manifest(directory) or {})["revision"] == commit
+    assert (directory / "model_index.json").read_bytes() == b'{"try": 1}'
+
+
+def test_pulling_what_is_here_downloads_nothing(hub: Pulling, tmp_path: Path) -> None:
+    hub.pull(tmp_path)
+    assert hub.sent() == sorted(FILES)
+    hub.pull(tmp_path)
+    assert hub.sent() == []
+
+
+def test_a_commit_that_is_here_needs_no_hub(hub: Pulling, tmp_path: Path) -> None:
+    directory = hub.pull(tmp_path)
+    hub.hub.down = True
+    assert hub.pull(tmp_path, hub.repository.branches["main"]) == directory
+
+
+def test_pulling_a_newer_commit_replaces_the_weights(hub: Pulling, tmp_path: Path) -> None:
+    hub.pull(tmp_path)
+    commit = hub.repository.push({"model_index.json": b'{"new": 1}'})
+    directory = hub.pull(tmp_path)
     assert weights.verify("image", "gpu", tmp_path) == []
     assert sorted(path.name for path in directory.iterdir()) == [MANIFEST, "model_index.json"]
-    assert registry.resolve("image", "gpu", tmp_path).revision == "d" * 40
+    assert registry.resolve("image", "gpu", tmp_path).revision == commit
 
 
 def test_what_an_interrupted_download_of_another_commit_left_does_not_get_in(
-    hub: Hub, tmp_path: Path
+    hub: Pulling, tmp_path: Path
 ) -> None:
     partial = tmp_path / "gpu" / ".image.partial"
     partial.mkdir(parents=True)
     (partial / "old.safetensors").write_bytes(b"old")
-    directory = weights.pull("image", "gpu", tmp_path, endpoint=hub.url)
+    (partial / "model_index.json").write_bytes(b"[]")
+    directory = hub.pull(tmp_path)
     assert not (directory / "old.safetensors").exists()
+    assert (directory / "model_index.json").read_bytes() == b"{}"
     assert weights.verify("image", "gpu", tmp_path) == []
 
 
-def test_a_download_that_differs_from_the_listing_is_not_kept(hub: Hub, tmp_path: Path) -> None:
-    hub.sent = {**hub.listed, "vae/weights.safetensors": b"\x02" * 64}
-    with pytest.raises(WeightsMissing, match=r"vae/weights\.safetensors"):
-        weights.pull("image", "gpu", tmp_path, endpoint=hub.url)
+def test_a_cut_connection_is_taken_up_where_it_broke(hub: Pulling, tmp_path: Path) -> None:
+    large = bytes(range(256)) * 100_000  # more than the client reads at once
+    hub.repository.push({"model.safetensors": large})
+    hub.hub.cuts["model.safetensors"] = 15_000_000
+    directory = hub.pull(tmp_path)
+    assert (directory / "model.safetensors").read_bytes() == large
+    first, second = hub.hub.sent
+    assert (first.start, first.size_bytes) == (0, 15_000_000)
+    assert 0 < second.start <= 15_000_000
+    assert second.size_bytes == len(large) - second.start
+
+
+def test_a_pull_after_a_failed_one_asks_only_for_what_lacks(hub: Pulling, tmp_path: Path) -> None:
+    broken = "vae/weights.safetensors"
+    hub.hub.cropped.add(broken)
+    with pytest.raises(WeightsMissing, match="arrived whole are kept"):
+        hub.pull(tmp_path)
     assert registry.resolve("image", "gpu", tmp_path).directory is None
-    hub.sent = hub.listed
-    weights.pull("image", "gpu", tmp_path, endpoint=hub.url)
+    came = set(hub.sent())
+    hub.hub.cropped.clear()
+    hub.pull(tmp_path)
+    assert set(hub.sent()) == set(FILES) - came | {broken}
     assert weights.verify("image", "gpu", tmp_path) == []
 
 
-def test_an_unknown_revision_is_an_answer_for_the_operator(hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(WeightsMissing, match="revision"):
-        weights.pull("image", "gpu", tmp_path, revision="e" * 40, endpoint=hub.url)
+@pytest.mark.parametrize("name", ["vae/weights.safetensors", "vae/config.json"], ids=["large", "small"])
+def test_a_file_of_other_bytes_than_listed_is_found_named_and_not_kept(
+    hub: Pulling, tmp_path: Path, name: str
+) -> None:
+    hub.hub.spoiled.add(name)
+    with pytest.raises(WeightsMissing, match=rf"arrived damaged \({name}\): pull again"):
+        hub.pull(tmp_path)
+    assert registry.resolve("image", "gpu", tmp_path).directory is None
+    hub.sent()
+    hub.hub.spoiled.clear()
+    directory = hub.pull(tmp_path)
+    assert name in hub.sent()
+    assert (directory / name).read_bytes() == FILES[name]
+    assert weights.verify("image", "gpu", tmp_path) == []
 
 
-def test_without_a_network_the_error_says_so_and_old_weights_stay(hub: Hub, tmp_path: Path) -> None:
-    weights.pull("image", "gpu", tmp_path, endpoint=hub.url)
+def test_large_files_that_arrived_beside_a_damaged_one_are_not_asked_for_again(
+    hub: Pulling, tmp_path: Path
+) -> None:
+    hub.repository.push({"a.safetensors": b"a" * 99, "b.safetensors": b"b" * 99})
+    hub.hub.spoiled.add("a.safetensors")
+    with pytest.raises(WeightsMissing):
+        hub.pull(tmp_path)
+    assert hub.sent() == ["a.safetensors", "b.safetensors"]
+    hub.hub.spoiled.clear()
+    hub.pull(tmp_path)
+    assert hub.sent() == ["a.safetensors"]
+
+
+def test_other_bytes_than_the_registry_pins_are_not_put_in_place(
+    hub: Pulling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = dataclasses.replace(IMAGE, checksums=(("vae/weights.safetensors", "0" * 64),))
+    monkeypatch.setattr(registry, "entry_for", lambda *_: entry)
+    with pytest.raises(WeightsMissing, match=r"registry pins \(vae/weights\.safetensors\).*--revision"):
+        hub.pull(tmp_path)
+    assert registry.resolve("image", "gpu", tmp_path).directory is None
+
+
+def test_a_model_that_the_disk_cannot_take_is_refused_before_a_byte_comes(
+    hub: Pulling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=70))
+    with pytest.raises(WeightsMissing, match="make room"):
+        hub.pull(tmp_path)
+    assert hub.sent() == []
+    partial = tmp_path / "gpu" / ".image.partial"
+    partial.mkdir()
+    (partial / "vae").mkdir()
+    (partial / "vae" / "weights.safetensors").write_bytes(FILES["vae/weights.safetensors"])
+    hub.pull(tmp_path)
+    assert hub.sent() == ["model_index.json", "vae/config.json"], "only what lacks needs room"
+
+
+def test_without_a_network_the_error_says_so_and_old_weights_stay(hub: Pulling, tmp_path: Path) -> None:
+    hub.pull(tmp_path)
+    hub.url = "http://127.0.0.1:9"
     with pytest.raises(WeightsMissing, match="check the network"):
-        weights.pull("image", "gpu", tmp_path, endpoint="http://127.0.0.1:9")
+        hub.pull(tmp_path)
     assert weights.verify("image", "gpu", tmp_path) == []
+
+
+def test_a_token_goes_to_the_hub_and_never_to_where_large_files_lie(
+    hub: Pulling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_admitted")
+    hub.hub.tokens.add("hf_admitted")
+    hub.repository.gated, hub.repository.admitted = True, {"hf_admitted"}
+    hub.pull(tmp_path)
+    assert hub.sent() == sorted(FILES)
+    assert hub.hub.tokens_at_store == []
 
 
 @pytest.mark.parametrize("profile", ["tiny", "small"])

@@ -2,10 +2,10 @@
 
     python -m benchmarks.chat [--quick] [--json FILE]
 
-The platform starts as `farebox up` starts it and its engine on the first turn; then the same engine, weights, settings,
-prompts and seeds run alone in a process. Two models: SmolLM2, the real one for a CPU, of which the share of the engine
-is asked for; and the tiny random one, whose own work is next to nothing, so that all of ours shows. Quick is the tiny
-one alone, one round.
+First the engine runs alone in a process; then, with the same weights, settings, prompts and seeds, behind the platform,
+which starts as `farebox up` starts it, with no other model, and its engine on the first turn. Two models: SmolLM2, the
+real one for a CPU, of which the share of the engine is asked for; and the tiny random one, whose own work is next to
+nothing, so that all of ours shows. Quick is the tiny one alone, one round.
 """
 
 from __future__ import annotations
@@ -68,27 +68,34 @@ def run(profile: Profile, rounds: int) -> dict[str, Any]:
     from benchmarks.bench_platform import _funded_key
     from deployments.books import in_books
     from deployments.cli import Steps
-    from deployments.launcher import Launcher
+    from deployments.launcher import PLATFORM, SERVE_CONFIG, Launcher
 
     entry = registry.entry_for("chat")
+    config = yaml.safe_load(SERVE_CONFIG.read_text())
+    kept = {each["name"]: each for each in config["applications"] if each["name"] in (PLATFORM, "chat")}
+    numbers = numbers_of(kept["chat"]["args"]["profiles"], profile, "")
     with tempfile.TemporaryDirectory(prefix="farebox-") as place:
         settings = load_settings(data_dir=Path(place), port=front_port(), profile=profile, database_url="")
-        source = weights.ensure_small if profile == "small" else weights.ensure_tiny
-        directory = source(entry, settings.weights_dir)
-        with Launcher(settings, Steps()) as running:
-            key = in_books(running.settings.database_url, _funded_key)
-            url = f"http://127.0.0.1:{settings.port}/v1/chat/completions"
-            ours = asyncio.run(through(url, key, rounds, MAX_TOKENS[profile]))
+        build = weights.ensure_small if profile == "small" else weights.ensure_tiny
+        directory = build(entry, settings.weights_dir)
         told = subprocess.run(
             [
                 str(environments.python_of(entry.environment)), "-m", "benchmarks.chat",
                 "--alone", profile, str(directory), str(rounds),
             ],
-            env=environment() | _variables(entry, profile) | {"PYTHONPATH": str(Path.cwd())},
+            env=environment()
+            | entry.variables_for(numbers.get("cpu_threads", 1))
+            | {"PYTHONPATH": str(Path.cwd())},
             capture_output=True,
             text=True,
             check=True,
         )  # fmt: skip
+        chosen = Path(place) / "serve_config.yaml"
+        chosen.write_text(yaml.safe_dump(config | {"applications": list(kept.values())}))
+        with Launcher(settings, Steps(), chosen) as running:
+            key = in_books(running.settings.database_url, _funded_key)
+            url = f"http://127.0.0.1:{settings.port}/v1/chat/completions"
+            ours = asyncio.run(through(url, key, rounds, MAX_TOKENS[profile]))
     engine = json.loads(told.stdout.strip().splitlines()[-1])
     rows = [
         {"concurrency": width, "farebox": ours[str(width)], "engine": engine[str(width)]} for width in WIDTHS
@@ -103,13 +110,6 @@ def run(profile: Profile, rounds: int) -> dict[str, Any]:
         "cold_start_s": ours["cold_start_s"],
         "rows": rows,
     }
-
-
-def _variables(entry: registry.Entry, profile: Profile) -> dict[str, str]:
-    """Return what the engine's replica has set: the variables of its libraries, and how many threads it may have."""
-    config = yaml.safe_load(Path("serve_config.yaml").read_text())
-    [args] = [each["args"] for each in config["applications"] if each["name"] == entry.application]
-    return entry.variables_for(numbers_of(args["profiles"], profile, "").get("cpu_threads", 1))
 
 
 async def through(url: str, key: str, rounds: int, max_tokens: int) -> dict[str, Any]:

@@ -29,7 +29,6 @@ from rich.console import Console
 from rich.table import Table
 
 from deployments.models import environments, registry, weights
-from deployments.serve_numbers import numbers_of
 from kit.settings import Profile, environment, load_settings
 
 QUESTION: Final = [{"role": "user", "content": "Tell me a long story about a fox who became an astronaut."}]
@@ -66,6 +65,7 @@ def run(profile: Profile, rounds: int) -> dict[str, Any]:
     """Return all figures of one model."""
     from benchmarks.bare import front_port
     from benchmarks.bench_platform import _funded_key
+    from deployments.app import numbers_of
     from deployments.books import in_books
     from deployments.cli import Steps
     from deployments.launcher import PLATFORM, SERVE_CONFIG, Launcher

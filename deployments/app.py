@@ -12,7 +12,6 @@ from ray.serve import Application
 from deployments.models.environments import python_of
 from deployments.models.registry import entry_for
 from deployments.models.server import MAX_WAITING, ModelServer
-from deployments.serve_numbers import numbers_of
 from kit.settings import Profile, load_settings
 from kit.telemetry import configure_logging
 
@@ -58,6 +57,11 @@ class ModelReplica(ModelServer):
         settings = load_settings()
         configure_logging(settings.log_level, settings.log_format)
         super().__init__(*args, **kwargs)
+
+
+def numbers_of(profiles: dict[str, dict[str, Any]], profile: str, scale: str) -> dict[str, Any]:
+    """Return the options under which a model's application runs: a scale's own go before the profile's."""
+    return profiles.get(scale or profile) or profiles.get(profile, {})
 
 
 def farebox(args: FareboxArgs) -> Application:

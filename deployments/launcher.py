@@ -23,12 +23,11 @@ import httpx
 import yaml
 
 from deployments.books import announce_books, forget_books, write_private
-from deployments.models.registry import ENTRIES, read_manifest, resolve
+from deployments.models.registry import ENTRIES
 from deployments.ray_environment import HeadResources
 from deployments.ray_head import RayHead, reap
 from deployments.ray_ports import is_free
 from deployments.serve_api import ApplicationStatus
-from deployments.serve_numbers import numbers_of, runs_idle
 from kit import migrate
 from kit.postgres import EmbeddedPostgres
 from kit.settings import Settings, environment, environment_for
@@ -142,8 +141,6 @@ class Launcher:
 
     def _start(self) -> None:
         settings = self._prepared()
-        config: dict[str, Any] = yaml.safe_load(self._serve_config.read_text())
-        weights = self._begin_tiny_weights(config)
         if settings.wants_sandbox:
             self._progress.step("payment sandbox")
             self._sandbox = Sandbox(settings)
@@ -160,13 +157,7 @@ class Launcher:
         self._progress.done(f"schema at version {migrate.upgrade(settings.database_url)}")
         self._remember(settings)
         self._start_ray(settings)
-        if weights is not None:
-            self._progress.step("tiny weights")
-            if code := weights.wait():
-                self._progress.warn(f"tiny weights could not be built ({code}); their tasks will not run")
-            else:
-                self._progress.done("tiny weights of what runs from the start")
-        self._deploy(settings, config)
+        self._deploy(settings)
         self.settings = settings
 
     def _prepared(self) -> Settings:
@@ -186,25 +177,6 @@ class Launcher:
             stale.unlink()
         return settings.model_copy(update={"metrics_dir": metrics})
 
-    def _begin_tiny_weights(self, config: dict[str, Any]) -> subprocess.Popen[bytes] | None:
-        """Build the missing tiny weights of models that run from the start, beside the other steps.
-
-        In a process of its own: torch is large and slow. The other models build theirs when they are first asked for.
-        """
-        missing = weights_to_build(config, self.settings)
-        if not missing:
-            return None
-        building = subprocess.Popen(  # noqa: S603  # our own command
-            [sys.executable, "-m", "deployments.cli", "models", "build", "tiny", *missing],
-            env=environment_for(self.settings),
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stdin=subprocess.DEVNULL,
-        )
-        self._parts.callback(building.wait)
-        self._parts.callback(building.kill)  # first, and harmless once it has ended
-        return building
-
     def _start_ray(self, settings: Settings) -> None:
         self._progress.step("Ray")
         self._head = RayHead(
@@ -218,7 +190,8 @@ class Launcher:
         self._head.start()
         self._progress.done(f"Ray, dashboard at {self._head.api.url}")
 
-    def _deploy(self, settings: Settings, config: dict[str, Any]) -> None:
+    def _deploy(self, settings: Settings) -> None:
+        config: dict[str, Any] = yaml.safe_load(self._serve_config.read_text())
         config["http_options"] = {**config["http_options"], "host": settings.host, "port": settings.port}
         self._progress.step("applications")
         self.head.api.deploy(config)
@@ -260,20 +233,6 @@ class Launcher:
         """Tell other commands of this data directory where the books are while we run."""
         announce_books(settings.data_dir, settings.database_url)
         self._parts.callback(forget_books, settings.data_dir)
-
-
-def weights_to_build(config: dict[str, Any], settings: Settings) -> list[str]:
-    """Return the applications that run from the start, on tiny weights that are not there yet."""
-    names = []
-    for args in (each["args"] for each in config["applications"] if each["name"] != PLATFORM):
-        if "family" in args:
-            continue
-        profile = args.get("profile", settings.profile)
-        weights = resolve(args["application"], profile, settings.weights_dir)
-        numbers = numbers_of(args.get("profiles", {}), profile, "" if "profile" in args else settings.scale)
-        if weights.profile == "tiny" and runs_idle(numbers) and not read_manifest(Path(weights.source)):
-            names.append(args["application"])
-    return names
 
 
 class Sandbox:

@@ -13,11 +13,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from deployments import app
 from deployments.app import FareboxArgs, ModelArgs
-from deployments.launcher import SERVE_CONFIG, weights_to_build
-from deployments.models import registry
+from deployments.launcher import SERVE_CONFIG
 from deployments.models.registry import ENTRIES, PIPELINES
-from deployments.serve_numbers import runs_idle
-from kit.settings import load_settings
 
 CONFIG = yaml.safe_load(SERVE_CONFIG.read_text())
 PLATFORM = FareboxArgs(**CONFIG["applications"][0]["args"])
@@ -78,38 +75,6 @@ def test_each_model_deploys_at_each_scale(monkeypatch, tmp_path: Path, name: str
     assert bound.init_kwargs["cpu_threads"] == threads
     if environment := bound.ray_actor_options.get("runtime_env"):
         assert environment["env_vars"]["OMP_NUM_THREADS"] == str(threads)
-
-
-@pytest.mark.parametrize(("profile", "built"), [("tiny", ["image"]), ("small", ["image"]), ("gpu", [])])
-def test_a_start_builds_the_tiny_weights_of_what_runs_from_the_start_and_no_others(
-    tmp_path: Path, profile: Any, built: list[str]
-):
-    settings = load_settings(profile=profile, data_dir=tmp_path)
-    assert weights_to_build(CONFIG, settings) == built
-    for name in built:
-        place = registry.tiny_directory(registry.entry_for(name), settings.weights_dir)
-        place.mkdir(parents=True)
-        (place / registry.MANIFEST).write_text('{"files": {}}')
-    assert weights_to_build(CONFIG, settings) == []
-
-
-def test_a_model_that_a_test_replaces_needs_no_weights(tmp_path: Path):
-    args = {"application": "image", "family": "tests:Slow", "profiles": {"tiny": {"num_replicas": 1}}}
-    config = {"applications": [CONFIG["applications"][0], {"name": "image", "args": args}]}
-    assert weights_to_build(config, load_settings(profile="tiny", data_dir=tmp_path)) == []
-
-
-@pytest.mark.parametrize(
-    ("numbers", "runs"),
-    [
-        ({"num_replicas": 1}, True),
-        ({}, True),  # Serve's own number is one
-        ({"autoscaling_config": {"min_replicas": 0}}, False),
-        ({"autoscaling_config": {"min_replicas": 2}}, True),
-    ],
-)
-def test_a_model_runs_idle_where_its_numbers_keep_a_replica(numbers: dict[str, Any], runs: bool):
-    assert runs_idle(numbers) is runs
 
 
 def replicas(numbers: dict[str, Any]) -> tuple[int, int]:

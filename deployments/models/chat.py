@@ -123,7 +123,7 @@ class ChatServer:
                     kept += said.text.replace("\x00", "")  # no text has it, and Postgres takes none
                     finish = said.finish_reason or ""
                     if finish == "error":  # what the engine says of a turn that failed alone
-                        raise ModelFailed("The model failed while answering.")  # noqa: TRY301  # past the others
+                        raise ModelFailed("The model failed while answering; nothing was charged.")  # noqa: TRY301  # past the others
                     if (
                         kept
                         and not conversation.tools
@@ -138,7 +138,7 @@ class ChatServer:
             errors_total.labels("model").inc()
             log.exception("model_failed", application=self._application, turn=conversation.id)
             await self.check_health()
-            raise ModelFailed("The model failed while answering.") from None
+            raise ModelFailed("The model failed while answering; nothing was charged.") from None
         finally:
             self._turns.leave()
         calls: list[dict[str, Any]] = []
@@ -202,7 +202,7 @@ class ChatServer:
     async def check_health(self) -> None:
         """Raises: ModelBroken if the engine died; Serve then replaces this replica."""
         if not self._broken and self._engine.errored:
-            self._broken = "The chat engine died."
+            self._broken = "The chat engine died; nothing was charged."
         if self._broken:
             raise ModelBroken(self._broken)
 

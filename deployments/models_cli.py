@@ -44,7 +44,7 @@ def list_models(profile: Weights = None, as_json: AsJson = False) -> None:
                 *(row.task, row.application, row.model, row.licence),
                 _sold(catalog, row.task)["price"],
                 row.profile,
-                "there" if row.present else "missing",
+                "there" if row.present else "made when asked for" if row.profile == "tiny" else "missing",
                 decimal(row.size_bytes) if row.present else None,
                 f"{row.source}@{row.revision}" if row.revision else row.source,
                 "; ".join(filter(None, [row.limits, row.note])),

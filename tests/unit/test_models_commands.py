@@ -44,6 +44,13 @@ def test_a_row_says_what_a_seller_must_know(pulled: Path):
     assert "yearly revenue" in video["note"]
 
 
+def test_weights_that_are_made_on_demand_are_not_called_missing(pulled: Path):
+    for profile, state in (("tiny", "made when asked for"), ("gpu", "missing")):
+        lines = [line.split("\t") for line in models("list", "--profile", profile).output.splitlines()]
+        rows = [dict(zip(lines[0], line, strict=True)) for line in lines]
+        assert [row["state"] for row in rows if row["task"] == "image.generate"] == [state]
+
+
 def test_scripts_read_the_same_as_json(pulled: Path):
     rows = {row["task"]: row for row in json.loads(models("list", "--json").output)}
     assert (rows["video.generate"]["size_bytes"], rows["video.generate"]["unit"]) == (700, "second")

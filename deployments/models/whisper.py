@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 TOGETHER: Final = 8
-"""Windows that are heard in one call. Two threads of a CPU gain from eight what they gain from four and a fifth more
-(benchmarks/batching.py); it is the package's own number for a GPU."""
+"""Windows that are heard in one call: one thread of a CPU gains as much from four, two a little more from eight
+(benchmarks/RESULTS.md); it is the package's own number for a GPU."""
 BEAMS: Final = 5
 """The package's own: how many beginnings of a sentence are followed at once."""
 MOST_TOKENS: Final = 448

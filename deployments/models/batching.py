@@ -44,8 +44,13 @@ log = structlog.get_logger(__name__)
 
 BUSY_WAIT_S: Final = 5
 """What a refused caller is told to wait: about a batch of the quick models."""
-NO_MEMORY_OF_TORCH: Final = "DefaultCPUAllocator: can't allocate memory"
-"""How torch says it on a CPU, as a plain RuntimeError."""
+NO_MEMORY: Final = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA failed with error out of memory",
+    "mkl_malloc: failed to allocate memory",
+    "failed to allocated memory",
+)
+"""How torch says it on a CPU, and CTranslate2 on a GPU and on a CPU, as plain RuntimeErrors."""
 
 
 class Seat:
@@ -59,6 +64,7 @@ class Seat:
         self.finished: asyncio.Future[Output] = asyncio.get_running_loop().create_future()
         self.finished.add_done_callback(self._seen)
         self.told = Progress(0.0, 0, 0)
+        self.has_ended = False
         self._loop = asyncio.get_running_loop()
 
     def tell(self, progress: Progress) -> None:
@@ -69,6 +75,7 @@ class Seat:
 
     def end(self, outcome: Output | AppError) -> None:
         """Give the job its outcome from the thread; the first one stands."""
+        self.has_ended = True
         self._loop.call_soon_threadsafe(self.end_here, outcome)
 
     def end_here(self, outcome: Output | AppError) -> None:
@@ -175,7 +182,7 @@ class Batches:
         for seat in group:
             if seat.canceled.is_set():
                 seat.end(ModelCanceled())
-        return [seat for seat in group if not seat.canceled.is_set()]
+        return [seat for seat in group if not seat.has_ended]
 
     def _attempt(self, group: list[Seat], meter: SharedMeter, batch_size: int) -> bool:
         """Run one call; return whether everybody got an outcome. False: the call failed for all and may be split."""
@@ -206,12 +213,19 @@ class Batches:
             self._free_memory()
             return False
         for seat, outcome in zip(group, outcomes, strict=True):
-            took = meter.figures(seat, batch_size)
-            meter.leave(seat)
-            if isinstance(outcome, AppError) and seat.told.steps:
-                seat.tell(replace(seat.told, metrics=took))  # so that the time of a failure is known too
-            seat.end(outcome if isinstance(outcome, AppError) else replace(outcome, metrics=took))
+            self._end(seat, outcome, meter, batch_size)
         return True
+
+    @staticmethod
+    def _end(seat: Seat, outcome: Output | AppError, meter: SharedMeter, batch_size: int) -> None:
+        """Give a job its outcome with what it took; from now on the time is the others'."""
+        if seat.has_ended:
+            return
+        took = meter.figures(seat, batch_size)
+        meter.leave(seat)
+        if isinstance(outcome, AppError) and seat.told.steps:
+            seat.tell(replace(seat.told, metrics=took))  # so that the time of a failure is known too
+        seat.end(outcome if isinstance(outcome, AppError) else replace(outcome, metrics=took))
 
     def _call(self, members: list[Member]) -> Sequence[Output | AppError]:
         if isinstance(self._family, BatchingFamily):
@@ -231,7 +245,10 @@ class Batches:
                 seat.end(ModelCanceled())
             return gone
 
-        return Member(seat.request, on_progress, is_canceled)
+        def on_outcome(outcome: Output | AppError) -> None:
+            self._end(seat, outcome, meter, batch_size)
+
+        return Member(seat.request, on_progress, is_canceled, on_outcome)
 
     def _remember(self, group: list[Seat]) -> None:
         """Keep to what may fit from now on."""
@@ -265,7 +282,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     torch: Any = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
-    return isinstance(error, MemoryError) or NO_MEMORY_OF_TORCH in str(error)
+    return isinstance(error, MemoryError) or any(said in str(error) for said in NO_MEMORY)
 
 
 def _ids(group: Sequence[Seat]) -> list[str]:

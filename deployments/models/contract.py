@@ -140,13 +140,21 @@ OnProgress = Callable[[Progress], None]
 IsCanceled = Callable[[], bool]
 
 
+def _wait_for_the_others(_: Output | AppError) -> None:
+    """Leave an outcome to the end of the call."""
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One job of a batch: its request, whom to tell of its progress, and whether its caller still wants it."""
+    """One job of a batch: its request, whom to tell of its progress, and whether its caller still wants it.
+
+    `on_outcome` takes the outcome of a job that is done before its neighbours are, so that it need not wait for them.
+    """
 
     request: GenerateRequest
     on_progress: OnProgress
     is_canceled: IsCanceled
+    on_outcome: Callable[[Output | AppError], None] = _wait_for_the_others
 
 
 class ModelFamily(Protocol):
@@ -175,10 +183,10 @@ class BatchingFamily(ModelFamily, Protocol):
 
     `batch_key` names what jobs must have in common to share a call, how long they take included; it raises
     `ModelRefused` for an input that cannot be served, and is quick: it runs on the server's loop. `generate_many` gets
-    members of one key and returns an outcome for each, in their order. It asks every member's `is_canceled` at each
-    step, goes on for the others, and raises `ModelCanceled` when nobody is left. Whatever else it raises counts for the
-    whole call, which is then split and tried again. A job's output is the same in a batch and alone, up to the rounding
-    of its device.
+    members of one key and returns an outcome for each, in their order; it may tell a member its own before, for good.
+    It asks every member's `is_canceled` at each step, goes on for the others, and raises `ModelCanceled` when nobody
+    is left. Whatever else it raises counts for all who have no outcome yet: the call is split and tried again for
+    them. A job's output is the same in a batch and alone, up to the rounding of its device.
     """
 
     def batch_key(self, request: GenerateRequest) -> Hashable: ...

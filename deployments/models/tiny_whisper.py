@@ -76,9 +76,10 @@ def _save_for_transformers(directory: Path) -> None:
         task_to_id={"transcribe": number["<|transcribe|>"], "translate": number["<|translate|>"]},
         return_timestamps=False,
         alignment_heads=[[0, 0], [1, 0]],
-        # Noise of letters can be looked at in a subtitle; control characters and marks would be taken out of it.
+        # Noise of letters can be looked at in a subtitle; control characters, marks and times would be taken out of it.
         suppress_tokens=[
-            number[word] for word in (*ByteLevel.alphabet(), *marks) if word in marks or not word.isascii()
+            *(number[word] for word in ByteLevel.alphabet() if not word.isascii()),
+            *(number[word] for word in (*marks, *times)),
         ],
     )
     model.save_pretrained(directory)

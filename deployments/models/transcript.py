@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from deployments.models.contract import Media
-from deployments.models.subtitles import Subtitle, srt, vtt
+from deployments.models.subtitles import Subtitle, one_line, srt, vtt
+
+SENTENCE_ENDS: Final = tuple(".?!…。？！।؟")
+CLAUSE_ENDS: Final = (*SENTENCE_ENDS, *",;:，；：、،")
+TITLE: Final = re.compile(r"[^\W\d_a-z][^\W\d_]{0,2}\.")
+"""'Mr.', 'St.', 'J.': a point that ends no sentence, unless a pause says so."""
+PAUSE_MS: Final = 1_000
+"""Who is silent for so long has ended what was being said; a subtitle that stays would be read again."""
+BREATH_MS: Final = 200
+"""A shorter pause is within a word as often as between two."""
+LONGEST_MS: Final = 7_000
+"""What stays on a screen for longer is read twice. Source: Netflix, "Timed Text Style Guide: General Requirements"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +45,50 @@ class Segment:
     text: str
     words: tuple[Word, ...] = ()
 
-    def later(self, by_ms: int) -> Segment:
-        """Return the segment as it is said so much later."""
-        words = tuple(replace(w, start_ms=w.start_ms + by_ms, end_ms=w.end_ms + by_ms) for w in self.words)
-        return Segment(self.start_ms + by_ms, self.end_ms + by_ms, self.text, words)
+
+def segments(words: Sequence[Word]) -> list[Segment]:
+    """Return words as segments: sentences, parted at pauses too, and none of several words longer than one reads.
+
+    A word's text begins with the space before it, where its language has spaces.
+    """
+    sentences: list[list[Word]] = []
+    for word in words:
+        if not sentences or _ends(sentences[-1][-1], word):
+            sentences.append([])
+        sentences[-1].append(word)
+    return [_segment(part) for sentence in sentences for part in _short(sentence) if _line(part)]
+
+
+def _ends(word: Word, following: Word) -> bool:
+    pause_ms = following.start_ms - word.end_ms
+    if pause_ms >= PAUSE_MS:
+        return True
+    said = word.text.strip()
+    return said.endswith(SENTENCE_ENDS) and not (pause_ms < BREATH_MS and TITLE.fullmatch(said))
+
+
+def _short(words: list[Word]) -> list[list[Word]]:
+    """Part a long sentence near its middle, where there is a clause's end or a breath if anywhere."""
+    begin_ms, end_ms = words[0].start_ms, words[-1].end_ms
+    if len(words) == 1 or end_ms - begin_ms <= LONGEST_MS:
+        return [words]
+
+    def fitness(place: int) -> tuple[bool, int]:
+        before, after = words[place - 1], words[place]
+        parts = before.text.rstrip().endswith(CLAUSE_ENDS) or after.start_ms - before.end_ms >= BREATH_MS
+        return parts, -abs(begin_ms + end_ms - before.end_ms - after.start_ms)
+
+    middle = max(range(1, len(words)), key=fitness)
+    return [*_short(words[:middle]), *_short(words[middle:])]
+
+
+def _segment(words: Sequence[Word]) -> Segment:
+    shown = tuple(replace(word, text=text) for word in words if (text := one_line(word.text)))
+    return Segment(words[0].start_ms, words[-1].end_ms, _line(words), shown)
+
+
+def _line(words: Sequence[Word]) -> str:
+    return one_line("".join(word.text for word in words))
 
 
 def rising(segments: Sequence[Segment]) -> list[Segment]:

@@ -1,10 +1,10 @@
-"""The real Whisper classes on tiny weights: what the files are; and the windows, with a model whose words are known."""
+"""The real Whisper classes on tiny weights: what the files are, alone and in a batch; on small ones: what is said."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,31 @@ from deployments.models.contract import (
     TINY_NOTICE,
     GenerateRequest,
     InputFile,
+    Media,
+    Member,
     ModelCanceled,
     ModelRefused,
     Output,
     Placement,
+    Progress,
     WeightsMissing,
 )
-from deployments.models.transcript import Segment, Word, files, rising
+from deployments.models.server import ModelServer
 from deployments.models.whisper import RATE, Whisper
 from gateway.leases import ClaimedJob
+from kit.errors import AppError
 
 CPU = Placement("cpu", cpu_threads=1, cpu_offload=False)
 CUE = re.compile(r"(\d\d):(\d\d):(\d\d)[.,](\d{3}) --> (\d\d):(\d\d):(\d\d)[.,](\d{3})")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Whisper:
-    models_dir = tmp_path_factory.mktemp("models")
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def model(models_dir: Path) -> Whisper:
     weights.ensure_tiny(registry.entry_for("transcription"), models_dir)
     return Whisper.load(registry.resolve("transcription", "tiny", models_dir), CPU)
 
@@ -114,63 +122,108 @@ def test_a_cancellation_stops_at_the_next_window(model: Whisper) -> None:
     assert len(seen) == 1
 
 
-class Listener(Whisper):
-    """Hears what the test puts into each piece, and remembers where the pieces were and in which language."""
-
-    def __init__(self, *pieces: list[Segment]) -> None:
-        self.pieces = list(pieces)
-        self.lengths_s: list[float] = []
-        self.languages: list[str | None] = []
-
-    def _hear(self, piece: Any, language: str | None) -> tuple[str, Iterator[Segment]]:
-        self.lengths_s.append(len(piece) / RATE)
-        self.languages.append(language)
-        return "cy", iter(self.pieces[len(self.lengths_s) - 1])
+def member(model_input: tuple[float, str], **ways: Any) -> Member:
+    """A caller with a recording of some seconds in a language; noises of two lengths differ."""
+    seconds, language = model_input
+    return caller(recording(seconds, 16_000), language=language, **ways)
 
 
-def listened(model: Listener, seconds: int) -> list[Segment]:
-    segments, language = model._listen(
-        np.zeros(seconds * RATE, "float32"), None, lambda _: None, lambda: False
-    )
-    assert language == "cy"
-    return segments
+def caller(
+    file: InputFile, *, seen=None, told=None, is_canceled=lambda: False, minutes=10, **fields: Any
+) -> Member:
+    request = GenerateRequest("job_1", "audio.transcribe", fields, minutes * 1000, {"audio": file})
+    hears = ((lambda _: None) if each is None else each.append for each in (seen, told))
+    on_progress, on_outcome = hears
+    return Member(request, on_progress, is_canceled, on_outcome)
 
 
-def test_words_at_the_end_of_a_piece_are_heard_again_in_the_next() -> None:
-    two = Segment(0, 12_000, "two", (Word(500, 11_000, "two", 0.5),))
-    model = Listener(
-        [Segment(0, 200_000, "one"), Segment(200_000, 300_000, "tw")],
-        [two, Segment(12_000, 20_000, "three")],
-    )
-    assert listened(model, 400) == [
-        Segment(0, 200_000, "one"),
-        Segment(200_000, 212_000, "two", (Word(200_500, 211_000, "two", 0.5),)),
-        Segment(212_000, 220_000, "three"),
-    ]
-    assert model.lengths_s == [300, 200]
-    assert model.languages == [None, "cy"], "the first piece decides"
+def media(outcome: Output | AppError) -> list[Media]:
+    assert isinstance(outcome, Output)
+    return outcome.media
 
 
-def test_a_piece_is_never_repeated_for_words_in_its_first_half() -> None:
-    model = Listener([Segment(0, 1_000, "one"), Segment(2_000, 3_000, "two")], [Segment(0, 500, "three")])
-    assert [segment.start_ms for segment in listened(model, 400)] == [0, 2_000, 300_000]
+MIXED = ((95.0, "en"), (7.0, "cy"), (31.0, "zh"))
 
 
-def test_segments_that_would_not_last_give_their_words_to_the_one_before() -> None:
-    given = [Segment(0, 5, "a"), Segment(3, 4, "b"), Segment(4, 9, "c"), Segment(9, 9, "d")]
-    assert rising(given) == [Segment(0, 5, "a b"), Segment(5, 9, "c d")]
+def test_recordings_in_a_batch_are_written_down_as_alone_whatever_their_languages(model: Whisper) -> None:
+    alone = [media(*model.generate_many([member(each)])) for each in MIXED]
+    assert [json.loads(files[0].data)["language"] for files in alone] == ["en", "cy", "zh"]
+    assert len({files[0].facts["text"] for files in alone}) == 3
+    together = model.generate_many([member(each) for each in MIXED])
+    assert [media(each) for each in together] == alone
+    backwards = model.generate_many([member(each) for each in reversed(MIXED)])
+    assert [media(each) for each in reversed(backwards)] == alone
 
 
-def test_words_lie_in_their_segment_and_in_their_order() -> None:
-    words = (Word(0, 4, "a", 1.0), Word(3, 6, "b", 1.0), Word(5, 30, "c", 1.0), Word(40, 50, "d", 1.0))
-    [segment] = rising([Segment(2, 20, "a b c d", words)])
-    assert [(word.start_ms, word.end_ms) for word in segment.words] == [(2, 4), (4, 6), (6, 20), (20, 20)]
+def test_each_of_a_batch_is_charged_for_its_own_seconds(model: Whisper) -> None:
+    made = model.generate_many([member(each) for each in MIXED])
+    assert [each.units_milli for each in made if isinstance(each, Output)] == [1584, 117, 517]
 
 
-def test_subtitles_are_written_as_players_read_them() -> None:
-    _, srt, vtt = files([Segment(3_723_004, 3_724_000, "a < b & c")], {})
-    assert srt.data.decode() == "1\n01:02:03,004 --> 01:02:04,000\na < b & c\n\n"
-    assert vtt.data.decode() == "WEBVTT\n\n01:02:03.004 --> 01:02:04.000\na &lt; b &amp; c\n\n"
+def test_each_of_a_batch_is_told_its_own_progress(model: Whisper) -> None:
+    seen: list[list[Progress]] = [[], [], []]
+    model.generate_many([member(each, seen=its) for each, its in zip(MIXED, seen, strict=True)])
+    assert [len(its) for its in seen] == [6, 3, 4], "the beginning, each half minute, the end"
+    for its, (seconds, _) in zip(seen, MIXED, strict=True):
+        fractions = [at.fraction for at in its]
+        assert fractions == sorted(fractions)
+        assert (fractions[0], fractions[-1]) == (0, 1)
+        assert {at.steps for at in its} == {seconds}
+
+
+def test_one_of_a_batch_that_is_canceled_leaves_the_others_alone(model: Whisper) -> None:
+    seen: list[Progress] = []
+    gone = member((300.0, "en"), seen=seen, is_canceled=lambda: len(seen) > 1)
+    first, canceled, last = model.generate_many([member(MIXED[0]), gone, member(MIXED[2])])
+    assert isinstance(canceled, ModelCanceled)
+    assert len(seen) < 10, "it was heard no further"
+    assert media(first) == media(*model.generate_many([member(MIXED[0])]))
+    assert media(last) == media(*model.generate_many([member(MIXED[2])]))
+    with pytest.raises(ModelCanceled):
+        model.generate_many([gone, gone])
+
+
+def test_one_of_a_batch_that_cannot_be_read_is_refused_alone(model: Whisper) -> None:
+    damaged = caller(InputFile("audio/flac", b"fLaC is not all of it"), language="en")
+    too_long = caller(recording(61, 8_000), language="en", minutes=1)
+    first, *refused = model.generate_many([member(MIXED[1]), damaged, too_long])
+    assert media(first) == media(*model.generate_many([member(MIXED[1])]))
+    assert [type(each) for each in refused] == [ModelRefused, ModelRefused]
+
+
+def test_a_short_recording_is_told_while_a_long_one_is_heard(model: Whisper) -> None:
+    seen: list[Progress] = []
+    at: list[int] = []
+
+    class Told(list[Output]):
+        def append(self, outcome: Output) -> None:
+            at.append(len(seen))
+            super().append(outcome)
+
+    told = Told()
+    long, short = model.generate_many([member((600.0, "en"), seen=seen), member((7.0, "cy"), told=told)])
+    assert told == [short]
+    assert at[0] < 10 < len(seen), "of twenty half minutes"
+    assert isinstance(long, Output)
+
+
+async def test_jobs_through_the_server_share_a_call_and_bear_their_parts_of_it(models_dir: Path) -> None:
+    server = ModelServer("transcription", "tiny", str(models_dir), max_batch=4)
+
+    async def output(seconds: float) -> Output:
+        request = GenerateRequest(
+            "job_1", "audio.transcribe", {"language": "en"}, 10_000, {"audio": recording(seconds, 16_000)}
+        )
+        *_, last = [event async for event in server.generate(request)]
+        assert isinstance(last, Output)
+        return last
+
+    long, short, middle = await asyncio.gather(*(output(seconds) for seconds in (305, 1, 35)))
+    assert [each.metrics.batch_size for each in (long, short, middle)] == [3, 3, 3]
+    assert [each.units_milli for each in (long, short, middle)] == [5084, 17, 584]
+    assert short.metrics.run_ms < long.metrics.run_ms, "the short one does not wait for the long one"
+    parts = sum(each.metrics.busy_seconds for each in (long, short, middle))
+    assert parts == pytest.approx(long.metrics.run_ms / 1000, abs=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -187,9 +240,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Whisper:
 
 
 def test_real_speech_is_written_down(small: Whisper) -> None:
-    """A sentence of President Kennedy's inaugural address of 1961: a work of the United States, free to all."""
-    file = InputFile("audio/ogg", (Path(__file__).parent / "recordings" / "inaugural.ogg").read_bytes())
-    transcript, srt, _ = write_down(small, file).media
+    transcript, srt, _ = write_down(small, inaugural()).media
     whole = json.loads(transcript.data)
     said = re.findall(r"[a-z]+", whole["text"].lower())
     asked = "ask not what your country can do for you ask what you can do for your country".split()  # noqa: SIM905
@@ -202,10 +253,30 @@ def test_real_speech_is_written_down(small: Whisper) -> None:
     country = next(word for word in words if word["word"].lower().startswith("country"))
     assert 4 < country["start"] < 7, "it is said in the middle of the eleven seconds"
     assert "country" in srt.data.decode()
+    assert [segment["text"] for segment in whole["segments"]][-1].endswith("country.")
+
+
+def test_real_speech_is_the_same_beside_others(small: Whisper) -> None:
+    samples = sound.decode(inaugural(), "audioUrl", RATE, 60)
+    twice = np.concatenate([samples, np.zeros(3 * RATE, "float32"), samples, samples])
+    files = [inaugural(), InputFile("audio/wav", sound.encode(twice[None], RATE, "wav", {})), silence()]
+    alone = [media(*small.generate_many([caller(file)])) for file in files]
+    together = small.generate_many([caller(file) for file in (*files, recording(20))])
+    assert [media(each) for each in together[:3]] == alone
+    words = json.loads(alone[1][0].data)["text"].lower()
+    assert words.count("ask what you can do for your country") == 3
 
 
 def test_silence_is_no_words(small: Whisper) -> None:
-    quiet = InputFile("audio/wav", sound.encode(np.zeros((1, 3 * RATE), "float32"), RATE, "wav", {}))
-    transcript, _, vtt = write_down(small, quiet, language="en").media
+    transcript, _, vtt = write_down(small, silence(), language="en").media
     assert json.loads(transcript.data)["segments"] == []
     assert vtt.data == b"WEBVTT\n\n"
+
+
+def inaugural() -> InputFile:
+    """A sentence of President Kennedy's inaugural address of 1961: a work of the United States, free to all."""
+    return InputFile("audio/ogg", (Path(__file__).parent / "recordings" / "inaugural.ogg").read_bytes())
+
+
+def silence() -> InputFile:
+    return InputFile("audio/wav", sound.encode(np.zeros((1, 3 * RATE), "float32"), RATE, "wav", {}))

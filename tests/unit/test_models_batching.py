@@ -258,6 +258,38 @@ async def test_a_members_own_error_is_its_own() -> None:
     assert isinstance(done[1], Output)
 
 
+class EarlyFamily(BatchFamily):
+    """Tells the job `early` its outcome at the first step."""
+
+    def generate_many(self, members: Sequence[Member]) -> list[Output | AppError]:
+        for member in members:
+            if member.request.job_id == "early":
+                member.on_outcome(Output([], Metrics(1, 0.0, 1), "early"))
+        return super().generate_many(members)
+
+
+async def test_a_member_that_is_done_early_does_not_wait_for_the_others() -> None:
+    family = EarlyFamily()
+    calls = await behind_a_first_call(serve(family), family, ("early", {}), ("b", {}))
+    family.may_step.release(STEPS)
+    done = await calls[1]
+    assert (done.model, done.metrics.batch_size) == ("early", 2)
+    assert not calls[2].done()
+    family.run_freely()
+    assert (await calls[2]).model == "b"
+    assert family.calls == [["first"], ["early", "b"]]
+
+
+async def test_a_batch_that_fails_is_begun_anew_without_those_who_are_done() -> None:
+    family = EarlyFamily(lambda jobs: MemoryError() if len(jobs) > 1 else None)
+    calls = await behind_a_first_call(
+        serve(family), family, *((name, {}) for name in ("a", "early", "c", "d"))
+    )
+    family.run_freely()
+    assert [output.model for output in await asyncio.gather(*calls)] == ["first", "a", "early", "c", "d"]
+    assert family.calls[1:] == [["a", "early", "c", "d"], ["a"], ["c", "d"], ["c"], ["d"]]
+
+
 async def test_a_family_that_forgets_an_outcome_fails_its_job_and_the_next_one_is_served() -> None:
     family = BatchFamily()
     family.run_freely()
@@ -352,4 +384,5 @@ def test_running_out_of_memory_is_told_from_other_failures() -> None:
     torch = pytest.importorskip("torch")
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("CUDA failed with error out of memory"))
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))

@@ -199,9 +199,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def start_platform(
-    tmp_path_factory: pytest.TempPathFactory, front_port: int, tiny_models: Path
-) -> Iterator[Callable[..., Launcher]]:
+def start_platform(scratch: Path, front_port: int, tiny_models: Path) -> Iterator[Callable[..., Launcher]]:
     """`start_platform(change)` starts one with the product's configuration, changed in place by `change`."""
     from deployments.launcher import ROOT, SERVE_CONFIG, Launcher  # Ray: for the tiers that need it
 
@@ -210,9 +208,8 @@ def start_platform(
         def start(
             change: Callable[[dict[str, Any]], None] = lambda config: None, **overrides: Any
         ) -> Launcher:
-            place = tmp_path_factory.mktemp("platform")
-            for above in (place, *place.parents[:2]):
-                above.chmod(0o711)  # Postgres drops root's privileges and must still reach its directory
+            place = Path(tempfile.mkdtemp(prefix="up-", dir=scratch))
+            place.chmod(0o711)  # as above
             config = yaml.safe_load(SERVE_CONFIG.read_text())
             change(config)
             (place / "serve.yaml").write_text(yaml.safe_dump(config))

@@ -138,10 +138,9 @@ def serve_config() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, front_port: int) -> Iterator[Cluster]:
-    place = tmp_path_factory.mktemp("cluster")
-    for above in (place, *place.parents[:2]):
-        above.chmod(0o711)  # Postgres drops root's privileges and must still reach its directory
+def cluster(scratch: Path, front_port: int) -> Iterator[Cluster]:
+    place = scratch / "cluster"
+    place.mkdir(mode=0o711)  # Postgres drops root's privileges and must still reach its directory
     (place / "serve.yaml").write_text(yaml.safe_dump(serve_config()))
     (place / "autoscaler.json").write_text(json.dumps(autoscaler(HeadPorts.pick(front_port).gcs)))
     (place / "data" / "gates").mkdir(parents=True)

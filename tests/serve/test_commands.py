@@ -104,12 +104,11 @@ class Up:
 
 
 @pytest.fixture
-def ups(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Iterator[list[Up]]:
+def ups(scratch: Path, tiny_models: Path) -> Iterator[list[Up]]:
     made = []
     for number in range(2):
-        place = tmp_path_factory.mktemp(f"up{number}")
-        for above in (place, *place.parents[:2]):
-            above.chmod(0o711)
+        place = scratch / f"up{number}"
+        place.mkdir(mode=0o711)
         made.append(
             Up(
                 place,

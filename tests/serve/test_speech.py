@@ -38,16 +38,13 @@ class Quiet:
 
 
 @pytest.fixture(scope="module")
-def platform(
-    tmp_path_factory: pytest.TempPathFactory, front_port: int, tiny_models: Path
-) -> Iterator[Launcher]:
+def platform(scratch: Path, front_port: int, tiny_models: Path) -> Iterator[Launcher]:
     try:
         environments.python_of("speech")
     except EnvironmentMissing:
         pytest.skip("'make speech' was not run, or could not be")
-    place = tmp_path_factory.mktemp("speech")
-    for above in (place, *place.parents[:2]):
-        above.chmod(0o711)
+    place = scratch / "speech"
+    place.mkdir(mode=0o711)
     config = yaml.safe_load(SERVE_CONFIG.read_text())
     kept = {
         each["name"]: each

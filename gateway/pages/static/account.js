@@ -107,7 +107,7 @@ if (who.ok) {
   byId("who").textContent = who.email;
   const [balance, alerts] = await Promise.all([call("/balance"), call("/alerts"), showKeys(), showPurchases()]);
   if (balance.ok) byId("balance").textContent = inCredits(balance.credits);
-  showAlert(alerts);
+  byId("alert-fields").disabled = !showAlert(alerts); // what is typed earlier would be overwritten
 } else {
   say(who.message, "failure");
 }

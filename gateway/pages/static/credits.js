@@ -71,6 +71,7 @@ if (auto && who.ok) {
     const got = await ask("/card", {});
     if (got.ok) location.assign(got.cardUrl);
   });
+  byId("auto-fields").disabled = !now.ok; // what is typed earlier would be overwritten
 }
 
 for (const button of buttons) {

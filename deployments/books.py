@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import psycopg
+from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 
 from kit import migrate
@@ -21,12 +22,39 @@ from kit.settings import Settings
 T = TypeVar("T")
 
 ANNOUNCED: Final = "running.json"
-"""Names the database while a platform of this data directory runs; its owner alone may read it."""
+"""Names the database while a platform of this data directory runs, and its sandbox; its owner alone may read it."""
+SANDBOX_SETTINGS: Final = {
+    "sandbox",
+    "stripe_secret_key",
+    "stripe_webhook_secret",
+    "stripe_api_base",
+    "coinbase_api_key_id",
+    "coinbase_api_key_secret",
+    "coinbase_webhook_secret",
+    "coinbase_api_base",
+    "x402_facilitator",
+    "x402_pay_to",
+    "x402_network",
+}
+"""What a platform that runs a sandbox sells through."""
 
 
-def announce_books(data_dir: Path, url: str) -> None:
-    """Tell the other commands of this data directory where the books are."""
-    write_private(data_dir / ANNOUNCED, json.dumps({"pid": os.getpid(), "database_url": url}))
+def announce_books(settings: Settings) -> None:
+    """Tell the other commands of this data directory where the books are, and the sandbox where one runs."""
+    told: dict[str, Any] = {"pid": os.getpid(), "database_url": settings.database_url}
+    if settings.sandbox:
+        found = settings.model_dump(include=SANDBOX_SETTINGS)
+        told["sandbox"] = {name: _plain(value) for name, value in found.items()}
+    write_private(settings.data_dir / ANNOUNCED, json.dumps(told))
+
+
+def as_running(settings: Settings) -> Settings:
+    """Return the settings with which the running platform of this data directory sells: through its sandbox, if any."""
+    if settings.wants_sandbox:
+        with suppress(OSError, ValueError, KeyError):
+            told = json.loads((settings.data_dir / ANNOUNCED).read_text())["sandbox"]
+            return Settings.model_validate(settings.model_dump() | told)
+    return settings
 
 
 def forget_books(data_dir: Path) -> None:
@@ -73,6 +101,10 @@ def _running_books(data_dir: Path) -> str | None:
         with psycopg.connect(plain, connect_timeout=3):
             return url
     return None
+
+
+def _plain(value: object) -> object:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
 def write_private(path: Path, text: str) -> None:

@@ -231,7 +231,7 @@ class Launcher:
 
     def _remember(self, settings: Settings) -> None:
         """Tell other commands of this data directory where the books are while we run."""
-        announce_books(settings.data_dir, settings.database_url)
+        announce_books(settings)
         self._parts.callback(forget_books, settings.data_dir)
 
 

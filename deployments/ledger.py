@@ -91,7 +91,7 @@ class LedgerServer(
             self._embedded = EmbeddedPostgres(self._settings.data_dir)
             url = self._embedded.start()
             migrate.upgrade(url)
-            announce_books(self._settings.data_dir, url)
+            announce_books(self._settings.model_copy(update={"database_url": url}))
         self._db = Database(url, pool_size=self._settings.database_pool)
         self._lease = timedelta(seconds=self._settings.lease_s)
         self._concurrency = Concurrency(

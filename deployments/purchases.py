@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deployments.books import books, in_books
+from deployments.books import as_running, books, in_books
 from deployments.handles import local_ledger
 from deployments.ledger import LedgerServer
 from kit.ids import new_id
@@ -77,7 +77,7 @@ def refund(
     """Give a payer money back, and take the same share of the credits along: what was spent of them is owed."""
     if reason not in ("duplicate", "fraudulent", "requested_by_customer"):
         raise RuntimeError(f"{reason!r} is no reason; use duplicate, fraudulent or requested_by_customer")
-    settings = load_settings()
+    settings = as_running(load_settings())
     key = f"refund:{reference or new_id('req')}"
     with books(settings) as url:
         after, refund_id = asyncio.run(_refund(settings, url, purchase_id, amount_minor, reason, key))

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deployments.books import books, in_books
+from deployments.books import as_running, books, in_books
 from deployments.command_line import AsJson
 from deployments.handles import local_ledger
 from deployments.ledger import LedgerServer
@@ -57,7 +57,7 @@ def reconcile(  # noqa: PLR0913, PLR0917  # what the command is told
 
     Leaves with 0 if they are equal, 1 if differences are left, 2 if a provider could not be asked.
     """
-    settings = load_settings()
+    settings = as_running(load_settings())
     try:
         span = None if last else _span(since, until)
         with books(settings) as url:

@@ -136,6 +136,8 @@ def test_two_platforms_live_side_by_side_end_whole_and_come_back_with_their_data
     assert first.get("/api/v1/credits/balance", key).json()["tokens"] == 500
     assert json.loads(first.run("audit", "--json"))["ok"]
     assert json.loads(first.run("audit", "--chain", "--json"))["ok"]
+    asked = json.loads(first.run("reconcile", "--since", "2026-01-01", "--json"))
+    assert asked["silent"] == {}, "the sandbox that it runs is asked"
     second.wait_until_ready()
     assert second.get("/api/v1/credits/balance", key).status_code == 401, "the books are its own"
     instances = {up.get("/api/v1/health").json()["instance"] for up in ups}

@@ -209,7 +209,9 @@ def show(report: dict[str, Any]) -> None:
             f"{engine['first_token_s']:.3f} s",
             f"{ours['first_token_s']:.3f} s",
         )
-    Console().print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"asked of the real model at concurrency {WIDTHS[-1]}: {TARGET:.0%}")
 
 
 if __name__ == "__main__":

@@ -248,8 +248,8 @@ ENTRIES: Final[tuple[Entry, ...]] = (
         variables=(
             ("VLLM_CPU_KVCACHE_SPACE", "1"),  # a gigabyte holds hundreds of turns of the models for a CPU
             ("VLLM_CPU_OMP_THREADS_BIND", "nobind"),  # Ray and the other models share the cores
-            # On a CPU the engine would else compute in a process of its own and both would poll for each other, a core
-            # each: one alone says as much of the tiny model and a third more of the small one.
+            # On a CPU the engine would else compute in a process of its own, and both would poll for each other with a
+            # core each; one says as much with half of the processor time (decision 24). On a GPU it is one anyway.
             ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
             ("VLLM_NO_USAGE_STATS", "1"),
             ("VLLM_LOGGING_LEVEL", "WARNING"),

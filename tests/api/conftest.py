@@ -42,6 +42,9 @@ from ledger.balances import Balance
 from ledger.chain import Block
 from ledger.keys import Caller, Credential, hash_key
 from ledger.spends import Allowance, Check
+from payments.cards import CardCheckout
+from payments.stripe_checkout import checkout_for
+from sandbox.testing import SECRET_KEY, WEBHOOK_SECRET
 
 STUB_KEY = "amai_live_" + "K" * 43
 MOMENT = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -338,6 +341,28 @@ async def server(settings: Settings, fresh_url: str) -> AsyncIterator[LedgerServ
     server = LedgerServer(settings.model_copy(update={"database_url": fresh_url}))
     yield server
     await server.close()
+
+
+@pytest_asyncio.fixture
+async def card_shop(settings: Settings, server: LedgerServer) -> AsyncIterator[Callable[[str], CardCheckout]]:
+    """`card_shop(url)` sells from the real books through Stripe's twin at a URL."""
+    made: list[CardCheckout] = []
+
+    def sell(url: str) -> CardCheckout:
+        provider = {
+            "stripe_secret_key": SECRET_KEY,
+            "stripe_webhook_secret": WEBHOOK_SECRET,
+            "stripe_api_base": url,
+        }
+        configured = Settings.model_validate(settings.model_dump() | provider)
+        checkout = checkout_for(configured, local_ledger(server))
+        assert checkout
+        made.append(checkout)
+        return checkout
+
+    yield sell
+    for each in made:
+        await each.close()
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,15 +12,12 @@ import pytest_asyncio
 from fastapi import FastAPI
 
 from deployments.handles import local_ledger
-from deployments.ledger import LedgerServer
 from gateway.app import create_app
 from gateway.routes.operator_reconciliations import Reconciliations, ReconciliationShown
-from kit.settings import Settings
 from ledger import operators
 from ledger.actions import Actor
 from payments.cards import CardCheckout
 from payments.packages import Package
-from payments.stripe_checkout import checkout_for
 from sandbox.stripe_twin import TwinSettings, create_twin
 from sandbox.testing import SECRET_KEY, WEBHOOK_SECRET, running
 
@@ -41,18 +38,9 @@ async def stripe() -> AsyncIterator[str]:
         yield url
 
 
-@pytest_asyncio.fixture
-async def checkout(stripe: str, settings: Settings, server: LedgerServer) -> AsyncIterator[CardCheckout]:
-    provider = {
-        "stripe_secret_key": SECRET_KEY,
-        "stripe_webhook_secret": WEBHOOK_SECRET,
-        "stripe_api_base": stripe,
-    }
-    configured = Settings.model_validate(settings.model_dump() | provider)
-    checkout = checkout_for(configured, local_ledger(server))
-    assert checkout
-    yield checkout
-    await checkout.close()
+@pytest.fixture
+def checkout(stripe: str, card_shop: Callable[[str], CardCheckout]) -> CardCheckout:
+    return card_shop(stripe)
 
 
 @pytest_asyncio.fixture

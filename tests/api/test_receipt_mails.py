@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
+import pytest
 import pytest_asyncio
 from fastapi import FastAPI
 
@@ -19,7 +20,6 @@ from deployments.ledger import LedgerServer
 from gateway.app import create_app
 from kit.settings import Settings
 from payments.cards import CardCheckout
-from payments.stripe_checkout import checkout_for
 from sandbox.stripe_twin import TwinSettings, create_twin
 from sandbox.stripe_webhooks import event_body, signature_header
 from sandbox.testing import SECRET_KEY, WEBHOOK_SECRET, running
@@ -35,20 +35,9 @@ async def twin() -> AsyncIterator[tuple[Any, str]]:
         yield app.state.twin._state, url
 
 
-@pytest_asyncio.fixture
-async def checkout(
-    twin: tuple[Any, str], settings: Settings, server: LedgerServer
-) -> AsyncIterator[CardCheckout]:
-    provider = {
-        "stripe_secret_key": SECRET_KEY,
-        "stripe_webhook_secret": WEBHOOK_SECRET,
-        "stripe_api_base": twin[1],
-    }
-    configured = Settings.model_validate(settings.model_dump() | provider)
-    checkout = checkout_for(configured, local_ledger(server))
-    assert checkout
-    yield checkout
-    await checkout.close()
+@pytest.fixture
+def checkout(twin: tuple[Any, str], card_shop: Callable[[str], CardCheckout]) -> CardCheckout:
+    return card_shop(twin[1])
 
 
 @pytest_asyncio.fixture

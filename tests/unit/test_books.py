@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from deployments.books import ANNOUNCED, announce_books, as_running, forget_books
+from deployments.launcher import Sandbox
 from kit.settings import Settings, load_settings
 
 SOLD_THROUGH = {
@@ -31,6 +32,16 @@ def test_commands_sell_through_the_sandbox_of_a_running_platform(settings: Setti
     assert stat.S_IMODE((settings.data_dir / ANNOUNCED).stat().st_mode) == 0o600
     forget_books(settings.data_dir)
     assert as_running(settings) == settings
+
+
+def test_all_that_a_sandbox_sets_is_told(settings: Settings):
+    sandbox = Sandbox(settings)
+    try:
+        sold_through = sandbox.start()
+    finally:
+        sandbox.stop()
+    announce_books(sold_through)
+    assert as_running(settings) == sold_through
 
 
 def test_a_provider_of_ones_own_is_never_taken_for_the_sandbox(settings: Settings):

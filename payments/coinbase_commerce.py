@@ -25,6 +25,9 @@ from payments.webhooks import ProviderEvent, name_of
 
 CLOSED: Final = "Coinbase Commerce has closed; this server opens no checkouts there."
 CHARGE_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+ENDS: Final = frozenset({"charge:confirmed", "charge:failed", "charge:delayed", "charge:resolved"})
+"""Events that tell what arrived. `delayed`: money came after the charge's end. `resolved`: whoever runs the shop at
+Commerce closed what stood open there, by taking it or by sending it back: not a word about a payment in full."""
 CONFIRMED: Final = frozenset({"CONFIRMED", "COMPLETED"})
 """The states of a payment that no chain takes back; both words were in use."""
 
@@ -72,7 +75,7 @@ class CoinbaseCommerce:
         try:
             event = orjson.loads(body)["event"]
             event_id, kind, charge = name_of(event["id"]), name_of(event["type"]), event["data"]
-            about = name_of(charge["id"]) if kind in ("charge:confirmed", "charge:failed") else None
+            about = name_of(charge["id"]) if kind in ENDS else None
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidRequest("body", "not a Coinbase Commerce event") from error
         return ProviderEvent(self.name, event_id, kind, about, body)
@@ -89,12 +92,12 @@ class CoinbaseCommerce:
             id=str(charge["id"]),
             url="",
             purchase_id=str((charge.get("metadata") or {}).get("purchase_id", "")),
-            paid=is_confirmed,
+            paid=received >= amount,
             amount_minor=amount,
             currency=currency,
             livemode=self.livemode,
             received_minor=received,
-            closed=not is_confirmed,
+            closed=received < amount,
         )
 
 

@@ -29,9 +29,9 @@ EXPIRES_IN_S: Final = 3600.0
 
 
 class Commerce:
-    """Charges with a UUID; what comes late is confirmed all the same."""
+    """Charges with a UUID; one that expired stays so, and what comes late is told as that."""
 
-    late_settles = True
+    late_settles = False
     _TYPES: Final[dict[Happening, str]] = {
         "created": "charge:created",
         "processing": "charge:pending",
@@ -46,9 +46,10 @@ class Commerce:
 
     def events(self, happening: Happening, payment: Json, token: Callable[[int], str]) -> list[Json]:
         """Tell of a charge's beginning and of its ends."""
-        if happening not in self._TYPES:
+        is_late = happening in ("received", "confirmed") and payment["state"] == "expired"
+        kind = "charge:delayed" if is_late else self._TYPES.get(happening)
+        if kind is None:
             return []
-        kind = self._TYPES[happening]
         event_id = str(uuid.UUID(bytes=hashlib.sha256(token(24).encode()).digest()[:16], version=4))
         event = {"id": event_id, "type": kind, "api_version": "2018-03-22", "data": shape(payment)}
         return [{"type": kind, "body": {"attempt_number": 1, "event": event}}]
@@ -64,6 +65,8 @@ def shape(payment: Json) -> Json:
     ]
     if payment["state"] == "expired" and payment["arrivals"] and not is_whole(payment):
         timeline.append({"time": _time(payment["updated"]), "status": "UNRESOLVED", "context": "UNDERPAID"})
+    elif payment["state"] == "expired" and payment["arrivals"]:
+        timeline.append({"time": _time(payment["updated"]), "status": "UNRESOLVED", "context": "DELAYED"})
     elif arrived(payment, confirmed=True) > Decimal(payment["amount"]):
         timeline[-1]["context"] = "OVERPAID"
     return {

@@ -150,8 +150,12 @@ class Street:
         return dict(self.twin._state.document["payments"][life.started.session_id])
 
     def told_minor(self, life: Life) -> int:
-        """What Commerce told of what arrived: at a charge's ends alone."""
-        ends = [e for e in self.events(life) if e["type"] in ("charge:confirmed", "charge:failed")]
+        """What Commerce told of what arrived: at a charge's ends alone, and of what came after them."""
+        ends = [
+            e
+            for e in self.events(life)
+            if e["type"] in ("charge:confirmed", "charge:failed", "charge:delayed")
+        ]
         told = [0]
         for end in ends:
             payments = end["body"]["event"]["data"]["payments"]

@@ -45,8 +45,8 @@ class LedgerTopups:
 
     # -- the runner's calls ------------------------------------------------------------------------------------
 
-    async def begin_topups(self, provider: str, on_sale: Mapping[str, Package]) -> int:
-        """Write a charge for each account that is short, in a transaction of its own."""
+    async def begin_topups(self, provider: str, on_sale: Mapping[str, Package] | None) -> int:
+        """Write a charge for each account that is short, or pause its wish, in a transaction of its own."""
         due, self._topups_after = await self._run(
             "due_topups", topup_charges.accounts_due, provider, self._topups_after, WISHES_A_SWEEP
         )

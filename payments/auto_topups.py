@@ -23,7 +23,7 @@ from payments.tables import auto_topups
 queries: Final = load_queries(Path(__file__).with_name("auto_topups.sql"))
 
 State = Literal["on", "paused", "off"]
-Reason = Literal["authentication_required", "card_declined", "no_card", "package_changed"]
+Reason = Literal["authentication_required", "card_declined", "no_card", "not_offered", "package_changed"]
 
 
 @dataclass(frozen=True, slots=True)

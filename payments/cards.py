@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
@@ -87,8 +87,11 @@ class TopupBooks(Protocol):
     async def switch_topup_off(self, credential: Credential) -> None:
         """Forget the caller's automatic top-up; a charge under way comes to its end."""
 
-    async def begin_topups(self, provider: str, on_sale: Mapping[str, Package]) -> int:
-        """Write a charge for each account that is short and may be charged; returns how many."""
+    async def begin_topups(self, provider: str, on_sale: Mapping[str, Package] | None) -> int:
+        """Write a charge for each account that is short and may be charged; returns how many.
+
+        `on_sale` None: none may be, and an account that is short is told so, once.
+        """
 
     async def take_topups(self, provider: str, limit: int) -> list[DueCharge]:
         """Take charges that nobody is at."""
@@ -169,14 +172,16 @@ class CardCheckout(Checkout):
         return await self._card_books.switch_topup_on(credential, wish)
 
     async def top_up(self, on_sale: Mapping[str, Package]) -> None:
-        """Charge for accounts that are short of what they wish to have, and end what an earlier try left open."""
-        if not self._cards.charges_saved_cards:
-            return
-        await self._card_books.begin_topups(self.provider.name, on_sale)
+        """Charge for accounts that are short of what they wish to have, and end what an earlier try left open.
+
+        Where saved cards are not charged, or not any more, nothing new is asked for.
+        """
+        charges = self._cards.charges_saved_cards
+        await self._card_books.begin_topups(self.provider.name, on_sale if charges else None)
         taken = await self._card_books.take_topups(self.provider.name, CHARGES_AT_ONCE)
         async with asyncio.TaskGroup() as group:
             for charge in taken:
-                group.create_task(self._end(charge))
+                group.create_task(self._end(replace(charge, only_look=charge.only_look or not charges)))
 
     async def _end(self, charge: DueCharge) -> None:
         """Bring one charge to its end; what nobody knows of is taken up again when its lease is over."""

@@ -60,11 +60,10 @@ async def charge_saved(
 
     Raises: stripe.StripeError, when nobody knows whether money moved.
     """
-    if charge.attempt > 1:
-        if (found := await _made_before(client, charge)) is not None:
-            return found
-        if charge.only_look:
-            return ChargeRefused("not_charged", "the provider never heard of this charge")
+    if charge.attempt > 1 and (found := await _made_before(client, charge)) is not None:
+        return found
+    if charge.only_look:
+        return ChargeRefused("not_charged", "the provider never heard of this charge")
     card = await saved_card(client, charge.customer_id)
     if card is None:
         return ChargeRefused("no_card", "no card is saved")

@@ -330,7 +330,7 @@ auto_topups = Table(
     CheckConstraint("amount_minor > 0 AND month_most_minor >= amount_minor", name="amounts"),
     CheckConstraint(
         "state IN ('on', 'paused', 'off') AND (state = 'on') = (reason IS NULL)"
-        " AND reason IN ('authentication_required', 'card_declined', 'no_card', 'package_changed')",
+        " AND reason IN ('authentication_required', 'card_declined', 'no_card', 'not_offered', 'package_changed')",
         name="state",
     ),
     CheckConstraint("declines >= 0", name="declines"),

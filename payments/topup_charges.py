@@ -71,21 +71,23 @@ async def accounts_due(conn: AsyncConnection, provider: str, after: int, limit: 
 
 
 async def begin(
-    conn: AsyncConnection, account_id: int, on_sale: Mapping[str, Package], base_url: str
+    conn: AsyncConnection, account_id: int, on_sale: Mapping[str, Package] | None, base_url: str
 ) -> str | None:
     """Write the charge of an account that is short, and return its id; None where nothing may be charged.
 
-    Under the wish's lock, so that of two sweeps one writes. A package that is sold otherwise now pauses the wish, and a
-    month's ceiling that leaves no room lets it rest until the next; the customer is told of either, once.
+    Under the wish's lock, so that of two sweeps one writes. A package that is sold otherwise now pauses the wish, and
+    so does `on_sale` None: saved cards are not charged here any more. A month's ceiling that leaves no room lets the
+    wish rest until the next. The customer is told of each, once.
     """
     await conn.execute(queries["lock_wish"], {"account_id": account_id})
     wish = (await conn.execute(queries["as_it_stands"], {"account_id": account_id})).one_or_none()
     if wish is None or not wish.is_due:
         return None
     package = _agreed(wish)
-    if not _is_sold(package, on_sale):
-        await _change(conn, account_id, state="paused", reason="package_changed")
-        await outbox.enqueue(conn, wish.email, *refusal_mail("package_changed", package, base_url))
+    if on_sale is None or not _is_sold(package, on_sale):
+        reason: Reason = "not_offered" if on_sale is None else "package_changed"
+        await _change(conn, account_id, state="paused", reason=reason)
+        await outbox.enqueue(conn, wish.email, *refusal_mail(reason, package, base_url))
         return None
     if wish.spent_minor + package.price_minor > wish.month_most_minor:
         await _change(conn, account_id, rest_until=wish.next_month)

@@ -13,12 +13,14 @@ _WHAT: Final[dict[Reason, str]] = {
     "card_declined": "Your bank declined the card.",
     "authentication_required": "Your bank wants you to confirm the payment yourself.",
     "no_card": "No card is saved with the payment provider any more.",
+    "not_offered": "It is not offered any more, since the tax of each payment is worked out at its checkout.",
     "package_changed": "The package that you chose is not sold at that price any more.",
 }
 _NEXT: Final[dict[Reason, str]] = {
     "card_declined": "Save another card and switch automatic top-up on again",
     "authentication_required": "Buy the package there, where your bank can ask you, then switch this on again",
     "no_card": "Save a card and switch automatic top-up on again",
+    "not_offered": "Top up yourself",
     "package_changed": "Look at the packages and switch automatic top-up on again",
 }
 

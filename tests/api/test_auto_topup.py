@@ -176,9 +176,12 @@ async def test_where_tax_is_worked_out_at_a_checkout_nothing_is_switched_on_or_c
     answer = await shop.client.put(AUTO, json=WISH)
     assert (answer.status_code, answer.json()["error"]) == (503, "payments_unavailable")
     assert "buy a package at /credits" in answer.json()["message"], "what to do instead"
-    await shop.checkout.top_up(ON_SALE)  # what was switched on before
+    for _ in range(2):  # what was switched on before
+        await shop.checkout.top_up(ON_SALE)
     assert (shop.asked(), await shop.tokens()) == (0, 1_000)
-    assert (await shop.stands())["state"] == "on"
+    stands = await shop.stands()
+    assert (stands["state"], stands["reason"]) == ("paused", "not_offered")
+    assert await shop.mails() == ["Automatic top-up is paused"]
 
 
 @pytest.mark.parametrize(
@@ -340,6 +343,26 @@ async def test_a_frozen_a_suspended_and_an_unwilling_customer_is_not_charged(sho
     await shop.sql(state)
     await shop.checkout.top_up(ON_SALE)
     assert shop.asked() == 0
+
+
+@pytest.mark.parametrize("end", ["frozen", "suspended", "taxed"])
+async def test_who_may_not_be_charged_any_more_is_not_asked_for_what_was_written_down(
+    shop, server, end, monkeypatch
+):
+    await shop.save()
+    await shop.wish()
+    assert await server.begin_topups("stripe", ON_SALE) == 1  # and the one who began it is gone
+    if end == "frozen":
+        await shop.sql("UPDATE accounts SET frozen_at = now() WHERE user_id IS NOT NULL")
+    elif end == "suspended":
+        await shop.sql("UPDATE users SET suspended_at = now()")
+    else:
+        options = replace(shop.checkout.provider._options, tax="exclusive")
+        monkeypatch.setattr(shop.checkout.provider, "_options", options)
+    await shop.checkout.top_up(ON_SALE)
+    assert shop.asked() == 0
+    [charge] = await shop.sql("SELECT state, problem FROM auto_topup_charges")
+    assert charge == ("refused", "the provider never heard of this charge")
 
 
 async def test_a_package_that_is_sold_otherwise_now_charges_nothing_and_pauses(shop):

@@ -141,12 +141,13 @@ def _sign_in(parts: Parts, after: str) -> Response:
 
 def page(parts: Parts, name: str, headers: dict[str, str] = _HEADERS, **facts: Any) -> Response:
     """Return a page drawn from its template, which may load and run our own files alone."""
+    in_coins = parts.crypto is not None and parts.crypto.sells
     html = _templates.get_template(name).render(
         base_url=parts.settings.base_url,
         in_sandbox=parts.in_sandbox,
         can_pay_by_card=parts.checkout is not None,
-        can_pay_in_coins=parts.crypto is not None,
-        can_pay=parts.checkout is not None or parts.crypto is not None,
+        can_pay_in_coins=in_coins,
+        can_pay=parts.checkout is not None or in_coins,
         profile=parts.settings.profile,
         brand=parts.settings.key_brand,
         **facts,

@@ -122,7 +122,8 @@ def create_app(  # noqa: PLR0913  # the parts of the house
         redirect_slashes=False,
         telemetry=NO_TELEMETRY,  # type: ignore[arg-type]  # a TypedDict of optional switches
     )
-    mode = payments_mode(settings, takes_payments=checkout is not None or crypto is not None)
+    sells_for_coins = crypto is not None and crypto.sells
+    mode = payments_mode(settings, takes_payments=checkout is not None or sells_for_coins)
     health = Health(
         settings,
         ledger,

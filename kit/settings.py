@@ -352,15 +352,38 @@ class Settings(BaseSettings):
             raise ValueError(
                 "FAREBOX_X402_FACILITATOR needs FAREBOX_X402_PAY_TO beside it: payments need an address"
             )
-        if self.x402_facilitator and self.live_payments and not self.x402_live:
-            raise ValueError(
-                "live Stripe keys and test USDC are configured together, and anyone can have test USDC: set"
-                " FAREBOX_X402_NETWORK=eip155:8453 or unset FAREBOX_X402_FACILITATOR"
-            )
         if self.x402_facilitator and self.x402_live and self.sandbox:
             raise ValueError(
                 "real USDC (FAREBOX_X402_NETWORK=eip155:8453) and the payment sandbox are configured together: set"
                 " FAREBOX_SANDBOX=0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_play_money_beside_real(self) -> Settings:
+        """Refuse money that anyone can have beside money that nobody gives away: both buy the same credits.
+
+        A BTCPay server does not say which it takes: nothing but test USDC is refused beside it.
+        """
+        stripe, wallets = bool(self.stripe_secret_key.get_secret_value()), bool(self.x402_facilitator)
+        coinbase = bool(self.coinbase_api_key_id)
+        real = {
+            "live Stripe keys (STRIPE_SECRET_KEY)": self._live_stripe,
+            "live Coinbase keys (COINBASE_API_BASE)": self._live_coinbase,
+            "real USDC (FAREBOX_X402_NETWORK)": wallets and self.x402_live,
+        }
+        play = {
+            "test keys of Stripe (STRIPE_SECRET_KEY)": stripe and not self._live_stripe,
+            "Coinbase's sandbox (COINBASE_API_BASE)": coinbase and not self._live_coinbase,
+            "test USDC (FAREBOX_X402_NETWORK)": wallets and not self.x402_live,
+        }
+        taken = [name for name, is_set in real.items() if is_set]
+        free = [name for name, is_set in play.items() if is_set]
+        if self.btcpay_url and wallets and not self.x402_live:
+            taken.append("a BTCPay server (BTCPAY_URL)")
+        if taken and free:
+            raise ValueError(
+                f"{taken[0]} and {free[-1]} are configured together, and anyone can pay with test money: unset one"
             )
         return self
 
@@ -372,11 +395,12 @@ class Settings(BaseSettings):
     @property
     def live_payments(self) -> bool:
         """Whether a configured provider moves real money."""
-        coinbase = bool(self.coinbase_api_key_id) and self.coinbase_api_base.rstrip("/") in (
-            "",
-            COINBASE_LIVE,
-        )
-        return self._live_stripe or coinbase or bool(self.btcpay_url)
+        return self._live_stripe or self._live_coinbase or bool(self.btcpay_url)
+
+    @property
+    def _live_coinbase(self) -> bool:
+        base = self.coinbase_api_base.rstrip("/") or COINBASE_LIVE
+        return bool(self.coinbase_api_key_id) and base == COINBASE_LIVE
 
     @property
     def _live_stripe(self) -> bool:

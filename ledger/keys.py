@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, func, insert, select, update
+from sqlalchemy import ColumnElement, func, insert, or_, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -30,6 +30,8 @@ SECRET_BYTES: Final = 32
 """256 random bits: out of reach of guessing, so that a plain SHA-256 is enough to store."""
 PREFIX_CHARS: Final = 10
 """Shown in lists and logs: 59 bits tell keys apart, and over 190 unknown bits remain."""
+LISTED_MOST: Final = 1_000
+"""In one answer: whoever pays by wallet has a key for each job, and nobody reads further."""
 _BASE62: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
@@ -292,14 +294,21 @@ async def find(conn: AsyncConnection, key_id: str) -> ApiKey:
 async def list_keys(
     conn: AsyncConnection, user_id: str, within: str | None = None, only: World | None = None
 ) -> list[ApiKey]:
-    """Return a user's keys, newest first, revoked ones too.
+    """Return a user's keys, newest first, revoked ones too; of very many, those that work rather than those that ended.
 
     `within`: that key and its descendants alone; `only`: those of one world.
     """
-    rows = await conn.execute(
-        select(api_keys).where(*_theirs(user_id, within, only)).order_by(api_keys.c.id.desc())
+    ended = or_(
+        api_keys.c.revoked_at.is_not(None),
+        func.coalesce(api_keys.c.expires_at <= func.now(), False),  # SQL's false
     )
-    return [shown(row) for row in rows]
+    rows = await conn.execute(
+        select(api_keys)
+        .where(*_theirs(user_id, within, only))
+        .order_by(ended, api_keys.c.id.desc())
+        .limit(LISTED_MOST)
+    )
+    return sorted((shown(row) for row in rows), key=lambda key: key.id, reverse=True)
 
 
 async def revoke(

@@ -132,6 +132,8 @@ class CardCheckout(Checkout):
 
         Raises: NotRefundable, PaymentsUnavailable. If the credits could not be taken now, the webhook does.
         """
+        if purchase.provider != self.provider.name:
+            raise NotRefundable(f"{purchase.provider} took it; give it back there")
         payment_id = (
             None if purchase.session_id is None else (await self.settle(purchase.session_id)).payment_id
         )

@@ -13,6 +13,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -37,9 +38,11 @@ CHECKOUT_ID: Final = re.compile(r"[0-9a-f]{24}")
 CURRENCIES: Final = frozenset({"usd", "eur", "sgd", "gbp"})
 """What a checkout may be priced in, beside USDC itself."""
 SAME_MONEY: Final = frozenset({"usd", "usdc"})
-"""Coinbase changes one for the other at par; a settlement in any third currency is not compared with the price."""
+"""Coinbase changes one for the other at par, where it does not tell a rate; a settlement in any third currency is not
+compared with the price."""
 PAID: Final = frozenset({"COMPLETED", "EXPIRED", "PARTIALLY_REFUNDED", "REFUNDED"})
 """Paid, if the price arrived: an expired checkout may be paid late, and what went back had come."""
+SENT_BACK: Final = frozenset({"PARTIALLY_REFUNDED", "REFUNDED"})
 OVER: Final = frozenset({"FAILED", "DEACTIVATED"})
 """Closed by somebody's hand or word: nothing there is a payment."""
 
@@ -170,10 +173,9 @@ class CoinbaseCheckout:
 
     def _session(self, checkout: Any) -> ProviderSession:
         try:
-            currency = str(checkout["currency"]).lower()
-            amount, status = in_minor(checkout["amount"], currency), str(checkout["status"])
-            done = status in ("COMPLETED", "PARTIALLY_REFUNDED", "REFUNDED")
-            received = _received_minor(checkout, currency, amount if done else 0)
+            price, status = _Price.of(checkout), str(checkout["status"])
+            amount, done = price.amount_minor, status == "COMPLETED" or status in SENT_BACK
+            received = _received_minor(checkout, price, amount if done else 0)
             is_whole = received >= amount
             return ProviderSession(
                 id=str(checkout["id"]),
@@ -181,46 +183,94 @@ class CoinbaseCheckout:
                 purchase_id=str((checkout.get("metadata") or {}).get("purchase_id", "")),
                 paid=is_whole and status in PAID,
                 amount_minor=amount,
-                currency=currency,
+                currency=price.currency,
                 livemode=self.livemode,
                 received_minor=received,
                 closed=status in OVER or (not is_whole and status in PAID),
                 failed=status in OVER and not received,
-                returns=_returns(checkout, currency, amount, received),
+                returns=_returns(checkout, price, received),
             )
         except (KeyError, TypeError, AttributeError, InvalidRequest) as error:
             raise PaymentsUnavailable(NOT_UNDERSTOOD) from error
 
 
-def _received_minor(checkout: dict[str, Any], currency: str, unsaid: int) -> int:
+@dataclass(frozen=True, slots=True)
+class _Price:
+    """What was asked for, in the money that the shop named, and as Coinbase asks the payer for it. In minor units.
+
+    Coinbase is paid in USDC: it turns a price in a country's money into coins when the checkout opens, and tells the
+    price itself as `fiatAmount`.
+    """
+
+    amount_minor: int
+    currency: str
+    asked_minor: int
+    asked_in: str
+
+    @classmethod
+    def of(cls, checkout: dict[str, Any]) -> _Price:
+        asked_in = str(checkout["currency"]).lower()
+        asked_minor = in_minor(checkout["amount"], asked_in)
+        fiat, currency = checkout.get("fiatAmount"), str(checkout.get("fiatCurrency") or "").lower()
+        if fiat is None or not currency:
+            return cls(asked_minor, asked_in, asked_minor, asked_in)
+        return cls(in_minor(fiat, currency), currency, asked_minor, asked_in)
+
+    def part_minor(self, amount: Any, currency: str) -> int | None:
+        """Return a sum in the price's money, at the rate that the checkout fixed; None for a third currency."""
+        if currency == self.currency:
+            return in_minor(amount, currency)
+        if currency == self.asked_in and self.asked_minor:
+            return in_minor(amount, currency) * self.amount_minor // self.asked_minor
+        return in_minor(amount, self.currency) if {currency, self.currency} <= SAME_MONEY else None
+
+
+def _received_minor(checkout: dict[str, Any], price: _Price, unsaid: int) -> int:
     """Return what arrived, fees included; `unsaid` where the settlement does not tell it in the price's money."""
     settlement = checkout.get("settlement") or {}
-    total, settled_in = settlement.get("totalAmount"), str(settlement.get("currency", "")).lower()
-    if total is None or not (settled_in == currency or {settled_in, currency} <= SAME_MONEY):
+    total = settlement.get("totalAmount")
+    if total is None:
         return unsaid
-    return in_minor(total, currency)
+    received = price.part_minor(total, str(settlement.get("currency", "")).lower())
+    return unsaid if received is None else received
 
 
-def _returns(checkout: dict[str, Any], currency: str, amount: int, received: int) -> tuple[Return, ...]:
-    """Return what went back of the price, as one growing refund: what was paid over it goes back first.
+def _returns(checkout: dict[str, Any], price: _Price, received: int) -> tuple[Return, ...]:
+    """Return what went back of the price, as one refund that grows with each: what was paid over it goes back first.
 
+    One that failed takes nothing, and gives back what it took while it was under way.
     Raises: KeyError where a part went back and Coinbase does not say how much.
     """
-    status, refunds = checkout["status"], checkout.get("refunds")
-    if status not in ("PARTIALLY_REFUNDED", "REFUNDED"):
-        return ()
-    if refunds:
-        back = sum(in_minor(refund["amount"], currency) for refund in refunds)
+    status, refunds = checkout["status"], checkout.get("refunds") or []
+    gone = [refund for refund in refunds if refund.get("status") != "FAILED"]
+    if gone and status in SENT_BACK:
+        back = sum(_refund_minor(refund, price) for refund in gone)
     elif status == "REFUNDED":
         back = received
+    elif status == "PARTIALLY_REFUNDED":
+        back = _refund_minor({"amount": checkout["refundedAmount"], "currency": price.asked_in}, price)
+    elif gone or not refunds:
+        return ()
     else:
-        raise KeyError("refunds")
-    of_price = min(max(back - (received - amount), 0), amount)
+        back = sum(_refund_minor(refund, price) for refund in refunds)
+    of_price = min(max(back - (received - price.amount_minor), 0), price.amount_minor)
     if not of_price:
         return ()
+    # Each refund is news when it begins and when it ends.
+    phase = sum(1 if refund.get("status") == "PENDING" else 2 for refund in refunds) or 2
     return (
-        Return(f"{checkout['id']}:refunds", "refund", of_price, status, len(refunds or [1]), stands=True),
+        Return(f"{checkout['id']}:refunds", "refund", of_price, status, phase, stands=status in SENT_BACK),
     )
+
+
+def _refund_minor(refund: dict[str, Any], price: _Price) -> int:
+    """Return a refund in the price's money. Raises: KeyError where it is told in none that can be compared."""
+    if refund.get("fiatAmount") is not None and str(refund.get("fiatCurrency")).lower() == price.currency:
+        return in_minor(refund["fiatAmount"], price.currency)
+    back = price.part_minor(refund["amount"], str(refund.get("currency") or price.asked_in).lower())
+    if back is None:
+        raise KeyError("refunds")
+    return back
 
 
 def _refund_id(event: dict[str, Any]) -> str:

@@ -37,12 +37,16 @@ class CryptoCheckouts:
         for checkout in self.checkouts:
             await checkout.close()
 
+    @property
+    def sells(self) -> bool:
+        """Whether a checkout can be opened: a provider that closed is only listened to."""
+        return self.checkouts[0].provider.name != CoinbaseCommerce.name
+
     async def start(self, email: str, package: Package, credential: Credential | None) -> StartedCheckout:
         """Open a checkout. Raises: PaymentsUnavailable, also where nothing but a closed provider is configured."""
-        first = self.checkouts[0]
-        if first.provider.name == CoinbaseCommerce.name:
+        if not self.sells:
             raise PaymentsUnavailable(CLOSED)
-        return await first.start(email, package, credential)
+        return await self.checkouts[0].start(email, package, credential)
 
     async def claim(self, session_id: str, label: str) -> Claim:
         """Hand out the first key of a payment; `session_id` may name our purchase too. Raises: as `Checkout.claim`."""

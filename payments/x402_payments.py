@@ -22,9 +22,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from kit.errors import NotFound
 from kit.ids import new_id
 from ledger import keys
+from ledger.errors import AccountFrozen
 from ledger.grants import clock
 from ledger.keys import ApiKey, Limits
-from ledger.tables import users
+from ledger.tables import accounts, users
 from ledger.users import account_of_email, require_user
 from payments import purchases
 from payments.currencies import USDC
@@ -152,9 +153,9 @@ async def begin(conn: AsyncConnection, bill: Bill, minter: Minter) -> Outcome:
 
     A payment under the idempotency key of an earlier one is not settled: the wallet, whose signature was verified,
     hears how the earlier one stands.
-    Raises: PaymentReused; Forbidden for a suspended wallet.
+    Raises: PaymentReused; Forbidden for a suspended wallet; AccountFrozen for one that could not spend what it bought.
     """
-    await _refuse_suspended(conn, address_of(bill.payer, bill.network))
+    await _refuse_unserved(conn, bill)
     before = await resume(conn, bill, minter) or await _under_its_key(conn, bill, minter)
     if before is not None:
         return before
@@ -268,13 +269,24 @@ async def _standing(conn: AsyncConnection, row: Row[Any], minter: Minter) -> Out
     return Settling(row.id, row.attempts + 1, row.payload)
 
 
-async def _refuse_suspended(conn: AsyncConnection, email: str) -> None:
-    """Take no money of whom we would not serve. Raises: Forbidden."""
-    found = await conn.scalar(
-        select(users.c.id).where(users.c.email == email, users.c.suspended_at.is_not(None))
-    )
-    if found is not None:
+async def _refuse_unserved(conn: AsyncConnection, bill: Bill) -> None:
+    """Take no money of whom we would not serve: a package pays a debt, the work of a call would not begin.
+
+    Raises: Forbidden, AccountFrozen.
+    """
+    found = (
+        await conn.execute(
+            select(users.c.suspended_at, accounts.c.frozen_at, accounts.c.debt)
+            .join(accounts, accounts.c.user_id == users.c.id)
+            .where(users.c.email == address_of(bill.payer, bill.network), accounts.c.world == "live")
+        )
+    ).one_or_none()
+    if found is None:
+        return
+    if found.suspended_at is not None:
         raise keys.suspended()
+    if bill.key_days is not None and (found.frozen_at is not None or found.debt):
+        raise AccountFrozen(found.debt)
 
 
 async def _grant(conn: AsyncConnection, row: Row[Any], said: Settlement, minter: Minter) -> Paid:

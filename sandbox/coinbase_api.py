@@ -11,7 +11,7 @@ import json
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
-from decimal import Decimal
+from decimal import ROUND_UP, Decimal
 from typing import Final
 
 from fastapi import APIRouter, Request
@@ -32,6 +32,11 @@ EXPIRES_IN_S: Final = 3600.0
 METADATA_KEYS_MOST: Final = 20
 METADATA_VALUE_MOST: Final = 100
 FEE: Final = Decimal("0.01")
+# What a unit of each is in USDC, in which alone Coinbase is paid; which day's rates these were means nothing.
+IN_USDC: Final = {
+    "USDC": Decimal(1), "USD": Decimal(1), "EUR": Decimal("1.1573"), "SGD": Decimal("0.7691"),
+    "GBP": Decimal("1.3218"),
+}  # fmt: skip
 # Signed as Hook0 does; the twin takes turns so that receivers meet both versions.
 SIGNED_HEADERS: Final = ("content-type", "x-event-id", "x-event-type")
 
@@ -60,13 +65,14 @@ class Coinbase:
 
 
 def shape(payment: Json) -> Json:
-    """Print a checkout as the API does."""
+    """Print a checkout as the API does: its amounts in USDC, and what was asked for in a country's money beside."""
     price, there = Decimal(payment["amount"]), arrived(payment, confirmed=True)
+    coins = (price * IN_USDC[payment["currency"]]).quantize(Decimal("0.01"), ROUND_UP)
     told: Json = {
         "id": payment["id"],
         "url": payment["url"],
-        "amount": payment["amount"],
-        "currency": payment["currency"],
+        "amount": f"{coins:f}",
+        "currency": "USDC",
         "network": "base",
         "address": "0x742d35Cc6634C0532925a3b844Bc454e4438f44e",
         "tokenAddress": "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913",
@@ -79,19 +85,37 @@ def shape(payment: Json) -> Json:
         "createdAt": _time(payment["created"]),
         "updatedAt": _time(payment["updated"]),
     }
+    in_fiat = payment["currency"] != "USDC"
+    if in_fiat:
+        told |= {"fiatAmount": payment["amount"], "fiatCurrency": payment["currency"]}
     if there:
-        fee = (there * FEE).quantize(Decimal("0.000001"))
+        total = _share(coins, there, price)
+        fee = (total * FEE).quantize(Decimal("0.000001"))
         told["settlement"] = {
-            "totalAmount": f"{there:f}",
+            "totalAmount": f"{total:f}",
             "feeAmount": f"{fee:f}",
-            "netAmount": f"{there - fee:f}",
-            "currency": "USDC" if payment["currency"] == "USD" else payment["currency"],
+            "netAmount": f"{total - fee:f}",
+            "currency": "USDC",
         }
         told["transactionHash"] = "0x" + hashlib.sha256(payment["id"].encode()).hexdigest()
     if payment["refunds"]:
-        told["refunds"] = [{"id": r["id"], "amount": r["amount"]} for r in payment["refunds"]]
-    assert price > 0, "an order has a price"
+        told["refundedAmount"] = f"{_share(coins, refunded(payment), price):f}"
+        told["refunds"] = [
+            {
+                "id": r["id"],
+                "amount": f"{_share(coins, Decimal(r['amount']), price):f}",
+                "currency": "USDC",
+                "status": "COMPLETED",
+            }
+            | ({"fiatAmount": r["amount"], "fiatCurrency": payment["currency"]} if in_fiat else {})
+            for r in payment["refunds"]
+        ]
     return told
+
+
+def _share(coins: Decimal, part: Decimal, price: Decimal) -> Decimal:
+    """Give a part of the price in coins, to the last of USDC's places."""
+    return (coins * part / price).quantize(Decimal("0.000001"), ROUND_UP)
 
 
 def _status(payment: Json) -> str:

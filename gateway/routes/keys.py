@@ -33,7 +33,7 @@ router = APIRouter(prefix="/api/v1", tags=["Keys"], route_class=StrictRoute)
 )
 async def list_keys(credential: CallerKey, parts: PartsOf) -> Response:
     """The account's keys, newest first, revoked ones too; a limited key sees itself and its children, and theirs;
-    a test key sees test keys alone.
+    a test key sees test keys alone. Of more than a thousand, those that work come before those that ended.
 
     Secrets are not kept and cannot be shown. Needs the scope `read` or `keys`.
     """

@@ -110,8 +110,9 @@ async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
         raise CostExceedsLimit(quote.cost_tokens, limit_tokens)
     retry_key = agreed_key([key for key in (header_key, body.idempotency_key) if key is not None])
     meaning = fingerprint({"task": task.name, "input": job_input, "limit": limit_tokens} | body.terms)
+    webhook_url = own_url(parts, "webhookUrl", body.webhook_url)
     paid = None
-    if credential is None:
+    if credential is None:  # nothing of the request is refused after this: its money was taken
         paid = await _paid(request, parts, task.name, quote, meaning, retry_key)
         # As it was paid for: once for its payment, at that price, with the wallet's own key.
         credential, retry_key = credential_of_payment(request, parts, paid), paid.payment_id
@@ -132,7 +133,7 @@ async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
             priority=body.rank,
             deadline=body.deadline,
             world=credential.world,
-            webhook_url=own_url(parts, "webhookUrl", body.webhook_url),
+            webhook_url=webhook_url,
             webhook_events=None if body.webhook_events is None else tuple(body.webhook_events),
         )
     )

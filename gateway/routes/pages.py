@@ -5,6 +5,7 @@ All of it is local. What is personal comes by script from the API: a page itself
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +34,8 @@ _HEADERS: Final = {
 _DOCS_HEADERS: Final = _HEADERS | {"content-security-policy": _POLICY.format(styles="'self' 'unsafe-inline'")}
 """Swagger UI writes style attributes; scripts stay as strict as elsewhere."""
 
+_SESSION: Final = re.compile(r"[A-Za-z0-9_-]{1,255}")
+"""Sessions of any provider, and purchases. The page writes it into a command to paste: a link must not add to that."""
 _AFTER_SIGN_IN: Final = ("/account", "/credits")
 """Where a sign-in may lead: an address in the query must not send people elsewhere."""
 
@@ -63,7 +66,8 @@ async def show_home(parts: PartsOf) -> Response:
 async def show_success(parts: PartsOf, session_id: str = "", by: str = "stripe") -> Response:
     """Where the payment page sends the payer: shows the key, once, on request."""
     claim_path = f"/api/v1/claim/{'crypto' if by == 'crypto' else 'stripe'}"
-    return page(parts, "checkout_success.html", session_id=session_id[:255], claim_path=claim_path)
+    named = session_id if _SESSION.fullmatch(session_id) else ""
+    return page(parts, "checkout_success.html", session_id=named, claim_path=claim_path)
 
 
 @router.get("/checkout/canceled")
@@ -137,12 +141,13 @@ def _sign_in(parts: Parts, after: str) -> Response:
 
 def page(parts: Parts, name: str, headers: dict[str, str] = _HEADERS, **facts: Any) -> Response:
     """Return a page drawn from its template, which may load and run our own files alone."""
+    in_coins = parts.crypto is not None and parts.crypto.sells
     html = _templates.get_template(name).render(
         base_url=parts.settings.base_url,
         in_sandbox=parts.in_sandbox,
         can_pay_by_card=parts.checkout is not None,
-        can_pay_in_coins=parts.crypto is not None,
-        can_pay=parts.checkout is not None or parts.crypto is not None,
+        can_pay_in_coins=in_coins,
+        can_pay=parts.checkout is not None or in_coins,
         profile=parts.settings.profile,
         brand=parts.settings.key_brand,
         **facts,

@@ -375,6 +375,15 @@ async def test_without_a_provider_there_is_no_checkout_and_no_webhook(web):
     assert (await web.post(WEBHOOK, content=b"{}", headers={"btcpay-sig": "sha256="})).status_code == 404
 
 
+async def test_a_provider_that_is_only_listened_to_sells_nothing(settings, ledger, models, objects):
+    async with (
+        selling(settings, ledger, models, objects, coinbase_commerce_webhook_secret=COMMERCE_SECRET) as app,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://t") as client,
+    ):
+        assert (await client.get("/api/v1/health")).json()["payments"]["mode"] == "off"
+        assert "nothing can be bought for now" in (await client.get("/credits")).text
+
+
 async def test_a_webhook_of_a_provider_without_a_secret_is_404(settings, ledger, models, objects, db):
     async with (
         selling(settings, ledger, models, objects, coinbase_commerce_webhook_secret=COMMERCE_SECRET) as app,

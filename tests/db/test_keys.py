@@ -40,6 +40,18 @@ async def test_an_expired_key_is_unknown(conn, customers):
         await keys.caller_of(conn, keys.Credential(keys.hash_key(made.secret)), scopes.ANY)
 
 
+async def test_a_list_of_keys_is_bounded_and_leaves_out_those_that_ended(conn, customers, monkeypatch):
+    """Whoever pays by wallet has a key for each job that they ever paid for."""
+    monkeypatch.setattr(keys, "LISTED_MOST", 3)
+    customer = await customers(conn, 0)
+    past = keys.Limits(expires_at=datetime.now(UTC) - timedelta(seconds=1))
+    soon = keys.Limits(expires_at=datetime.now(UTC) + timedelta(days=1))
+    for label, limits in (("over", past), ("over too", past), ("job", soon), ("last over", past)):
+        await keys.mint(conn, customer.user_id, label, brand="amai", limits=limits)
+    listed = [key.label for key in await keys.list_keys(conn, customer.user_id)]
+    assert listed == ["last over", "job", (await keys.find(conn, customer.key_id)).label]
+
+
 async def test_a_suspended_user_is_forbidden_with_every_key(conn, customers):
     customer = await customers(conn, 100)
     await conn.execute(text("UPDATE users SET suspended_at = now() WHERE id = :id"), {"id": customer.user_id})

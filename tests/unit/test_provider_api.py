@@ -151,3 +151,77 @@ def test_no_answer_of_coinbase_is_more_than_it_says(answer):
 @given(CHECKOUT | JSON, METHODS | JSON)
 def test_no_answer_of_btcpay_is_more_than_it_says(invoice, methods):
     whole(lambda: btcpay()._session(invoice, methods))
+
+
+PAID: dict[str, Any] = {
+    "id": "68f7a946db0529ea9b6d3a12",
+    "url": "https://payments.coinbase.com/payment-links/pl_01",
+    "amount": "57.87",
+    "currency": "USDC",
+    "fiatAmount": "50.00",
+    "fiatCurrency": "EUR",
+    "status": "COMPLETED",
+    "metadata": {"purchase_id": "pur_1"},
+    "settlement": {"totalAmount": "57.87", "currency": "USDC"},
+}
+"""A checkout that was opened for 50 euros: Coinbase asks for coins, and keeps the price beside."""
+
+
+def in_euros(**fields: Any) -> ProviderSession:
+    return coinbase()._session(PAID | fields)
+
+
+def test_a_price_in_a_countrys_money_is_compared_in_that_money():
+    session = in_euros()
+    assert (session.currency, session.amount_minor, session.received_minor) == ("eur", 5_000, 5_000)
+    assert session.paid
+    short = in_euros(status="EXPIRED", settlement={"totalAmount": "57.86", "currency": "USDC"})
+    assert (short.paid, short.closed, short.received_minor) == (False, True, 4_999)
+    over = in_euros(settlement={"totalAmount": "115.74", "currency": "USDC"})
+    assert (over.paid, over.received_minor) == (True, 10_000)
+    dollars = in_euros(
+        fiatCurrency="USD", amount="50.10", settlement={"totalAmount": "50.10", "currency": "USDC"}
+    )
+    assert (dollars.paid, dollars.received_minor) == (True, 5_000), "not at par on that day"
+
+
+def sent_back(status: str, *refunds: tuple[str, str]) -> list[tuple[int, bool]]:
+    """What went back, by the checkout's status and the coins and status of each refund."""
+    told = [
+        {"id": f"ref_{n}", "amount": a, "currency": "USDC", "status": s} for n, (a, s) in enumerate(refunds)
+    ]
+    return [(each.amount_minor, each.stands) for each in in_euros(status=status, refunds=told).returns]
+
+
+def test_a_refund_that_failed_takes_nothing():
+    part, rest = "28.935", "28.935"
+    assert sent_back("PARTIALLY_REFUNDED", (part, "COMPLETED")) == [(2_500, True)]
+    assert sent_back("REFUNDED", (part, "COMPLETED"), (rest, "PENDING")) == [(5_000, True)]
+    assert sent_back("PARTIALLY_REFUNDED", (part, "COMPLETED"), (rest, "FAILED")) == [(2_500, True)]
+    assert sent_back("COMPLETED", ("57.87", "FAILED")) == [(5_000, False)]
+    assert sent_back("COMPLETED", (part, "PENDING")) == []
+
+
+def test_later_news_of_refunds_is_of_a_later_phase():
+    phases = [
+        in_euros(
+            status="REFUNDED" if refunds[-1] != "FAILED" else "COMPLETED",
+            refunds=[{"id": str(n), "amount": "9.00", "status": s} for n, s in enumerate(refunds)],
+        )
+        .returns[0]
+        .phase
+        for refunds in (["PENDING"], ["FAILED"], ["FAILED", "PENDING"], ["FAILED", "COMPLETED"])
+    ]
+    assert phases == sorted(set(phases))
+
+
+def test_a_refund_is_in_the_money_that_it_is_told_in():
+    told = [
+        {"id": "ref_1", "amount": "30.00", "currency": "USDC", "fiatAmount": "25.00", "fiatCurrency": "EUR"}
+    ]
+    (back,) = in_euros(status="PARTIALLY_REFUNDED", refunds=told).returns
+    assert back.amount_minor == 2_500
+    (whole_sum,) = in_euros(status="PARTIALLY_REFUNDED", refundedAmount="28.935").returns
+    assert whole_sum.amount_minor == 2_500
+    with pytest.raises(PaymentsUnavailable):
+        in_euros(status="PARTIALLY_REFUNDED", refunds=[{"id": "ref_1", "amount": "1.00", "currency": "GBP"}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 
 import pytest
 
@@ -160,3 +161,32 @@ def test_no_secret_shows_in_a_settings_text(monkeypatch):
     shown = repr(settings) + str(settings)
     assert "sk_live_x" not in shown
     assert settings.secret.get_secret_value() not in shown
+
+
+SANDBOX = "https://business.coinbase.com/sandbox/api/v1"
+WALLETS = {"FAREBOX_X402_FACILITATOR": "https://facilitator.example", "FAREBOX_X402_PAY_TO": f"0x{'1' * 40}"}
+REAL = {"stripe": LIVE, "coinbase": COINBASE, "x402": WALLETS | {"FAREBOX_X402_NETWORK": "eip155:8453"}}
+PLAY = {
+    "stripe": LIVE | {"STRIPE_SECRET_KEY": "sk_test_x"},
+    "coinbase": COINBASE | {"COINBASE_API_BASE": SANDBOX},
+    "x402": WALLETS,
+}
+
+
+@pytest.mark.parametrize(("real", "play"), list(itertools.permutations(REAL, 2)))
+def test_money_that_anyone_can_have_is_refused_beside_real_money(monkeypatch, real, play):
+    """Both buy the same credits."""
+    for name, value in {**REAL[real], **PLAY[play]}.items():
+        monkeypatch.setenv(name, value)
+    words = {"stripe": "Stripe", "coinbase": "Coinbase", "x402": "USDC"}
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    assert "configured together" in str(refused.value)
+    assert {name for name, word in words.items() if word in str(refused.value)} == {real, play}
+
+
+@pytest.mark.parametrize("money", [REAL, PLAY], ids=["real", "play"])
+def test_all_real_money_or_all_play_money_may_be_taken(monkeypatch, money):
+    for name, value in {name: value for each in money.values() for name, value in each.items()}.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().live_payments == (money is REAL)

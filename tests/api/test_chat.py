@@ -15,11 +15,12 @@ import pytest_asyncio
 import uvicorn
 from sqlalchemy import text
 
-from deployments.models.contract import ModelBroken, ModelRefused
+from deployments.models.contract import ModelBroken
 from gateway.account_answers import CostShown
 from gateway.app import create_app
 from gateway.conversations import Began, ChatBusy, Conversation, Ended, Event, Said, Took
 from gateway.ports import ModelState
+from kit.errors import InvalidRequest
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 WORDS = ["Par", "is", "."]
@@ -246,7 +247,7 @@ async def test_a_stream_that_breaks_for_no_known_reason_costs_nothing_either(own
 @pytest.mark.parametrize(
     ("refusal", "error"),
     [
-        (ModelRefused("tools", "this model calls none"), openai.BadRequestError),
+        (InvalidRequest("tools", "this model calls none"), openai.BadRequestError),
         (ChatBusy(5), openai.RateLimitError),
         (ModelBroken("The chat engine failed."), openai.InternalServerError),
     ],
@@ -377,6 +378,21 @@ async def test_calls_of_tools_pass_through(owner, client_of, chats):
     assert chunks[0].choices[0].delta.tool_calls[0].function.arguments == '{"city": "Paris"}'
 
 
+async def test_what_the_client_was_answered_can_be_sent_back(owner, client_of, chats):
+    client = client_of(owner)
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    chats.lines[1:] = [Said("", [call], took(9)), Ended("tool_calls", took(9))]
+    answered = (await client.chat.completions.create(model="qwen3-8b", messages=QUESTION)).choices[0].message
+    result = {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "Sunny."}]}
+    for sent in (answered, answered.model_dump()):
+        await client.chat.completions.create(model="qwen3-8b", messages=[*QUESTION, sent, result])
+        assert chats.asked[-1].messages == [
+            *QUESTION,
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "call_1", "content": "Sunny."},
+        ]
+
+
 @pytest.mark.parametrize(
     ("wrong", "field"),
     [
@@ -388,6 +404,14 @@ async def test_calls_of_tools_pass_through(owner, client_of, chats):
         ({"max_tokens": 0}, "max_tokens"),
         ({"logprobs": True}, "logprobs"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"stop": 5}, "stop"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"max_tokens": 5, "max_completion_tokens": 9}, "max_completion_tokens"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "messages.0.content.0.type",
+        ),
         ({"model": "gpt-9"}, "model"),
     ],
 )

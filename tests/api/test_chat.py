@@ -179,6 +179,26 @@ async def test_who_leaves_a_stream_after_words_pays_and_the_model_stops(
     await assert_sound(db)
 
 
+async def test_who_stops_reading_a_stream_has_left_it(owner, address, chats, db, monkeypatch, assert_sound):  # noqa: PLR0917  # fixtures
+    monkeypatch.setattr("gateway.routes.chat.UNREAD_S", 0.2)
+    chats.lines[1:] = [Said("a word " * 100_000, [], took(place)) for place in range(1, 100)]
+    host, port = address.removeprefix("http://").removesuffix("/v1").split(":")
+    body = json.dumps({"messages": QUESTION, "stream": True})
+    request = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\nx-api-key: {owner.key}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}"
+    )
+    with socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(reader, (host, int(port)))
+        await asyncio.get_running_loop().sock_sendall(reader, request.encode())
+        async with asyncio.timeout(20):
+            await chats.left.wait()
+        await until(lambda: _are(db, [("captured", 5)]))
+    await assert_sound(db)
+
+
 async def test_the_words_of_a_stream_that_was_left_are_counted_wherever_its_usage_is_told(
     owner, client_of, chats, db
 ):

@@ -101,7 +101,10 @@ class Message(_Strict):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
-    name: Annotated[str | None, Field(max_length=64, json_schema_extra=TEXT)] = None
+    name: Annotated[
+        str | None,
+        Field(max_length=64, description="Taken, and without effect.", json_schema_extra=TEXT),
+    ] = None
     tool_calls: Annotated[list[ToolCall] | None, Field(max_length=MAX_TOOLS)] = None
     tool_call_id: Annotated[str | None, Field(max_length=200, json_schema_extra=TEXT)] = None
     refusal: Unsaid = None

@@ -321,8 +321,12 @@ async def test_a_key_whose_turn_failed_is_free_and_one_under_way_is_busy(owner, 
     chats.gate.clear()
     first = asyncio.create_task(client.chat.completions.create(**ask))
     await until(lambda: _asked(chats, 2))
-    with pytest.raises(openai.ConflictError, match="still being answered"):
+    with pytest.raises(openai.ConflictError, match="still being answered") as busy:
         await client.chat.completions.create(**ask)
+    told = busy.value.response.headers
+    assert (told["retry-after"], told.get("x-should-retry")) == ("2", None), (
+        "the client may ask again by itself"
+    )
     chats.gate.set()
     assert (await first).choices[0].message.content == "Paris."
     assert await owner.tokens() == 95

@@ -181,7 +181,8 @@ async def test_who_leaves_a_stream_after_words_pays_and_the_model_stops(
 
 async def test_who_stops_reading_a_stream_has_left_it(owner, address, chats, db, monkeypatch, assert_sound):  # noqa: PLR0917  # fixtures
     monkeypatch.setattr("gateway.routes.chat.UNREAD_S", 0.2)
-    chats.lines[1:] = [Said("a word " * 100_000, [], took(place)) for place in range(1, 100)]
+    more = [Said("a word " * 100_000, [], took(place)) for place in range(2, 100)]
+    chats.lines[1:] = [Said("One", [], took(1)), *more]
     host, port = address.removeprefix("http://").removesuffix("/v1").split(":")
     body = json.dumps({"messages": QUESTION, "stream": True})
     request = (

@@ -10,14 +10,17 @@ import structlog
 from ray import serve
 from ray.serve.exceptions import BackPressureError
 
+from deployments.models.contract import ModelRefused
 from gateway.conversations import ChatBusy, ChatFailed, Conversation, Event
-from kit.errors import AppError, Unavailable
+from kit.errors import AppError, InvalidRequest, Unavailable
 
 log = structlog.get_logger(__name__)
 
 BUSY_S: Final = 5
 """About how long a turn takes: by then one of those that wait has gone in."""
 AWAY_S: Final = 10
+NAMES: Final = {"maxTokens": "max_tokens"}
+"""What the surface calls a field that the model knows by its name in a job."""
 
 
 class ChatHandles:
@@ -52,6 +55,8 @@ class ChatHandles:
     def _refusal(self, application: str, error: Exception, *, began: bool) -> AppError:
         """Return what a failed call means to its caller."""
         for candidate in (getattr(error, "cause", None), error):
+            if isinstance(candidate, ModelRefused):
+                return InvalidRequest(NAMES.get(candidate.field, candidate.field), candidate.problem)
             if isinstance(candidate, AppError):
                 return candidate
         if isinstance(error, BackPressureError):

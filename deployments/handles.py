@@ -255,6 +255,7 @@ class ModelHandles:
         self._states: dict[str, ModelState] = {}
         self._states_at = -STATES_KEPT_S
         self._asking = asyncio.Lock()
+        self._look: asyncio.Task[Any] | None = None
 
     async def generate(
         self, application: str, request: GenerateRequest
@@ -292,8 +293,11 @@ class ModelHandles:
         async with self._asking:
             if time.monotonic() - self._states_at > STATES_KEPT_S:
                 try:
+                    if self._look is None or self._look.done():
+                        self._look = asyncio.create_task(asyncio.to_thread(serve.status))
+                    # A call that hangs keeps its thread: the next look waits for it too, and takes no other.
                     async with asyncio.timeout(STATES_TIMEOUT_S):
-                        status = await asyncio.to_thread(serve.status)
+                        status = await asyncio.shield(self._look)
                     states = [_state(name, status.applications.get(name)) for name in self._applications]
                     if self._start_times is not None and any(each.state == "starting" for each in states):
                         states = await self._start_times.told(states)

@@ -91,7 +91,7 @@ async def done(request: Request, parts: Parts, order: Order) -> Done:
     await take_back(parts, order.credential, jobs)
     finished = Done(jobs, all(receipt.replayed for receipt in receipts))
     if not finished.succeeded:
-        raise _refusal(jobs[0])
+        raise _refusal(jobs[0], order.names)
     return finished
 
 
@@ -185,13 +185,16 @@ async def _cancel(parts: Parts, credential: Credential, job_ids: Sequence[str]) 
     await take_back(parts, credential, jobs)
 
 
-def _refusal(job: Job) -> AppError:
-    """Return why a job made nothing."""
+def _refusal(job: Job, names: Mapping[str, str]) -> AppError:
+    """Return why a job made nothing, with a field at fault under the name that the request has for it."""
     reason = job.error_message or "Nothing is known of why."
     if job.status != "failed":
         return JobEnded(job.id, job.status)
     if job.error_code in REFUSALS:
-        return JobRefused(job.id, reason)
+        field, told, problem = reason.removeprefix("input.").partition(": ")
+        if not told or field == reason:
+            return JobRefused(job.id, "", reason)
+        return JobRefused(job.id, names.get(field, field), problem)
     return JobFailed(job.id, job.error_code or "unknown", reason)
 
 

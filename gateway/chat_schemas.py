@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
 
 from gateway.conversations import Conversation
 from gateway.numbers import whole_as_decimal
@@ -15,12 +28,38 @@ from gateway.task_schemas import AS_WHOLE, MAX_MESSAGE_CHARS, MAX_MESSAGES, Seed
 
 MAX_STOPS: Final = 4
 """As many as OpenAI takes."""
+MAX_STOP_CHARS: Final = 200
 MAX_TOOLS: Final = 128
 """As many as OpenAI takes."""
 
 Words = Annotated[str, Field(max_length=MAX_MESSAGE_CHARS, json_schema_extra=TEXT)]
 Most = Annotated[int, Field(ge=1, le=1_000_000), AS_WHOLE]
-Stop = Annotated[str, Field(min_length=1, max_length=200, json_schema_extra=TEXT)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS, json_schema_extra=TEXT)]
+
+
+@dataclass(frozen=True)
+class OrText:
+    """Lets a text stand for a list of one. The faults of a union would name its branches, which no caller knows."""
+
+    max_chars: int
+    min_chars: int = 0
+    is_part: bool = False
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._listed, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        text = {"type": "string", "minLength": self.min_chars, "maxLength": self.max_chars, **TEXT}
+        return {"anyOf": [text, handler(schema)]}
+
+    def _listed(self, value: object) -> object:
+        if isinstance(value, list):
+            return value
+        if not isinstance(value, str):
+            raise ValueError("must be a text or a list")  # noqa: TRY004  # pydantic tells of this one
+        return [{"type": "text", "text": value} if self.is_part else value]
 
 
 class _Strict(BaseModel):
@@ -32,6 +71,14 @@ class TextPart(_Strict):
 
     type: Literal["text"]
     text: Words
+
+
+Content = Annotated[
+    list[TextPart],
+    Field(max_length=100),
+    OrText(MAX_MESSAGE_CHARS, is_part=True),
+]
+Unsaid = Annotated[None, Field(description="Null in answers of OpenAI's client that are sent back.")]
 
 
 class CalledFunction(_Strict):
@@ -53,10 +100,17 @@ class Message(_Strict):
     """One message of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Words | Annotated[list[TextPart], Field(max_length=100)] | None = None
-    name: Annotated[str | None, Field(max_length=64, json_schema_extra=TEXT)] = None
+    content: Content | None = None
+    name: Annotated[
+        str | None,
+        Field(max_length=64, description="Taken, and without effect.", json_schema_extra=TEXT),
+    ] = None
     tool_calls: Annotated[list[ToolCall] | None, Field(max_length=MAX_TOOLS)] = None
     tool_call_id: Annotated[str | None, Field(max_length=200, json_schema_extra=TEXT)] = None
+    refusal: Unsaid = None
+    annotations: Unsaid = None
+    audio: Unsaid = None
+    function_call: Unsaid = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Message:
@@ -66,12 +120,9 @@ class Message(_Strict):
 
     def plain(self) -> dict[str, Any]:
         """Return the message as chat templates read one."""
-        content = self.content
-        if isinstance(content, list):
-            content = "".join(part.text for part in content)
         told: dict[str, Any] = {
             "role": "system" if self.role == "developer" else self.role,
-            "content": content or "",
+            "content": "".join(part.text for part in self.content or []),
         }
         if self.tool_calls:
             told["tool_calls"] = [call.model_dump() for call in self.tool_calls]
@@ -86,7 +137,9 @@ class Function(_Strict):
     name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
     description: Words | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = None
+    strict: Annotated[
+        bool | None, Field(description="Taken: what a tool is called with may differ from `parameters`.")
+    ] = None
 
 
 class ChatTool(_Strict):
@@ -133,7 +186,14 @@ class CreateChatCompletion(OpenAIRequest):
         | None,
         Field(description="Draws from the likeliest words that together have this chance."),
     ] = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop: (
+        Annotated[
+            list[Stop],
+            Field(max_length=MAX_STOPS),
+            OrText(MAX_STOP_CHARS, min_chars=1),
+        ]
+        | None
+    ) = None
     seed: Seed = None
     n: Annotated[
         Annotated[int, Field(ge=1, le=1), AS_WHOLE] | None, Field(description="One answer a turn.")
@@ -147,9 +207,15 @@ class CreateChatCompletion(OpenAIRequest):
     )
     user: Ignored = None
 
+    @field_validator("max_completion_tokens")
+    @classmethod
+    def _one_bound(cls, value: int | None, known: ValidationInfo) -> int | None:
+        if value is not None and known.data.get("max_tokens") not in (None, value):
+            raise ValueError("means the same as max_tokens, which differs; leave one of them out")
+        return value
+
     def conversation(self, completion_id: str) -> Conversation:
         """Return the turn as the model takes it."""
-        stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
         tools = [] if self.tool_choice == "none" else self.tools or []
         return Conversation(
             completion_id,
@@ -158,7 +224,7 @@ class CreateChatCompletion(OpenAIRequest):
             self.max_completion_tokens or self.max_tokens,
             None if self.temperature is None else float(self.temperature),
             None if self.top_p is None else float(self.top_p),
-            stop,
+            self.stop or [],
             self.seed,
         )
 

@@ -179,6 +179,7 @@ class TurnUnderWay(AppError):
     key: str
     code = "request_under_way"
     status = 409
+    retryable = True
 
     @property
     def message(self) -> str:

@@ -109,16 +109,21 @@ class JobRunning(AppError):
 
 @dataclass
 class JobRefused(AppError):
-    """The input cannot be worked on, as the work itself showed. Nothing was charged."""
+    """The input cannot be worked on, as the work itself showed; nothing was charged. `field`: empty if it is none."""
 
     job_id: str
+    field: str
     reason: str
     code = "invalid_request"
     status = 400
 
     @property
     def message(self) -> str:
-        return self.reason
+        return f"{self.field}: {self.reason}" if self.field else self.reason
+
+    @property
+    def details(self) -> list[dict[str, str]] | None:
+        return [{"field": self.field, "message": self.reason}] if self.field else None
 
     @property
     def extra(self) -> dict[str, Any]:

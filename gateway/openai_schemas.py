@@ -10,14 +10,22 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 
 from gateway.numbers import whole_as_decimal
 from gateway.patterns import PROMPT, TEXT
 from gateway.task_schemas import (
     AS_WHOLE,
     INPUTS,
-    MAX_PROMPT_CHARS,
     MAX_SPEECH_CHARS,
     WHISPER_LANGUAGES,
     Prompt,
@@ -83,6 +91,12 @@ def _size(size: str) -> str:
 def _one(value: Decimal) -> Decimal:
     if value != 1:
         raise ValueError("only 1 is on offer; say in `instructions` how fast to speak")
+    return value
+
+
+def _zero(value: Decimal | None) -> Decimal | None:
+    if value:
+        raise ValueError("only 0 is on offer: the likeliest words are taken")
     return value
 
 
@@ -220,6 +234,14 @@ class TranscribeAudio(OpenAIForm):
             description="What has times in `verbose_json`: segments, words or both. Left out, segments.",
         ),
     ] = []
+
+    @field_validator("timestamp_granularities")
+    @classmethod
+    def _times_need_a_place(cls, value: list[str], known: ValidationInfo) -> list[str]:
+        if known.data.get("response_format") != "verbose_json":
+            raise ValueError("are told in the response_format verbose_json alone")
+        return value
+
     max_minutes: Annotated[
         int | None,
         Field(
@@ -230,12 +252,9 @@ class TranscribeAudio(OpenAIForm):
     ] = None
     temperature: Annotated[
         Decimal | None,
-        Field(ge=0, le=1, description="Taken, and without effect."),
-        WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1}),
-    ] = None
-    prompt: Annotated[
-        str | None,
-        Field(max_length=MAX_PROMPT_CHARS, description="Taken, and without effect.", json_schema_extra=TEXT),
+        AfterValidator(_zero),
+        Field(description="Only 0 is on offer: the likeliest words are taken."),
+        WithJsonSchema({"type": "number", "enum": [0]}),
     ] = None
     stream: Annotated[Literal["false"] | None, Field(description="Transcripts come whole.")] = None
 

@@ -18,7 +18,9 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
@@ -185,11 +187,12 @@ class _Picture(TaskInput):
         Field(description="For `webp` and `jpeg`: lower is smaller. Without it, 90."),
     ] = None
 
-    @model_validator(mode="after")
-    def _quality_needs_a_lossy_format(self) -> _Picture:
-        if self.output_quality is not None and self.output_format == "png":
-            raise ValueError("outputQuality has no effect on png, which loses nothing; leave it out")
-        return self
+    @field_validator("output_quality")
+    @classmethod
+    def _quality_needs_a_lossy_format(cls, value: int | None, known: ValidationInfo) -> int | None:
+        if value is not None and known.data.get("output_format") == "png":
+            raise ValueError("has no effect on png, which loses nothing; leave it out")
+        return value
 
     @model_validator(mode="after")
     def _negative_prompt_needs_guidance(self) -> _Picture:

@@ -253,7 +253,8 @@ class Batches:
     def _remember(self, group: list[Seat]) -> None:
         """Keep to what may fit from now on."""
         key = group[0].key
-        self._fits[key] = min(self._fits.get(key, self._max_batch), len(group) // 2)
+        half = -(-len(group) // 2)  # the larger one: the next call of its size tells whether it fits
+        self._fits[key] = min(self._fits.get(key, self._max_batch), half)
         log.warning("batch_too_large", jobs=_ids(group), application=self._application, batch=self._fits[key])
 
     def _reason(self, error: Exception, group: list[Seat]) -> AppError:

@@ -255,7 +255,7 @@ class ChatServer:
                 raise ModelRefused(
                     "messages", f"are {len(ids)} tokens; the model reads {most} with its answer"
                 )
-            raise ModelRefused("max_tokens", f"must be at most {most - len(ids)} after these messages")
+            raise ModelRefused("maxTokens", f"must be at most {most - len(ids)} after these messages")
         return {"prompt_token_ids": ids}
 
     def _sampling(self, conversation: Conversation, prompt_tokens: int) -> Any:

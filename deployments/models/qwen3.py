@@ -204,9 +204,11 @@ class Qwen3Translator:
                 stopping_criteria=StoppingCriteriaList([AtEachWord()]),
             )
         said: list[str | None] = []
+        # One that ended by another mark than the conversation's has only the filling after it to show that.
+        ends = {self._tokenizer.eos_token_id, self._tokenizer.pad_token_id}
         for row, member, end in zip(made[:, begun:], members, most, strict=True):
             words = row[:end]
-            if not self._tiny and len(words) >= end and self._tokenizer.eos_token_id not in words.tolist():
+            if not self._tiny and len(words) >= end and ends.isdisjoint(words.tolist()):
                 said.append(None)
                 continue
             text = str(self._tokenizer.decode(words, skip_special_tokens=True))

@@ -27,6 +27,7 @@ from deployments.models.contract import (
     IsCanceled,
     Member,
     Metrics,
+    ModelRefused,
     OnProgress,
     Output,
     Placement,
@@ -114,7 +115,11 @@ class Whisper:
 
     def batch_key(self, request: GenerateRequest) -> Hashable:
         """Return the same for all: windows of any recordings fit together. Raises: ModelRefused."""
-        language_asked(request)
+        language = language_asked(request)
+        if (
+            language and self._tokenizer(language).language is None
+        ):  # the newest came with the largest weights
+            raise ModelRefused("language", f"is none that {self._weights.model} hears")
         return None
 
     def generate_many(self, members: Sequence[Member]) -> list[Output | AppError]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Final
 
+import structlog
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Send
+from starlette.types import Message, Send
 
 from gateway.bodies import StrictRoute
 from gateway.catalog import Task
@@ -31,7 +33,11 @@ from ledger.accounts import World
 
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"], route_class=StrictRoute)
 
+log = structlog.get_logger(__name__)
+
 TASK: Final = "chat.complete"
+UNREAD_S: Final = 30
+"""Below what a hold outlives the longest turn by. Some seconds of words lie in the buffers on the way before that."""
 _HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}
 _DONE: Final = b"data: [DONE]\n\n"
 _STARTING: Final = b": starting\n\n"
@@ -216,10 +222,20 @@ def _meaning(body: CreateChatCompletion) -> str:
 
 
 class _Stream(StreamingResponse):
-    """A stream that is closed at once when its caller leaves, so that the model stops and the turn is settled."""
+    """A stream that is closed at once when its caller leaves, so that the model stops and the turn is settled.
+
+    Who stops reading has left: the words that were delivered would otherwise be free once the hold runs out.
+    """
 
     body_iterator: AsyncGenerator[bytes, None]
 
     async def stream_response(self, send: Send) -> None:
+        async def taken(message: Message) -> None:
+            async with asyncio.timeout(UNREAD_S):
+                await send(message)
+
         async with aclosing(self.body_iterator):
-            await super().stream_response(send)
+            try:
+                await super().stream_response(taken)
+            except TimeoutError:
+                log.info("a stream that nobody reads is closed")

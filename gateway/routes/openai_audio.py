@@ -38,7 +38,7 @@ from ledger import scopes
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"], route_class=StrictRoute)
 
 SPEECH_NAMES: Final = {"text": "input", "voiceDescription": "instructions", "outputFormat": "response_format"}
-HEARD_NAMES: Final = {"audioFileId": "file", "maxMinutes": "max_minutes"}
+HEARD_NAMES: Final = {"audioFileId": "file", "audioUrl": "file", "maxMinutes": "max_minutes"}
 LEAST_BYTES_PER_S: Final = 2000
 """Speech of 16 kbit/s: what is smaller for its length is rare, and `max_minutes` says so."""
 MOST_MINUTES: Final = 180

@@ -46,6 +46,7 @@ NAMES: Final = {
     "outputQuality": "output_compression",
     "aspectRatio": "size",
     "sourceImageFileId": "image",
+    "sourceImageUrl": "image",
 }
 
 

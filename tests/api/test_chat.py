@@ -15,11 +15,12 @@ import pytest_asyncio
 import uvicorn
 from sqlalchemy import text
 
-from deployments.models.contract import ModelBroken, ModelRefused
+from deployments.models.contract import ModelBroken
 from gateway.account_answers import CostShown
 from gateway.app import create_app
 from gateway.conversations import Began, ChatBusy, Conversation, Ended, Event, Said, Took
 from gateway.ports import ModelState
+from kit.errors import InvalidRequest
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 WORDS = ["Par", "is", "."]
@@ -178,6 +179,27 @@ async def test_who_leaves_a_stream_after_words_pays_and_the_model_stops(
     await assert_sound(db)
 
 
+async def test_who_stops_reading_a_stream_has_left_it(owner, address, chats, db, monkeypatch, assert_sound):  # noqa: PLR0917  # fixtures
+    monkeypatch.setattr("gateway.routes.chat.UNREAD_S", 0.2)
+    more = [Said("a word " * 100_000, [], took(place)) for place in range(2, 100)]
+    chats.lines[1:] = [Said("One", [], took(1)), *more]
+    host, port = address.removeprefix("http://").removesuffix("/v1").split(":")
+    body = json.dumps({"messages": QUESTION, "stream": True})
+    request = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\nx-api-key: {owner.key}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}"
+    )
+    with socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(reader, (host, int(port)))
+        await asyncio.get_running_loop().sock_sendall(reader, request.encode())
+        async with asyncio.timeout(20):
+            await chats.left.wait()
+        await until(lambda: _are(db, [("captured", 5)]))
+    await assert_sound(db)
+
+
 async def test_the_words_of_a_stream_that_was_left_are_counted_wherever_its_usage_is_told(
     owner, client_of, chats, db
 ):
@@ -246,7 +268,7 @@ async def test_a_stream_that_breaks_for_no_known_reason_costs_nothing_either(own
 @pytest.mark.parametrize(
     ("refusal", "error"),
     [
-        (ModelRefused("tools", "this model calls none"), openai.BadRequestError),
+        (InvalidRequest("tools", "this model calls none"), openai.BadRequestError),
         (ChatBusy(5), openai.RateLimitError),
         (ModelBroken("The chat engine failed."), openai.InternalServerError),
     ],
@@ -300,8 +322,12 @@ async def test_a_key_whose_turn_failed_is_free_and_one_under_way_is_busy(owner, 
     chats.gate.clear()
     first = asyncio.create_task(client.chat.completions.create(**ask))
     await until(lambda: _asked(chats, 2))
-    with pytest.raises(openai.ConflictError, match="still being answered"):
+    with pytest.raises(openai.ConflictError, match="still being answered") as busy:
         await client.chat.completions.create(**ask)
+    told = busy.value.response.headers
+    assert (told["retry-after"], told.get("x-should-retry")) == ("2", None), (
+        "the client may ask again by itself"
+    )
     chats.gate.set()
     assert (await first).choices[0].message.content == "Paris."
     assert await owner.tokens() == 95
@@ -377,6 +403,21 @@ async def test_calls_of_tools_pass_through(owner, client_of, chats):
     assert chunks[0].choices[0].delta.tool_calls[0].function.arguments == '{"city": "Paris"}'
 
 
+async def test_what_the_client_was_answered_can_be_sent_back(owner, client_of, chats):
+    client = client_of(owner)
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    chats.lines[1:] = [Said("", [call], took(9)), Ended("tool_calls", took(9))]
+    answered = (await client.chat.completions.create(model="qwen3-8b", messages=QUESTION)).choices[0].message
+    result = {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "Sunny."}]}
+    for sent in (answered, answered.model_dump()):
+        await client.chat.completions.create(model="qwen3-8b", messages=[*QUESTION, sent, result])
+        assert chats.asked[-1].messages == [
+            *QUESTION,
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "call_1", "content": "Sunny."},
+        ]
+
+
 @pytest.mark.parametrize(
     ("wrong", "field"),
     [
@@ -388,6 +429,14 @@ async def test_calls_of_tools_pass_through(owner, client_of, chats):
         ({"max_tokens": 0}, "max_tokens"),
         ({"logprobs": True}, "logprobs"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"stop": 5}, "stop"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"max_tokens": 5, "max_completion_tokens": 9}, "max_completion_tokens"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "messages.0.content.0.type",
+        ),
         ({"model": "gpt-9"}, "model"),
     ],
 )

@@ -222,7 +222,7 @@ async def test_failed_work_costs_nothing_and_is_not_asked_for_again(ai, worker, 
     worker.fails = lambda _: ("invalid_request", "input.prompt: too strange")
     with pytest.raises(openai.BadRequestError) as refused:
         await ai.images.generate(prompt="a fox")
-    assert refused.value.code == "invalid_request"
+    assert (refused.value.code, refused.value.param) == ("invalid_request", "prompt")
     assert await owner.tokens() == 1_000
     await assert_sound(db)
 
@@ -305,6 +305,22 @@ async def test_an_edit_that_cannot_be_done_says_so_and_keeps_nothing(ai, worker,
     assert await files_of(owner) == []
 
 
+async def test_what_the_work_finds_wrong_is_named_as_the_caller_sent_it(ai, worker, owner):
+    worker.fails = lambda job: (
+        ("invalid_request", "input.sourceImageUrl: is a damaged picture, or of a kind that is not read")
+        if job.task == "image.edit"
+        else ("input_refused", "input.audioFileId: must be audio or video; its content is image/png")
+    )
+    with pytest.raises(openai.BadRequestError, match="image: is a damaged picture") as damaged:
+        await ai.images.edit(image=PIXELS, prompt="a hat")
+    with pytest.raises(openai.BadRequestError, match="file: must be audio") as unheard:
+        await ai.audio.transcriptions.create(model="whisper-large-v3-turbo", file=("s.wav", PIXELS))
+    assert (damaged.value.param, unheard.value.param) == ("image", "file")
+    with pytest.raises(openai.BadRequestError) as lossless:
+        await ai.images.generate(prompt="a fox", output_compression=50)
+    assert lossless.value.param == "output_compression"
+
+
 # -- sound ---------------------------------------------------------------------------------------------------------
 
 
@@ -375,6 +391,7 @@ async def test_a_transcript_is_charged_by_its_minutes_and_the_recording_deleted(
         file=("s.wav", sound(2)),
         response_format="verbose_json",
         timestamp_granularities=["word", "segment"],
+        temperature=0,
         extra_body={"max_minutes": 2},
     )
     assert (verbose.duration, verbose.language) == (60.0, "en")
@@ -389,6 +406,9 @@ async def test_a_transcript_is_charged_by_its_minutes_and_the_recording_deleted(
 async def test_what_cannot_be_heard_is_refused_by_its_name(ai, worker, owner):
     for wish, param in (
         ({"timestamp_granularities": ["letter"]}, "timestamp_granularities[].0"),
+        ({"timestamp_granularities": ["word"]}, "timestamp_granularities[]"),
+        ({"temperature": 0.4}, "temperature"),
+        ({"prompt": "Names: Ada."}, "prompt"),
         ({"language": "xx"}, "language"),
         ({"response_format": "diarized_json"}, "response_format"),
         ({"file": ("s.wav", b"")}, "file"),

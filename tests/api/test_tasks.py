@@ -108,7 +108,7 @@ async def test_a_request_is_accepted_and_its_quote_held(customer, db, assert_sou
         ("audio.speak", {"text": "x" * 4001}, "input.text"),
         ("audio.speak", {"language": "Klingon"}, "input.language"),
         ("audio.speak", {"outputFormat": "aac"}, "input.outputFormat"),
-        ("image.generate", {"outputQuality": 80}, "input"),
+        ("image.generate", {"outputQuality": 80}, "input.outputQuality"),
         ("image.generate", {"outputFormat": "webp", "outputQuality": 0}, "input.outputQuality"),
         ("video.generate", {"outputFormat": "avi"}, "input.outputFormat"),
         ("voice.clone", {"referenceAudioUrl": None}, "input"),

@@ -81,7 +81,7 @@ def test_who_leaves_has_heard_what_the_turn_took(seen: dict[str, Any]) -> None:
 
 
 def test_what_the_model_cannot_do_is_refused_by_field(seen: dict[str, Any]) -> None:
-    assert (seen["long_question"], seen["long_answer"]) == ("messages", "max_tokens")
+    assert (seen["long_question"], seen["long_answer"]) == ("messages", "maxTokens")
     assert seen["tools"] == "tools", "the tiny model's form has none"
 
 

@@ -13,6 +13,7 @@ from deployments.models.contract import (
     Media,
     Member,
     ModelCanceled,
+    ModelFailed,
     ModelRefused,
     Output,
     Placement,
@@ -116,3 +117,24 @@ def test_a_translation_that_is_canceled_leaves_the_others_alone(model: Qwen3Tran
     assert stays.media == model.generate(request, lambda _: None, lambda: False).media
     with pytest.raises(ModelCanceled):
         model.generate_many([gone, gone])
+
+
+def test_a_translation_that_ends_by_the_texts_own_mark_ends_in_a_batch_too(
+    model: Qwen3Translator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    words = model._tokenizer.encode("Bonjour.")
+    filling = [model._tokenizer.pad_token_id]
+
+    def generate(input_ids: Any, max_new_tokens: int, **_: Any) -> Any:
+        rows = [words + filling * (max_new_tokens - len(words)), (words * max_new_tokens)[:max_new_tokens]]
+        return torch.cat([input_ids, torch.tensor(rows)], dim=1)
+
+    monkeypatch.setattr(model._model, "generate", generate)
+    monkeypatch.setattr(model, "_tiny", False)
+    request = GenerateRequest("job_1", "text.translate", {"text": "Hello.", "targetLanguage": "French"})
+    ended, endless = model.generate_many([Member(request, lambda _: None, lambda: False)] * 2)
+    assert isinstance(ended, Output)
+    assert ended.media[0].data == b"Bonjour."
+    assert isinstance(endless, ModelFailed)

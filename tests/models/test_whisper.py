@@ -115,6 +115,28 @@ def test_a_language_that_is_not_known_is_refused(model: Whisper) -> None:
         write_down(model, recording(1), language="tlh")
 
 
+def test_a_language_that_these_weights_have_no_mark_of_is_refused(
+    model: Whisper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_marks = model._model.hf_tokenizer
+
+    class Without:
+        def token_to_id(self, mark: str) -> int | None:
+            return None if mark == "<|yue|>" else all_marks.token_to_id(mark)
+
+    monkeypatch.setattr(model._model, "hf_tokenizer", Without())
+    asked = {
+        language: GenerateRequest(
+            "job_1", "audio.transcribe", {"language": language}, 1000, {"audio": recording(1)}
+        )
+        for language in ("en", "yue")
+    }
+    assert model.batch_key(asked["en"]) is None
+    with pytest.raises(ModelRefused) as refused:
+        model.batch_key(asked["yue"])
+    assert refused.value.field == "language"
+
+
 def test_a_cancellation_stops_at_the_next_window(model: Whisper) -> None:
     seen: list[Any] = []
     with pytest.raises(ModelCanceled):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 
 import pytest
 
-from deployments.handles import _of_pipelines, _state
+from deployments import handles
+from deployments.handles import ModelHandles, _of_pipelines, _state
 from gateway.ports import ModelState
 
 TRACE = """The deployment failed to start 3 times in a row. Error:
@@ -82,3 +84,23 @@ def test_a_pipeline_is_given_up_with_one_of_its_models_and_unknown_without():
     )
     del states["voice"]
     assert _of_pipelines(states) == {}
+
+
+async def test_a_controller_that_hangs_is_asked_once_however_often_its_state_is(monkeypatch):
+    goes_on, asked = threading.Event(), []
+
+    def status() -> SimpleNamespace:
+        asked.append(1)
+        assert goes_on.wait(60)
+        return SimpleNamespace(applications={"image": overview("RUNNING", replicas={"RUNNING": 1})})
+
+    monkeypatch.setattr(handles.serve, "status", status)
+    monkeypatch.setattr(handles, "STATES_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(handles, "STATES_KEPT_S", -1.0)
+    models = ModelHandles(["image"])
+    for _ in range(5):
+        assert (await models.states())["image"].state == "unavailable"
+    goes_on.set()
+    monkeypatch.setattr(handles, "STATES_TIMEOUT_S", 60.0)
+    assert (await models.states())["image"].state == "ready"
+    assert len(asked) == 1, "the answer that came late is taken"

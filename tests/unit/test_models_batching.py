@@ -225,6 +225,17 @@ async def test_a_batch_without_memory_is_halved_until_it_fits_and_its_size_is_re
     assert family.calls == [["e"], ["f"]], "what did not fit is not tried again"
 
 
+async def test_a_batch_of_three_that_does_not_fit_says_nothing_of_two() -> None:
+    family = BatchFamily(lambda jobs: MemoryError() if len(jobs) > 2 else None)
+    server = serve(family)
+    calls = await behind_a_first_call(server, family, *((name, {}) for name in "abc"))
+    family.run_freely()
+    await asyncio.gather(*calls)
+    family.calls.clear()
+    await asyncio.gather(*(call(server, name) for name in "defg"))
+    assert family.calls == [["d", "e"], ["f", "g"]]
+
+
 async def test_what_does_not_fit_alone_is_told_so_and_harms_nobody() -> None:
     family = BatchFamily(lambda jobs: MemoryError() if "huge" in jobs else None)
     calls = await behind_a_first_call(serve(family), family, ("a", {}), ("huge", {}))

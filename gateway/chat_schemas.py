@@ -149,6 +149,20 @@ class ChatTool(_Strict):
     function: Function
 
 
+class ResponseFormat(_Strict):
+    """The form of the answer."""
+
+    type: Literal["text"]
+
+
+Penalty = Annotated[
+    Decimal,
+    BeforeValidator(whole_as_decimal),
+    Field(ge=-2, le=2),
+    WithJsonSchema({"type": "number", "minimum": -2, "maximum": 2}),
+]
+
+
 class StreamOptions(_Strict):
     """How the stream ends."""
 
@@ -186,6 +200,12 @@ class CreateChatCompletion(OpenAIRequest):
         | None,
         Field(description="Draws from the likeliest words that together have this chance."),
     ] = None
+    frequency_penalty: Annotated[
+        Penalty | None, Field(description="Above 0, a word becomes less likely each time that it was said.")
+    ] = None
+    presence_penalty: Annotated[
+        Penalty | None, Field(description="Above 0, words that were said become less likely.")
+    ] = None
     stop: (
         Annotated[
             list[Stop],
@@ -202,6 +222,7 @@ class CreateChatCompletion(OpenAIRequest):
         list[ChatTool] | None,
         Field(max_length=MAX_TOOLS, description="Refused by models that call none."),
     ] = None
+    response_format: Annotated[ResponseFormat | None, Field(description="Answers are text.")] = None
     tool_choice: Annotated[Literal["auto", "none"] | None, Field(description="A call cannot be forced.")] = (
         None
     )
@@ -226,6 +247,8 @@ class CreateChatCompletion(OpenAIRequest):
             None if self.top_p is None else float(self.top_p),
             self.stop or [],
             self.seed,
+            float(self.frequency_penalty or 0),
+            float(self.presence_penalty or 0),
         )
 
 

@@ -30,6 +30,8 @@ class Conversation:
     top_p: float | None
     stop: list[str]
     seed: int | None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

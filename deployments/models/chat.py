@@ -270,6 +270,8 @@ class ChatServer:
             top_p=1.0 if conversation.top_p is None else conversation.top_p,
             stop=conversation.stop or None,
             seed=conversation.seed,
+            frequency_penalty=conversation.frequency_penalty,
+            presence_penalty=conversation.presence_penalty,
             output_kind=RequestOutputKind.DELTA,
         )
 

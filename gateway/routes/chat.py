@@ -218,7 +218,8 @@ def _frame(body: dict[str, Any]) -> bytes:
 
 
 def _meaning(body: CreateChatCompletion) -> str:
-    return fingerprint(body.model_dump(mode="json", exclude={"stream", "stream_options", "user"}))
+    saying = {"stream", "stream_options", "user"}
+    return fingerprint(body.model_dump(mode="json", exclude=saying, exclude_none=True))
 
 
 class _Stream(StreamingResponse):

@@ -122,7 +122,15 @@ async def until(true: Callable[[], Awaitable[bool]]) -> None:
 
 async def test_a_completion_is_whole_charged_and_says_its_cost(owner, client_of, chats, db, assert_sound):
     answer = await client_of(owner).chat.completions.create(
-        model="qwen3-8b", messages=QUESTION, temperature=0.5, max_tokens=9, stop="END", seed=3
+        model="qwen3-8b",
+        messages=QUESTION,
+        temperature=0.5,
+        max_tokens=9,
+        stop="END",
+        seed=3,
+        frequency_penalty=0.5,
+        presence_penalty=-1,
+        response_format={"type": "text"},
     )
     assert answer.choices[0].message.content == "Paris."
     assert (answer.choices[0].finish_reason, answer.model) == ("stop", "Played-1B")
@@ -132,6 +140,7 @@ async def test_a_completion_is_whole_charged_and_says_its_cost(owner, client_of,
     [asked] = chats.asked
     assert (asked.messages, asked.max_tokens, asked.temperature) == (QUESTION, 9, 0.5)
     assert (asked.stop, asked.seed) == (["END"], 3)
+    assert (asked.frequency_penalty, asked.presence_penalty) == (0.5, -1)
     assert await owner.tokens() == 95
     assert await holds(db) == [("captured", 5)]
     [turn] = await turns(db)
@@ -427,6 +436,8 @@ async def test_what_the_client_was_answered_can_be_sent_back(owner, client_of, c
         ({"n": 2}, "n"),
         ({"temperature": 2.5}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"frequency_penalty": 2.1}, "frequency_penalty"),
+        ({"response_format": {"type": "json_object"}}, "response_format.type"),
         ({"logprobs": True}, "logprobs"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"stop": 5}, "stop"),

@@ -76,6 +76,9 @@ async def play(models_dir: str, profile: Any) -> dict[str, Any]:
     seen["again"] = await heard(server, turn("again"))
     if profile != "tiny":
         return seen
+    likely = {"temperature": 0.0, "max_tokens": 200}
+    seen["repeating"] = await heard(server, turn("r", **likely, presence_penalty=-2.0))
+    seen["varied"] = await heard(server, turn("v", **likely, frequency_penalty=2.0, presence_penalty=2.0))
     began = time.perf_counter()
     seen["many"] = await asyncio.gather(*(heard(server, turn(f"m{place}")) for place in range(8)))
     seen["many_s"] = time.perf_counter() - began

@@ -61,6 +61,11 @@ def test_a_seed_says_the_same_again_also_among_others(seen: dict[str, Any]) -> N
     assert {turn["text"] for turn in seen["many"]} == {seen["one"]["text"]}
 
 
+def test_words_that_were_said_come_again_or_not_as_the_caller_asks(seen: dict[str, Any]) -> None:
+    kinds = {name: len(set(seen[name]["text"])) for name in ("repeating", "varied")}
+    assert kinds["varied"] > 2 * kinds["repeating"], {name: seen[name]["text"] for name in kinds}
+
+
 def test_who_leaves_takes_the_turn_out_of_the_engine(seen: dict[str, Any]) -> None:
     assert seen["after_leaving"] == 0
 

@@ -85,7 +85,7 @@ class TopupBooks(Protocol):
         """Set the caller's automatic top-up. Raises: AuthRequired, Forbidden, also for the test world."""
 
     async def switch_topup_off(self, credential: Credential) -> None:
-        """Forget the caller's automatic top-up; a charge under way comes to its end."""
+        """Forget the caller's automatic top-up; a charge that was asked for comes to its end."""
 
     async def begin_topups(self, provider: str, on_sale: Mapping[str, Package] | None) -> int:
         """Write a charge for each account that is short and may be charged; returns how many.

@@ -345,7 +345,7 @@ async def test_a_frozen_a_suspended_and_an_unwilling_customer_is_not_charged(sho
     assert shop.asked() == 0
 
 
-@pytest.mark.parametrize("end", ["frozen", "suspended", "taxed"])
+@pytest.mark.parametrize("end", ["frozen", "suspended", "taxed", "switched off"])
 async def test_who_may_not_be_charged_any_more_is_not_asked_for_what_was_written_down(
     shop, server, end, monkeypatch
 ):
@@ -356,6 +356,8 @@ async def test_who_may_not_be_charged_any_more_is_not_asked_for_what_was_written
         await shop.sql("UPDATE accounts SET frozen_at = now() WHERE user_id IS NOT NULL")
     elif end == "suspended":
         await shop.sql("UPDATE users SET suspended_at = now()")
+    elif end == "switched off":
+        await shop.client.delete(AUTO)
     else:
         options = replace(shop.checkout.provider._options, tax="exclusive")
         monkeypatch.setattr(shop.checkout.provider, "_options", options)

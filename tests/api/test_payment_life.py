@@ -33,6 +33,7 @@ from ledger.spends import Spend
 from payments.cards import CardCheckout
 from payments.errors import NotRefundable, PaymentFailed, PaymentPending
 from payments.packages import Package
+from payments.purchases import OpenPurchase
 from payments.reconciler import Reconciler
 from payments.reconciliations import Span
 from payments.stripe_checkout import HANDLED_EVENTS, checkout_for
@@ -304,6 +305,48 @@ async def test_our_own_refund_takes_the_credits_at_once_and_a_repeat_is_the_same
     await assert_sound(db)
 
 
+async def test_our_own_refund_stands_though_its_credits_could_not_be_taken_at_once(
+    checkout, stripe, server, db, monkeypatch
+):
+    session, payment = await bought(checkout, stripe)
+    refund = checkout.provider.refund
+
+    async def then_nothing_answers(order):
+        refund_id = await refund(order)
+        stripe.state.faults.status, stripe.state.faults.next_requests_fail = 500, 100
+        return refund_id
+
+    monkeypatch.setattr(checkout.provider, "refund", then_nothing_answers)
+    purchase = await server.purchase("stripe", session)
+    refund_id = await checkout.refund(purchase, 2_500, None, "ticket-1")
+    assert refund_id in stripe.state.document["refunds"], "or whoever hears of a failure orders another"
+    stripe.state.faults.next_requests_fail = 0
+    await deliver(checkout, stripe.events())
+    assert (stripe.returned_minor(payment), await standing(db)) == (2_500, (30_000, 0, False))
+
+
+async def test_what_was_not_paid_by_card_is_not_refunded_by_card(checkout, server):
+    opened = await server.open_purchase(OpenPurchase(new_id("pur"), "btcpay", EMAIL, BUILDER, None))
+    await server.attach_session(opened.id, "7NR4UzYyBrnmWVjJ1i5f4A")
+    with pytest.raises(NotRefundable):
+        await checkout.refund(
+            await server.purchase("btcpay", "7NR4UzYyBrnmWVjJ1i5f4A"), None, None, "ticket-1"
+        )
+
+
+async def test_an_event_that_the_provider_refuses_to_speak_of_stays_due(checkout, stripe, db):
+    started = await checkout.start(EMAIL, BUILDER, None)
+    await stripe.turn(f"sessions/{started.session_id}/pay")
+    stripe.state.faults.status, stripe.state.faults.next_requests_fail = 400, 100
+    await deliver(checkout, stripe.events())
+    stripe.state.faults.next_requests_fail = 0
+    async with db.transaction() as conn:
+        kept = await conn.execute(
+            text("SELECT applied_at, dead_at FROM provider_events WHERE type = 'checkout.session.completed'")
+        )
+        assert kept.one() == (None, None), "it is no word of its being somebody else's"
+
+
 async def test_webhooks_that_never_came_are_caught_up_with(checkout, stripe, db):
     _, payment = await bought(checkout, stripe)
     await stripe.turn(f"payments/{payment}/refund", amount=2_500)
@@ -424,6 +467,29 @@ async def test_a_customer_who_was_deleted_at_the_provider_can_still_pay(checkout
     await stripe.turn(f"sessions/{topup.session_id}/pay")
     await checkout.settle(topup.session_id)
     assert (await server.purchase("stripe", topup.session_id)).paid
+
+
+async def test_a_customer_who_was_deleted_at_the_provider_is_made_anew_for_their_pages(
+    checkout, stripe, server
+):
+    session, _ = await bought(checkout, stripe)
+    key = Credential(hash_key((await checkout.claim(session, "Primary")).secret))
+    for page in (checkout.portal, checkout.card_page, checkout.portal):
+        for customer in stripe.customers():
+            await stripe.turn(f"customers/{customer}/delete")
+        assert (await page(key)).startswith(stripe.url)
+        (anew,) = stripe.customers()
+        topup = await checkout.start(EMAIL, BUILDER, key)
+        assert stripe.session(topup.session_id)["customer"] == anew
+
+
+async def test_a_wallets_account_is_topped_up_by_card_too(checkout, stripe, server, db, customers):
+    async with db.transaction() as conn:
+        wallet = await customers(conn, 0, email="0xabc.eip155-8453@invalid")
+    topup = await checkout.start("owner@company.com", BUILDER, wallet.credential)
+    await stripe.turn(f"sessions/{topup.session_id}/pay")
+    await checkout.settle(topup.session_id)
+    assert (await standing(db, wallet.email))[0] == 60_000
 
 
 @pytest.fixture

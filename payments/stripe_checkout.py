@@ -115,13 +115,17 @@ class StripeCheckout:
     async def create(self, request: SessionRequest) -> ProviderSession:
         """Open a hosted session; repeated for the same purchase it returns the same session.
 
-        Raises: PaymentsUnavailable.
+        Raises: InvalidRequest for an address that Stripe does not take; PaymentsUnavailable.
         """
         create = self._client.v1.checkout.sessions.create_async
         key = request.purchase_id
         try:
             made = await create(self._session_params(request), {"idempotency_key": key})
         except stripe.InvalidRequestError as error:
+            if error.code == "email_invalid":
+                raise InvalidRequest(
+                    "email", "is an address that the payment provider does not take"
+                ) from error
             if request.customer_id is None or error.param != "customer":
                 raise _unavailable(error) from error
             # Deleted at Stripe: the payer types everything anew, and is not kept from paying.
@@ -294,7 +298,7 @@ class StripeCheckout:
 
     async def charge_saved(self, charge: DueCharge) -> ProviderSession | ChargeRefused:
         """Charge a saved card, once. Raises: PaymentsUnavailable, when nobody knows whether money moved."""
-        receipt_email = charge.email if self._options.receipts else None
+        receipt_email = charge.email if self._options.receipts and has_mailbox(charge.email) else None
         made = await _answered(stripe_cards.charge_saved(self._client, charge, receipt_email))
         return made if isinstance(made, ChargeRefused) else await self._charged(made.id)
 

@@ -367,6 +367,16 @@ async def test_who_may_not_be_charged_any_more_is_not_asked_for_what_was_written
     assert charge == ("refused", "the provider never heard of this charge")
 
 
+async def test_a_wallets_account_is_topped_up_where_receipts_are_mailed(shop, monkeypatch):
+    await shop.save()
+    await shop.wish()
+    await shop.sql("UPDATE users SET email = '0xabc.eip155-8453@invalid'")
+    options = replace(shop.checkout.provider._options, receipts=True)
+    monkeypatch.setattr(shop.checkout.provider, "_options", options)
+    await shop.checkout.top_up(ON_SALE)
+    assert await shop.tokens() == 11_000
+
+
 async def test_a_package_that_is_sold_otherwise_now_charges_nothing_and_pauses(shop):
     await shop.save()
     await shop.wish()

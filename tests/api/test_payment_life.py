@@ -26,6 +26,7 @@ from gateway.app import create_app
 from gateway.leases import Settlement
 from gateway.ports import StoredFile, SubmitJob
 from kit.db import Database
+from kit.errors import InvalidRequest
 from kit.ids import new_id
 from kit.settings import Settings
 from ledger.keys import Credential, hash_key
@@ -490,6 +491,11 @@ async def test_a_wallets_account_is_topped_up_by_card_too(checkout, stripe, serv
     await stripe.turn(f"sessions/{topup.session_id}/pay")
     await checkout.settle(topup.session_id)
     assert (await standing(db, wallet.email))[0] == 60_000
+
+
+async def test_an_address_that_the_provider_does_not_take_is_the_callers_to_change(checkout):
+    with pytest.raises(InvalidRequest, match="email"):
+        await checkout.start("dev@localhost", BUILDER, None)
 
 
 @pytest.fixture

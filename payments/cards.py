@@ -25,9 +25,9 @@ from payments.webhooks import ProviderEvent
 log = structlog.get_logger(__name__)
 
 LOOK_BACK: Final = timedelta(hours=1)
-"""Before the newest event that came in: webhooks overtake each other by minutes."""
+"""Before what was looked through last, or came in last: webhooks overtake each other by minutes."""
 FIRST_LOOK: Final = timedelta(days=1)
-"""Where no event ever came in: long enough to notice in the evening what was sold in the morning."""
+"""At the least, when a process begins: after an outage webhooks come again before what was missed is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +119,7 @@ class CardCheckout(Checkout):
         super().__init__(books, provider, base_url)
         self._cards = provider
         self._card_books = books
+        self._caught_up_at: datetime | None = None
 
     async def portal(self, credential: Credential) -> str:
         """Return where the caller sees invoices and saved cards.
@@ -197,14 +198,19 @@ class CardCheckout(Checkout):
 
     async def catch_up(self) -> int:
         """Take in what the provider sent and we never received; returns how many events those were."""
-        newest = await self._card_books.newest_event(self.provider.name)
-        since = newest - LOOK_BACK if newest else datetime.now(UTC) - FIRST_LOOK
+        began_at = datetime.now(UTC)
+        if self._caught_up_at is None:
+            newest = await self._card_books.newest_event(self.provider.name) or began_at
+            since = min(newest - LOOK_BACK, began_at - FIRST_LOOK)
+        else:
+            since = self._caught_up_at - LOOK_BACK
         missed = 0
         for event in await self._cards.events_since(since):
             if await self._books.store_event(event):
                 missed += 1
                 log.warning("webhook missed", event_id=event.event_id, type=event.type)
                 await self.apply(event)
+        self._caught_up_at = began_at
         return missed
 
     async def _customer_of(self, credential: Credential | None) -> str | None:

@@ -356,6 +356,20 @@ async def test_webhooks_that_never_came_are_caught_up_with(checkout, stripe, db)
     assert await checkout.catch_up() == 0
 
 
+async def test_what_was_missed_in_an_outage_is_caught_up_with_though_webhooks_come_again(
+    checkout, stripe, db
+):
+    _, payment = await bought(checkout, stripe)
+    await stripe.turn(f"payments/{payment}/refund", amount=2_500)
+    for event in stripe.state.document["events"].values():
+        event["created"] -= 5 * 3600
+    missed = len(stripe.events())
+    await bought(checkout, stripe, "other@company.com")
+    await deliver(checkout, stripe.events(missed))
+    await checkout.catch_up()
+    assert await standing(db) == (30_000, 0, False)
+
+
 async def test_events_of_other_shops_are_kept_and_change_nothing(checkout, stripe, db):
     async with httpx.AsyncClient(base_url=stripe.url, auth=(SECRET_KEY, "")) as other:
         session = await other.post(

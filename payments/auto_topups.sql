@@ -80,7 +80,7 @@ UPDATE auto_topups SET declines = 0, rest_until = NULL WHERE account_id = :accou
 UPDATE auto_topup_charges
 SET state = 'refused', ended_at = now(), problem = :problem
 WHERE id = :id AND state = 'charging'
-RETURNING account_id
+RETURNING account_id, created_at
 
 -- name: close_purchase
 UPDATE purchases

@@ -329,6 +329,24 @@ async def test_a_bank_that_wants_its_customer_pauses_it_and_setting_it_again_res
     assert await shop.tokens() == 11_000
 
 
+async def test_a_refusal_from_before_the_wish_was_set_anew_does_not_pause_it(shop, monkeypatch):
+    await shop.save("pm_card_authenticationRequired")
+    await shop.wish()
+
+    async def away(*_: object) -> bool:
+        raise Unavailable("the ledger", 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shop.checkout._card_books, "refuse_topup", away)
+        await shop.checkout.top_up(ON_SALE)
+    await shop.save()
+    await shop.wish()
+    await shop.sql("UPDATE auto_topup_charges SET due_at = now()")
+    for _ in range(2):  # hears of the refusal, then asks for the other card
+        await shop.checkout.top_up(ON_SALE)
+    assert (shop.asked(), await shop.tokens(), await shop.mails()) == (2, 11_000, ["Receipt: 100 credits"])
+
+
 @pytest.mark.parametrize(
     "state",
     [

@@ -286,7 +286,7 @@ class StripeCheckout:
         opened = self._client.v1.billing_portal.sessions.create_async(
             {"customer": customer_id, "return_url": return_url}
         )
-        return (await _found(opened)).url
+        return (await _found(opened, "customer")).url
 
     async def has_card(self, customer_id: str) -> bool:
         """Tell whether a card is saved that may be charged. Raises: PaymentsUnavailable."""
@@ -294,7 +294,7 @@ class StripeCheckout:
 
     async def card_page(self, customer_id: str, back_url: str) -> str:
         """Open a page that saves a card; returns its address. Raises: NotFound for no customer, PaymentsUnavailable."""
-        return await _found(stripe_cards.card_page(self._client, customer_id, back_url))
+        return await _found(stripe_cards.card_page(self._client, customer_id, back_url), "customer")
 
     async def charge_saved(self, charge: DueCharge) -> ProviderSession | ChargeRefused:
         """Charge a saved card, once. Raises: PaymentsUnavailable, when nobody knows whether money moved."""
@@ -488,12 +488,16 @@ async def _all(page: Any) -> AsyncIterator[Any]:
         raise _unavailable(error) from error
 
 
-async def _found(call: Awaitable[T]) -> T:
-    """Await what is asked of an object that may not be there. Raises: NotFound, PaymentsUnavailable."""
+async def _found(call: Awaitable[T], param: str | None = None) -> T:
+    """Await what is asked of an object that may not be there. Raises: NotFound, PaymentsUnavailable.
+
+    `param`: which parameter names the object, where others name some too.
+    """
     try:
         return await call
     except stripe.StripeError as error:
-        if error.code == "resource_missing" or error.http_status == HTTPStatus.NOT_FOUND:
+        is_missing = error.code == "resource_missing" or error.http_status == HTTPStatus.NOT_FOUND
+        if is_missing and param in (None, getattr(error, "param", None)):
             raise NotFound("checkout session") from error
         raise _unavailable(error) from error
 

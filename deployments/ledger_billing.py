@@ -30,9 +30,13 @@ class LedgerBilling:
         found: Customer = await self._run("billing_customer", look)
         return found
 
-    async def remember_customer(self, provider: str, user_id: str, customer_id: str) -> None:
+    async def remember_customer(
+        self, provider: str, user_id: str, customer_id: str, instead_of: str | None
+    ) -> None:
         """Link a user to a customer, once."""
-        await self._run("remember_customer", customers.remember_customer, provider, user_id, customer_id)
+        await self._run(
+            "remember_customer", customers.remember_customer, provider, user_id, customer_id, instead_of
+        )
 
     async def purchase_by_id(self, purchase_id: str) -> Purchase:
         """Return a purchase."""

@@ -78,24 +78,29 @@ def refund(
     if reason not in ("duplicate", "fraudulent", "requested_by_customer"):
         raise RuntimeError(f"{reason!r} is no reason; use duplicate, fraudulent or requested_by_customer")
     settings = as_running(load_settings())
-    key = f"refund:{reference or new_id('req')}"
+    reference = reference or new_id("req")
     with books(settings) as url:
-        after, refund_id = asyncio.run(_refund(settings, url, purchase_id, amount_minor, reason, key))
+        after, refund_id = asyncio.run(_refund(settings, url, purchase_id, amount_minor, reason, reference))
     typer.echo(
         f"{refund_id}: {_money(after.returned_minor, after.currency)} of this purchase went back in all"
     )
 
 
 async def _refund(  # noqa: PLR0913, PLR0917  # what the command was told
-    settings: Settings, url: str, purchase_id: str, amount_minor: int | None, reason: str, key: str
+    settings: Settings, url: str, purchase_id: str, amount_minor: int | None, reason: str, reference: str
 ) -> tuple[Purchase, str]:
     server = LedgerServer(settings.model_copy(update={"database_url": url}))
     checkout = checkout_for(settings, local_ledger(server))
     if checkout is None:
         raise PaymentsUnavailable("No payment provider is configured: set STRIPE_SECRET_KEY.")
     try:
-        refund_id = await checkout.refund(await server.purchase_by_id(purchase_id), amount_minor, reason, key)
+        purchase = await server.purchase_by_id(purchase_id)
+        refund_id = await checkout.refund(purchase, amount_minor, reason, f"refund:{reference}")
         return await server.purchase_by_id(purchase_id), refund_id
+    except PaymentsUnavailable as error:
+        raise PaymentsUnavailable(
+            f"{error.reason} Repeat it with --reference {reference}: should it have been made, it is not made twice."
+        ) from error
     finally:
         await checkout.close()
         await server.close()

@@ -154,6 +154,9 @@ class Runner:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._every(min(BEAT_S, self._settings.lease_s / 3), self._beat))
             group.create_task(self._every(SWEEP_S, self._sweep))
+            if self._checkouts:
+                # Apart from the sweep: a provider that hangs keeps nothing else waiting.
+                group.create_task(self._every(SWEEP_S, self._catch_up))
             group.create_task(self._every(SWEEP_S, self._clear_left_over))
             group.create_task(self._every(MAIL_S, self._postman.deliver))
             group.create_task(self._every(SWEEP_S, self._leftovers.clear))
@@ -164,7 +167,6 @@ class Runner:
                 group.create_task(self._every(SWEEP_S, self._top_up))
             group.create_task(self._courier.run())
             group.create_task(self._every(BEAT_S, self._watch_starts))
-            # Apart from the sweep: a facilitator that hangs keeps nothing else waiting.
             group.create_task(self._every(SWEEP_S, self._settle_wallets))
             await self._dispatch(group)
 
@@ -365,8 +367,6 @@ class Runner:
         ended: dict[str, str] = await self._ledger("sweep")
         if ended:
             log.info("swept", **ended)
-        if self._checkouts:
-            await self._catch_up()
 
     async def _clear_left_over(self) -> None:
         await clear_left_over(self._ledger, self._objects)

@@ -426,8 +426,10 @@ class Ledger(Desk, Webhooks, TurnBooks, TopupBooks, Meters, ReconciliationBooks,
     async def billing_customer(self, provider: str, credential: Credential, need: str) -> Customer:
         """Return who the caller is at a payment provider. Raises: AuthRequired, Forbidden."""
 
-    async def remember_customer(self, provider: str, user_id: str, customer_id: str) -> None:
-        """Link a user to a provider's customer; the first link of either stays."""
+    async def remember_customer(
+        self, provider: str, user_id: str, customer_id: str, instead_of: str | None
+    ) -> None:
+        """Link a user to a provider's customer; the first link of either stays, unless this one replaces it."""
 
     async def newest_event(self, provider: str) -> datetime | None:
         """Return when a provider's last event came in."""

@@ -28,6 +28,15 @@ LISTED: Final = 100
 """An operator looks at the newest problems; older ones have the same cause."""
 
 
+NOBODYS: Final = "@invalid"
+"""How the addresses of deleted people and of wallets end (RFC 2606): mail to them goes nowhere, and none is written."""
+
+
+def has_mailbox(address: str) -> bool:
+    """Tell whether somebody may read what is sent to an address."""
+    return not address.endswith(NOBODYS)
+
+
 @dataclass(frozen=True, slots=True)
 class Mail:
     """A mail to be sent now. `id` is stable: a repeat carries the same Message-ID."""
@@ -47,8 +56,13 @@ async def enqueue(  # noqa: PLR0913  # a mail's parts
     html: str | None = None,
     *,
     expires_at: datetime | None = None,
-) -> int:
-    """Write a mail in the caller's transaction; it is sent once that commits, unless `expires_at` comes first."""
+) -> int | None:
+    """Write a mail in the caller's transaction; it is sent once that commits, unless `expires_at` comes first.
+
+    None to an address that is nobody's.
+    """
+    if not has_mailbox(recipient):
+        return None
     result = await conn.execute(
         insert(outbox)
         .values(recipient=recipient, subject=subject, body=body, html=html, expires_at=expires_at)

@@ -75,7 +75,7 @@ async def reinstate(  # noqa: PLR0913  # the facts of a transfer
     ReferenceConflict when the reference was used for another amount.
     """
     purse = await lock_one(conn, account_id)
-    owed_by = await ensure_house(conn, f"debt:{account_id}")
+    owed_by = await ensure_house(conn, f"debt:{account_id}", purse.world)
     before = (
         await conn.execute(
             queries["reinstated"], {"account_id": account_id, "owed_by": owed_by, "prefix": f"{reference}/"}

@@ -33,27 +33,34 @@ class User:
 
 
 async def account_of_email(conn: AsyncConnection, email: str) -> UserAccount:
-    """Return the user of an e-mail address with their live account, making both when there are none; safe in a race."""
+    """Return the user of an e-mail address with their live account, making both when there are none; safe in a race.
+
+    They stay undeleted until this transaction ends, as with `require_user`: nothing is given to somebody who is gone.
+    """
     address = email.strip().lower()
-    made = (
-        await conn.execute(
-            insert(users)
-            .values(id=new_id("user"), email=address)
-            .on_conflict_do_nothing(index_elements=[users.c.email])
-            .returning(users.c.id)
-        )
-    ).scalar_one_or_none()
-    if made is not None:
-        return UserAccount(made, await open_account(conn, made), opened=True)
-    # The conflict waited for the other writer's commit, and this statement's snapshot is newer than that.
-    row = (
-        await conn.execute(
-            select(users.c.id, accounts.c.id.label("account_id"))
-            .join(accounts, accounts.c.user_id == users.c.id)
-            .where(users.c.email == address, accounts.c.world == "live")
-        )
-    ).one()
-    return UserAccount(row.id, row.account_id, opened=False)
+    while True:
+        made = (
+            await conn.execute(
+                insert(users)
+                .values(id=new_id("user"), email=address)
+                .on_conflict_do_nothing(index_elements=[users.c.email])
+                .returning(users.c.id)
+            )
+        ).scalar_one_or_none()
+        if made is not None:
+            return UserAccount(made, await open_account(conn, made), opened=True)
+        # The conflict waited for the other writer's commit, and this statement's snapshot is newer than that.
+        row = (
+            await conn.execute(
+                select(users.c.id, accounts.c.id.label("account_id"))
+                .join(accounts, accounts.c.user_id == users.c.id)
+                .where(users.c.email == address, accounts.c.world == "live")
+                .with_for_update(read=True, key_share=True, of=users)
+            )
+        ).one_or_none()
+        if row is not None:
+            return UserAccount(row.id, row.account_id, opened=False)
+        # Deleted between the two statements: the address is free again.
 
 
 async def account_of_user(conn: AsyncConnection, user_id: str, world: World = "live") -> UserAccount:

@@ -88,7 +88,8 @@ PAYMENT_CHECKS: Final = (
            JOIN accounts a ON a.id = r.referee_id
            WHERE r.purchase_id IS NOT NULL AND p.user_id IS DISTINCT FROM a.user_id
                OR r.state = 'applied' AND EXISTS (
-                   SELECT 1 FROM grants g WHERE g.account_id = r.referee_id AND g.source = 'purchase'
+                   SELECT 1 FROM grants g JOIN purchases o ON o.id = g.purchase_id
+                   WHERE g.account_id = r.referee_id AND g.source = 'purchase' AND o.paid_minor > 0
                )""",
     ),
     Check(

@@ -94,7 +94,7 @@ async def auto_topup(conn: AsyncConnection, account_id: int) -> AutoTopup | None
 
 
 async def switch_off(conn: AsyncConnection, account_id: int) -> None:
-    """Forget an account's wish. A charge under way comes to its end; none begins."""
+    """Forget an account's wish. A charge that was asked for comes to its end; no other is."""
     await conn.execute(delete(auto_topups).where(auto_topups.c.account_id == account_id))
 
 

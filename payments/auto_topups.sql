@@ -62,10 +62,10 @@ FROM (
     FOR UPDATE OF w SKIP LOCKED
 ) ready, purchases p, accounts a, users u
 WHERE c.id = ready.id AND p.id = c.id AND a.id = c.account_id AND u.id = a.user_id
-RETURNING c.id, c.customer_id, c.amount_minor, c.currency, c.attempts, c.created_at, p.email, p.package_code,
-    p.credits_tokens, p.fulfilled_at IS NOT NULL AS is_paid,
+RETURNING c.id, c.customer_id, c.amount_minor, c.currency, c.attempts, c.created_at, p.email, p.credits_tokens,
     c.created_at < now() - make_interval(secs => :repeatable_s)
-        OR a.frozen_at IS NOT NULL OR a.debt > 0 OR u.suspended_at IS NOT NULL OR u.deleted_at IS NOT NULL AS only_look
+        OR a.frozen_at IS NOT NULL OR a.debt > 0 OR u.suspended_at IS NOT NULL OR u.deleted_at IS NOT NULL
+        OR NOT EXISTS (SELECT FROM auto_topups w WHERE w.account_id = c.account_id AND w.state = 'on') AS only_look
 
 -- name: note_paid
 UPDATE auto_topup_charges
@@ -80,7 +80,7 @@ UPDATE auto_topups SET declines = 0, rest_until = NULL WHERE account_id = :accou
 UPDATE auto_topup_charges
 SET state = 'refused', ended_at = now(), problem = :problem
 WHERE id = :id AND state = 'charging'
-RETURNING account_id
+RETURNING account_id, created_at
 
 -- name: close_purchase
 UPDATE purchases

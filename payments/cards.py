@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
 import structlog
 
-from kit.errors import AppError
+from kit.errors import AppError, NotFound
 from ledger import scopes
 from ledger.keys import Credential
 from payments.auto_topups import AutoTopup, TopupWish
@@ -25,9 +25,9 @@ from payments.webhooks import ProviderEvent
 log = structlog.get_logger(__name__)
 
 LOOK_BACK: Final = timedelta(hours=1)
-"""Before the newest event that came in: webhooks overtake each other by minutes."""
+"""Before what was looked through last, or came in last: webhooks overtake each other by minutes."""
 FIRST_LOOK: Final = timedelta(days=1)
-"""Where no event ever came in: long enough to notice in the evening what was sold in the morning."""
+"""At the least, when a process begins: after an outage webhooks come again before what was missed is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +49,11 @@ CHARGES_AT_ONCE: Final = 8
 class CardProvider(Provider, Protocol):
     """A hosted checkout that keeps customers."""
 
-    async def create_customer(self, user_id: str, email: str) -> str:
-        """Make a customer; the same user gives the same customer. Returns its id."""
+    async def create_customer(self, user_id: str, email: str, instead_of: str | None) -> str:
+        """Make a customer, or one instead of one who is gone; a repeat gives the same customer. Returns its id."""
 
     async def portal(self, customer_id: str, return_url: str) -> str:
-        """Return the address of a portal session: invoices, receipts and saved cards of this customer."""
+        """Return the address of a portal session: invoices, receipts and saved cards. Raises: NotFound."""
 
     async def refund(self, order: RefundOrder) -> str:
         """Give money back; returns the refund's id. Raises: NotRefundable."""
@@ -69,7 +69,7 @@ class CardProvider(Provider, Protocol):
         """Tell whether a card is saved that may be charged."""
 
     async def card_page(self, customer_id: str, back_url: str) -> str:
-        """Return the address of a page that saves a card, and charges nothing."""
+        """Return the address of a page that saves a card, and charges nothing. Raises: NotFound."""
 
     async def charge_saved(self, charge: DueCharge) -> ProviderSession | ChargeRefused:
         """Charge a saved card, once. Raises: PaymentsUnavailable, when nobody knows whether money moved."""
@@ -85,7 +85,7 @@ class TopupBooks(Protocol):
         """Set the caller's automatic top-up. Raises: AuthRequired, Forbidden, also for the test world."""
 
     async def switch_topup_off(self, credential: Credential) -> None:
-        """Forget the caller's automatic top-up; a charge under way comes to its end."""
+        """Forget the caller's automatic top-up; a charge that was asked for comes to its end."""
 
     async def begin_topups(self, provider: str, on_sale: Mapping[str, Package] | None) -> int:
         """Write a charge for each account that is short and may be charged; returns how many.
@@ -105,7 +105,9 @@ class CardBooks(PurchaseBooks, TopupBooks, Protocol):
 
     async def billing_customer(self, provider: str, credential: Credential, need: str) -> Customer: ...
 
-    async def remember_customer(self, provider: str, user_id: str, customer_id: str) -> None: ...
+    async def remember_customer(
+        self, provider: str, user_id: str, customer_id: str, instead_of: str | None
+    ) -> None: ...
 
     async def newest_event(self, provider: str) -> datetime | None: ...
 
@@ -117,15 +119,14 @@ class CardCheckout(Checkout):
         super().__init__(books, provider, base_url)
         self._cards = provider
         self._card_books = books
+        self._caught_up_at: datetime | None = None
 
     async def portal(self, credential: Credential) -> str:
         """Return where the caller sees invoices and saved cards.
 
         Raises: AuthRequired, Forbidden, PaymentsUnavailable.
         """
-        self._refuse_test_key(credential)
-        customer_id = await self._known_customer(credential, scopes.BILLING)
-        return await self._cards.portal(customer_id, f"{self._base_url}/")
+        return await self._page(credential, self._cards.portal, f"{self._base_url}/")
 
     async def refund(self, purchase: Purchase, amount_minor: int | None, reason: str | None, key: str) -> str:
         """Give a payer money back and take its credits along; returns the refund's id.
@@ -134,15 +135,16 @@ class CardCheckout(Checkout):
         """
         if purchase.provider != self.provider.name:
             raise NotRefundable(f"{purchase.provider} took it; give it back there")
-        payment_id = (
-            None if purchase.session_id is None else (await self.settle(purchase.session_id)).payment_id
-        )
-        if payment_id is None or purchase.session_id is None:
+        session = await self.settle(purchase.session_id) if purchase.session_id else None
+        if session is None or session.payment_id is None:
             raise NotRefundable("nothing was paid for it by card")
         refund_id = await self._cards.refund(
-            RefundOrder(payment_id, purchase.id, amount_minor, purchase.currency, reason, key)
+            RefundOrder(session.payment_id, purchase.id, amount_minor, purchase.currency, reason, key)
         )
-        await self.settle(purchase.session_id)
+        try:
+            await self.settle(session.id)
+        except AppError as error:  # the money is on its way: whoever hears of a failure gives it back again
+            log.warning("credits left to the webhook", refund_id=refund_id, problem=str(error))
         return refund_id
 
     async def card_page(self, credential: Credential) -> str:
@@ -150,9 +152,7 @@ class CardCheckout(Checkout):
 
         Raises: AuthRequired, Forbidden, PaymentsUnavailable.
         """
-        self._refuse_test_key(credential)
-        customer_id = await self._known_customer(credential, scopes.BILLING)
-        return await self._cards.card_page(customer_id, f"{self._base_url}/credits")
+        return await self._page(credential, self._cards.card_page, f"{self._base_url}/credits")
 
     async def switch_topup_on(
         self, credential: Credential, package: Package, threshold_tokens: int, month_most_minor: int
@@ -199,25 +199,42 @@ class CardCheckout(Checkout):
 
     async def catch_up(self) -> int:
         """Take in what the provider sent and we never received; returns how many events those were."""
-        newest = await self._card_books.newest_event(self.provider.name)
-        since = newest - LOOK_BACK if newest else datetime.now(UTC) - FIRST_LOOK
+        began_at = datetime.now(UTC)
+        if self._caught_up_at is None:
+            newest = await self._card_books.newest_event(self.provider.name) or began_at
+            since = min(newest - LOOK_BACK, began_at - FIRST_LOOK)
+        else:
+            since = self._caught_up_at - LOOK_BACK
         missed = 0
         for event in await self._cards.events_since(since):
             if await self._books.store_event(event):
                 missed += 1
                 log.warning("webhook missed", event_id=event.event_id, type=event.type)
                 await self.apply(event)
+        self._caught_up_at = began_at
         return missed
 
     async def _customer_of(self, credential: Credential | None) -> str | None:
         return None if credential is None else await self._known_customer(credential, scopes.CHECKOUT)
 
-    async def _known_customer(self, credential: Credential, need: str) -> str:
-        """Return who the caller is at the provider, making that customer the first time."""
+    async def _page(
+        self, credential: Credential, page: Callable[[str, str], Awaitable[str]], back_url: str
+    ) -> str:
+        """Open a page of the caller's customer, whom the provider may have deleted: then they are made anew."""
+        self._refuse_test_key(credential)
+        customer_id = await self._known_customer(credential, scopes.BILLING)
+        try:
+            return await page(customer_id, back_url)
+        except NotFound:
+            made = await self._known_customer(credential, scopes.BILLING, gone=customer_id)
+            return await page(made, back_url)
+
+    async def _known_customer(self, credential: Credential, need: str, gone: str | None = None) -> str:
+        """Return who the caller is at the provider, making that customer the first time, or when one is `gone`."""
         name = self.provider.name
         customer = await self._card_books.billing_customer(name, credential, need)
-        if customer.customer_id is not None:
+        if customer.customer_id is not None and customer.customer_id != gone:
             return customer.customer_id
-        made = await self._cards.create_customer(customer.user_id, customer.email)
-        await self._card_books.remember_customer(name, customer.user_id, made)
+        made = await self._cards.create_customer(customer.user_id, customer.email, gone)
+        await self._card_books.remember_customer(name, customer.user_id, made, gone)
         return made

@@ -208,23 +208,18 @@ class Checkout:
         return await self._books.purchase(self.provider.name, session_id)
 
     async def _arrive(self, session_id: str) -> None:
-        """Ask the provider about a purchase that is not paid so far. Raises: as `arrive`."""
+        """Ask the provider about a purchase that is not paid so far. Raises: as `arrive`.
+
+        A session that is not written down was shown to nobody: the provider is not bothered with what people make up.
+        """
         if not self.knows(session_id):
             raise NotFound("checkout session")
-        try:
-            purchase = await self._books.purchase(self.provider.name, session_id)
-        except NotFound:
-            purchase = None  # opened, but its session was not written down: the provider knows whose it is
-        session: ProviderSession | None = None
-        if purchase is None:
-            if OWN_ID.fullmatch(session_id):
-                raise NotFound("checkout session")
-            session = await self.settle(session_id)
-        elif not purchase.paid and purchase.session_id is not None:
-            with suppress(NotFound):  # a provider that can no longer be asked: its webhooks alone tell
-                session = await self.settle(purchase.session_id)
-        if session is not None and session.failed:
-            raise PaymentFailed
+        purchase = await self._books.purchase(self.provider.name, session_id)
+        if purchase.paid or purchase.session_id is None:
+            return
+        with suppress(NotFound):  # a provider that can no longer be asked: its webhooks alone tell
+            if (await self.settle(purchase.session_id)).failed:
+                raise PaymentFailed
 
     def knows(self, session_id: str) -> bool:
         """Tell whether this may name a session of the provider, or a purchase of ours."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -30,8 +30,21 @@ async def customer_of(conn: AsyncConnection, provider: str, user_id: str, email:
     return Customer(user_id, email, customer_id)
 
 
-async def remember_customer(conn: AsyncConnection, provider: str, user_id: str, customer_id: str) -> None:
-    """Link a user to a customer; the first link of either stays."""
+async def remember_customer(
+    conn: AsyncConnection, provider: str, user_id: str, customer_id: str, instead_of: str | None = None
+) -> None:
+    """Link a user to a customer; the first link of either stays, unless it is to the one whom this one replaces."""
+    if instead_of is not None:
+        await conn.execute(
+            update(provider_customers)
+            .where(
+                provider_customers.c.provider == provider,
+                provider_customers.c.user_id == user_id,
+                provider_customers.c.customer_id == instead_of,
+            )
+            .values(customer_id=customer_id)
+        )
+        return
     await conn.execute(
         insert(provider_customers)
         .values(provider=provider, user_id=user_id, customer_id=customer_id)

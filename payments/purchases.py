@@ -305,7 +305,8 @@ async def _grant(conn: AsyncConnection, row: Row[Any], paid: PaidSession) -> Row
         .returning(purchases)
     )
     granted: Row[Any] = done.one()
-    await referrals.note_order(conn, owner.account_id, row.id)
+    if granted.paid_minor:  # a promotion code for the whole price brings nobody a reward
+        await referrals.note_order(conn, owner.account_id, row.id)
     await note_paid(conn, row.id)
     return granted
 

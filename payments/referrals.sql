@@ -52,7 +52,10 @@ SELECT pg_advisory_xact_lock(hashtextextended('payments.referrals', 0))
 -- name: may_apply
 -- Under the account's lock, which a fulfilment takes before it notes the first order.
 SELECT r.referrer_id AS applied_to, r.applied_at,
-    EXISTS (SELECT FROM grants WHERE account_id = :account_id AND source = 'purchase') AS has_ordered,
+    EXISTS (
+        SELECT FROM grants g JOIN purchases p ON p.id = g.purchase_id
+        WHERE g.account_id = :account_id AND g.source = 'purchase' AND p.paid_minor > 0
+    ) AS has_ordered,
     referred_by(CAST(:owner_id AS bigint), :account_id) AS brought_owner
 FROM (SELECT 1) one
 LEFT JOIN referrals r ON r.referee_id = :account_id

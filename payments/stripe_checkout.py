@@ -12,12 +12,14 @@ from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
 import orjson
 import stripe
 
 from kit.errors import InvalidRequest, NotFound
+from kit.outbox import has_mailbox
 from kit.settings import Settings
 from payments import stripe_cards, stripe_returns
 from payments.cards import CardBooks, CardCheckout, RefundOrder
@@ -113,13 +115,17 @@ class StripeCheckout:
     async def create(self, request: SessionRequest) -> ProviderSession:
         """Open a hosted session; repeated for the same purchase it returns the same session.
 
-        Raises: PaymentsUnavailable.
+        Raises: InvalidRequest for an address that Stripe does not take; PaymentsUnavailable.
         """
         create = self._client.v1.checkout.sessions.create_async
         key = request.purchase_id
         try:
             made = await create(self._session_params(request), {"idempotency_key": key})
         except stripe.InvalidRequestError as error:
+            if error.code == "email_invalid":
+                raise InvalidRequest(
+                    "email", "is an address that the payment provider does not take"
+                ) from error
             if request.customer_id is None or error.param != "customer":
                 raise _unavailable(error) from error
             # Deleted at Stripe: the payer types everything anew, and is not kept from paying.
@@ -267,31 +273,32 @@ class StripeCheckout:
 
     # -- customers and refunds ---------------------------------------------------------------------------------
 
-    async def create_customer(self, user_id: str, email: str) -> str:
+    async def create_customer(self, user_id: str, email: str, instead_of: str | None) -> str:
         """Make a customer; repeated for the same user it returns the same one. Raises: PaymentsUnavailable."""
-        made = self._client.v1.customers.create_async(
-            {"email": email, "metadata": {"user_id": user_id}}, {"idempotency_key": f"customer:{user_id}"}
-        )
-        return (await _answered(made)).id
+        params: Any = {"email": email, "metadata": {"user_id": user_id}}
+        if not has_mailbox(email):
+            del params["email"]  # a wallet's: Stripe refuses it
+        key = f"customer:{user_id}" + (f":{instead_of}" if instead_of else "")
+        return (await _answered(self._client.v1.customers.create_async(params, {"idempotency_key": key}))).id
 
     async def portal(self, customer_id: str, return_url: str) -> str:
-        """Open a portal session; returns its address. Raises: PaymentsUnavailable."""
+        """Open a portal session; returns its address. Raises: NotFound for no customer, PaymentsUnavailable."""
         opened = self._client.v1.billing_portal.sessions.create_async(
             {"customer": customer_id, "return_url": return_url}
         )
-        return (await _answered(opened)).url
+        return (await _found(opened, "customer")).url
 
     async def has_card(self, customer_id: str) -> bool:
         """Tell whether a card is saved that may be charged. Raises: PaymentsUnavailable."""
         return await _answered(stripe_cards.saved_card(self._client, customer_id)) is not None
 
     async def card_page(self, customer_id: str, back_url: str) -> str:
-        """Open a page that saves a card; returns its address. Raises: PaymentsUnavailable."""
-        return await _answered(stripe_cards.card_page(self._client, customer_id, back_url))
+        """Open a page that saves a card; returns its address. Raises: NotFound for no customer, PaymentsUnavailable."""
+        return await _found(stripe_cards.card_page(self._client, customer_id, back_url), "customer")
 
     async def charge_saved(self, charge: DueCharge) -> ProviderSession | ChargeRefused:
         """Charge a saved card, once. Raises: PaymentsUnavailable, when nobody knows whether money moved."""
-        receipt_email = charge.email if self._options.receipts else None
+        receipt_email = charge.email if self._options.receipts and has_mailbox(charge.email) else None
         made = await _answered(stripe_cards.charge_saved(self._client, charge, receipt_email))
         return made if isinstance(made, ChargeRefused) else await self._charged(made.id)
 
@@ -481,13 +488,17 @@ async def _all(page: Any) -> AsyncIterator[Any]:
         raise _unavailable(error) from error
 
 
-async def _found(call: Awaitable[T]) -> T:
-    """Await a look at what may not be there. Raises: NotFound, PaymentsUnavailable."""
+async def _found(call: Awaitable[T], param: str | None = None) -> T:
+    """Await what is asked of an object that may not be there. Raises: NotFound, PaymentsUnavailable.
+
+    `param`: which parameter names the object, where others name some too.
+    """
     try:
         return await call
-    except stripe.InvalidRequestError as error:
-        raise NotFound("checkout session") from error
     except stripe.StripeError as error:
+        is_missing = error.code == "resource_missing" or error.http_status == HTTPStatus.NOT_FOUND
+        if is_missing and param in (None, getattr(error, "param", None)):
+            raise NotFound("checkout session") from error
         raise _unavailable(error) from error
 
 

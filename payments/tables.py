@@ -71,6 +71,8 @@ purchases = Table(
     CheckConstraint("received_minor >= 0 AND looks >= 0", name="received"),
     CheckConstraint("look_at IS NULL OR session_id IS NOT NULL", name="look"),
     Index(None, "look_at", postgresql_where=text("look_at IS NOT NULL")),
+    Index(None, "user_id", postgresql_where=text("user_id IS NOT NULL")),
+    Index(None, "topup_user_id", postgresql_where=text("topup_user_id IS NOT NULL")),
     CheckConstraint("(fulfilled_at IS NULL) = (paid_minor IS NULL) AND paid_minor >= 0", name="paid"),
     CheckConstraint("returned_minor BETWEEN 0 AND coalesce(paid_minor, 0)", name="returned"),
     CheckConstraint("world = 'live' OR world = 'test' AND topup_user_id IS NOT NULL", name="world"),

@@ -132,14 +132,17 @@ async def refuse(conn: AsyncConnection, purchase_id: str, refused: ChargeRefused
     """End a charge that moved no money; returns whether this call ended it. What was granted meanwhile stays."""
     await conn.execute(select(purchases.c.id).where(purchases.c.id == purchase_id).with_for_update())
     facts = {"id": purchase_id, "problem": refused.problem[:500]}
-    account_id = await conn.scalar(queries["refuse"], facts)
-    if account_id is None:
+    charge = (await conn.execute(queries["refuse"], facts)).one_or_none()
+    if charge is None:
         return False
+    account_id = charge.account_id
     await conn.execute(queries["close_purchase"], {"id": purchase_id})
     await conn.execute(queries["lock_wish"], {"account_id": account_id})
     wish = (await conn.execute(queries["as_it_stands"], {"account_id": account_id})).one_or_none()
-    if wish is None or wish.state != "on" or refused.reason == "not_charged":
-        return True  # switched off meanwhile, or nobody's card was asked
+    if wish is None or wish.state != "on" or wish.set_at > charge.created_at:
+        return True  # switched off meanwhile, or set anew: it starts afresh
+    if refused.reason == "not_charged":
+        return True  # nobody's card was asked
     reason: Reason = refused.reason
     changes: dict[str, Any] = {"state": "paused", "reason": reason}
     if reason == "card_declined":

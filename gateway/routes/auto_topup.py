@@ -71,7 +71,7 @@ async def set_auto_topup(body: SetAutoTopup, credential: CallerKey, parts: Parts
     openapi_extra=SECURED,
 )
 async def delete_auto_topup(credential: CallerKey, parts: PartsOf) -> Response:
-    """Nothing more is charged; a charge that is under way comes to its end. Saved cards stay with the provider."""
+    """Nothing more is charged; a charge that was asked for comes to its end. Saved cards stay with the provider."""
     await parts.ledger.switch_topup_off(credential)
     return json_response({"ok": True, "autoTopup": None})
 

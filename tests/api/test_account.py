@@ -14,6 +14,7 @@ from gateway.account_schemas import AccountDeleted, AccountExport, Purchases
 from kit.errors import NotFound
 from ledger.credits import schedule
 from ledger.keys import Credential, hash_key
+from payments import purchases
 from payments.packages import Package
 from payments.purchases import OpenPurchase, PaidSession
 from payments.returns import Return
@@ -25,6 +26,15 @@ PACKAGE = Package("starter_100", "Starter", 10_000, 1000, "usd")
 async def run(db, statement, **values):
     async with db.transaction() as conn:
         return await conn.execute(text(statement), values)
+
+
+async def someone_waits(db):
+    waiting = await run(
+        db,
+        "SELECT count(*) > 0 FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'",
+    )
+    return waiting.scalar_one()
 
 
 def paid(purchase_id: str, session_id: str) -> PaidSession:
@@ -275,6 +285,29 @@ async def test_a_claim_gives_no_key_to_a_deleted_account(person, ledger, db, cod
     with pytest.raises(NotFound):
         await ledger.claim("stripe", "cs_test_3", "first")
     assert (await run(db, "SELECT count(*) FROM api_keys WHERE revoked_at IS NULL")).scalar_one() == 0
+
+
+async def test_a_payment_that_is_granted_beside_a_deletion_is_somebodys(
+    person, ledger, db, monkeypatch, assert_sound
+):
+    browser = await person("ada@example.com")
+    await ledger.open_purchase(OpenPurchase("pur_4", "stripe", "ada@example.com", PACKAGE, None))
+    await ledger.attach_session("pur_4", "cs_test_4")
+    credit, deletions = purchases.credit, []
+
+    async def beside_a_deletion(*args, **facts):
+        deletions.append(asyncio.create_task(delete(browser)))
+        async with asyncio.timeout(60):
+            while not deletions[0].done() and not await someone_waits(db):
+                await asyncio.sleep(0.02)
+        return await credit(*args, **facts)
+
+    monkeypatch.setattr(purchases, "credit", beside_a_deletion)
+    await ledger.fulfil(paid("pur_4", "cs_test_4"))
+    assert (await deletions[0]).json()["error"] == "balance_left"
+    owners = await run(db, "SELECT u.email, a.balance FROM users u JOIN accounts a ON a.user_id = u.id")
+    assert [tuple(row) for row in owners] == [("ada@example.com", 10_000)]
+    await assert_sound(db)
 
 
 async def test_no_key_and_no_session_outlives_a_deletion_that_races_with_it(

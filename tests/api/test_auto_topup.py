@@ -329,6 +329,24 @@ async def test_a_bank_that_wants_its_customer_pauses_it_and_setting_it_again_res
     assert await shop.tokens() == 11_000
 
 
+async def test_a_refusal_from_before_the_wish_was_set_anew_does_not_pause_it(shop, monkeypatch):
+    await shop.save("pm_card_authenticationRequired")
+    await shop.wish()
+
+    async def away(*_: object) -> bool:
+        raise Unavailable("the ledger", 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shop.checkout._card_books, "refuse_topup", away)
+        await shop.checkout.top_up(ON_SALE)
+    await shop.save()
+    await shop.wish()
+    await shop.sql("UPDATE auto_topup_charges SET due_at = now()")
+    for _ in range(2):  # hears of the refusal, then asks for the other card
+        await shop.checkout.top_up(ON_SALE)
+    assert (shop.asked(), await shop.tokens(), await shop.mails()) == (2, 11_000, ["Receipt: 100 credits"])
+
+
 @pytest.mark.parametrize(
     "state",
     [
@@ -345,7 +363,7 @@ async def test_a_frozen_a_suspended_and_an_unwilling_customer_is_not_charged(sho
     assert shop.asked() == 0
 
 
-@pytest.mark.parametrize("end", ["frozen", "suspended", "taxed"])
+@pytest.mark.parametrize("end", ["frozen", "suspended", "taxed", "switched off"])
 async def test_who_may_not_be_charged_any_more_is_not_asked_for_what_was_written_down(
     shop, server, end, monkeypatch
 ):
@@ -356,6 +374,8 @@ async def test_who_may_not_be_charged_any_more_is_not_asked_for_what_was_written
         await shop.sql("UPDATE accounts SET frozen_at = now() WHERE user_id IS NOT NULL")
     elif end == "suspended":
         await shop.sql("UPDATE users SET suspended_at = now()")
+    elif end == "switched off":
+        await shop.client.delete(AUTO)
     else:
         options = replace(shop.checkout.provider._options, tax="exclusive")
         monkeypatch.setattr(shop.checkout.provider, "_options", options)
@@ -363,6 +383,16 @@ async def test_who_may_not_be_charged_any_more_is_not_asked_for_what_was_written
     assert shop.asked() == 0
     [charge] = await shop.sql("SELECT state, problem FROM auto_topup_charges")
     assert charge == ("refused", "the provider never heard of this charge")
+
+
+async def test_a_wallets_account_is_topped_up_where_receipts_are_mailed(shop, monkeypatch):
+    await shop.save()
+    await shop.wish()
+    await shop.sql("UPDATE users SET email = '0xabc.eip155-8453@invalid'")
+    options = replace(shop.checkout.provider._options, receipts=True)
+    monkeypatch.setattr(shop.checkout.provider, "_options", options)
+    await shop.checkout.top_up(ON_SALE)
+    assert await shop.tokens() == 11_000
 
 
 async def test_a_package_that_is_sold_otherwise_now_charges_nothing_and_pauses(shop):

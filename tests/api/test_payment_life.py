@@ -26,6 +26,7 @@ from gateway.app import create_app
 from gateway.leases import Settlement
 from gateway.ports import StoredFile, SubmitJob
 from kit.db import Database
+from kit.errors import InvalidRequest
 from kit.ids import new_id
 from kit.settings import Settings
 from ledger.keys import Credential, hash_key
@@ -313,12 +314,59 @@ async def test_what_was_paid_elsewhere_is_not_refunded_by_card(checkout, stripe,
         await checkout.refund(await server.purchase_by_id(paid.id), None, None, "refund:1")
 
 
+async def test_our_own_refund_stands_though_its_credits_could_not_be_taken_at_once(
+    checkout, stripe, server, db, monkeypatch
+):
+    session, payment = await bought(checkout, stripe)
+    refund = checkout.provider.refund
+
+    async def then_nothing_answers(order):
+        refund_id = await refund(order)
+        stripe.state.faults.status, stripe.state.faults.next_requests_fail = 500, 100
+        return refund_id
+
+    monkeypatch.setattr(checkout.provider, "refund", then_nothing_answers)
+    purchase = await server.purchase("stripe", session)
+    refund_id = await checkout.refund(purchase, 2_500, None, "ticket-1")
+    assert refund_id in stripe.state.document["refunds"], "or whoever hears of a failure orders another"
+    stripe.state.faults.next_requests_fail = 0
+    await deliver(checkout, stripe.events())
+    assert (stripe.returned_minor(payment), await standing(db)) == (2_500, (30_000, 0, False))
+
+
+async def test_an_event_that_the_provider_refuses_to_speak_of_stays_due(checkout, stripe, db):
+    started = await checkout.start(EMAIL, BUILDER, None)
+    await stripe.turn(f"sessions/{started.session_id}/pay")
+    stripe.state.faults.status, stripe.state.faults.next_requests_fail = 400, 100
+    await deliver(checkout, stripe.events())
+    stripe.state.faults.next_requests_fail = 0
+    async with db.transaction() as conn:
+        kept = await conn.execute(
+            text("SELECT applied_at, dead_at FROM provider_events WHERE type = 'checkout.session.completed'")
+        )
+        assert kept.one() == (None, None), "it is no word of its being somebody else's"
+
+
 async def test_webhooks_that_never_came_are_caught_up_with(checkout, stripe, db):
     _, payment = await bought(checkout, stripe)
     await stripe.turn(f"payments/{payment}/refund", amount=2_500)
     assert await checkout.catch_up() == 4
     assert await standing(db) == (30_000, 0, False)
     assert await checkout.catch_up() == 0
+
+
+async def test_what_was_missed_in_an_outage_is_caught_up_with_though_webhooks_come_again(
+    checkout, stripe, db
+):
+    _, payment = await bought(checkout, stripe)
+    await stripe.turn(f"payments/{payment}/refund", amount=2_500)
+    for event in stripe.state.document["events"].values():
+        event["created"] -= 5 * 3600
+    missed = len(stripe.events())
+    await bought(checkout, stripe, "other@company.com")
+    await deliver(checkout, stripe.events(missed))
+    await checkout.catch_up()
+    assert await standing(db) == (30_000, 0, False)
 
 
 async def test_events_of_other_shops_are_kept_and_change_nothing(checkout, stripe, db):
@@ -433,6 +481,34 @@ async def test_a_customer_who_was_deleted_at_the_provider_can_still_pay(checkout
     await stripe.turn(f"sessions/{topup.session_id}/pay")
     await checkout.settle(topup.session_id)
     assert (await server.purchase("stripe", topup.session_id)).paid
+
+
+async def test_a_customer_who_was_deleted_at_the_provider_is_made_anew_for_their_pages(
+    checkout, stripe, server
+):
+    session, _ = await bought(checkout, stripe)
+    key = Credential(hash_key((await checkout.claim(session, "Primary")).secret))
+    for page in (checkout.portal, checkout.card_page, checkout.portal):
+        for customer in stripe.customers():
+            await stripe.turn(f"customers/{customer}/delete")
+        assert (await page(key)).startswith(stripe.url)
+        (anew,) = stripe.customers()
+        topup = await checkout.start(EMAIL, BUILDER, key)
+        assert stripe.session(topup.session_id)["customer"] == anew
+
+
+async def test_a_wallets_account_is_topped_up_by_card_too(checkout, stripe, server, db, customers):
+    async with db.transaction() as conn:
+        wallet = await customers(conn, 0, email="0xabc.eip155-8453@invalid")
+    topup = await checkout.start("owner@company.com", BUILDER, wallet.credential)
+    await stripe.turn(f"sessions/{topup.session_id}/pay")
+    await checkout.settle(topup.session_id)
+    assert (await standing(db, wallet.email))[0] == 60_000
+
+
+async def test_an_address_that_the_provider_does_not_take_is_the_callers_to_change(checkout):
+    with pytest.raises(InvalidRequest, match="email"):
+        await checkout.start("dev@localhost", BUILDER, None)
 
 
 @pytest.fixture

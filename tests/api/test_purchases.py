@@ -169,6 +169,20 @@ async def test_an_unknown_session_is_404(client, session_id: str):
     assert (answer.status_code, answer.json()["error"]) == (404, "not_found")
 
 
+@pytest.mark.parametrize("path", ["/api/v1/claim/stripe", "/api/v1/checkout/settle"])
+async def test_a_session_that_was_made_up_is_404_and_the_provider_is_not_asked(
+    settings, ledger, models, objects, path
+):
+    nobody = "http://127.0.0.1:9"
+    async with (
+        selling(settings, ledger, models, objects, nobody) as app,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://t") as client,
+    ):
+        body = {"sessionId": "cs_test_made_up"} | ({"keyLabel": "x"} if "claim" in path else {})
+        answer = await client.post(path, json=body)
+    assert (answer.status_code, answer.json()["error"]) == (404, "not_found")
+
+
 async def test_an_account_that_existed_gets_the_credits_and_no_key_is_given_out(
     client, payer, customer, inbox
 ):

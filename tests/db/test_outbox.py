@@ -133,6 +133,11 @@ async def test_no_line_end_gets_into_a_header(conn, field):
         await outbox.enqueue(conn, **fields)
 
 
+async def test_nothing_is_written_to_an_address_that_is_nobodys(conn):
+    assert await outbox.enqueue(conn, "deleted-user_1@invalid", "Hello", "the text") is None
+    assert (await conn.execute(text("SELECT count(*) FROM outbox"))).scalar_one() == 0
+
+
 async def test_the_text_outlives_no_end(conn):
     await outbox.enqueue(conn, "ada@example.com", "Hello", "the text")
     with pytest.raises(IntegrityError):

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from kit.errors import AppError, NotFound
 from kit.ids import new_id
@@ -75,6 +75,26 @@ async def test_a_purchase_whose_session_was_never_written_down_is_fulfilled_by_i
     )
     assert (await purchases.fulfil(conn, paid)).session_id == "cs_test_late"
     assert (await purchases.by_session(conn, "stripe", "cs_test_late")).paid
+
+
+async def test_a_customers_purchases_are_found_without_reading_everybodys(conn):
+    await purchases.fulfil(conn, await opened(conn))
+    await conn.execute(
+        text(
+            "INSERT INTO purchases (id, provider, email, package_code, credits_tokens, amount_minor, currency)"
+            " SELECT 'pur_' || n, 'stripe', n || '@example.com', 'x', 1, 1, 'usd' FROM generate_series(1, 5000) n"
+        )
+    )
+    await conn.execute(text("ANALYZE purchases"))
+    owner = await account_of_email(conn, "dev@company.com")
+    asked = []
+    event.listen(conn.sync_connection, "before_cursor_execute", lambda *call: asked.append(call[2:4]))
+    assert len(await purchases.list_purchases(conn, owner.user_id, 20, None)) == 1
+    await purchases.lock_of_user(conn, owner.user_id)
+    for statement, values in asked[:2]:
+        plan = "\n".join((await conn.exec_driver_sql(f"EXPLAIN {statement}", values)).scalars())
+        assert "purchases_user_id_idx" in plan, plan
+        assert "purchases_topup_user_id_idx" in plan, plan
 
 
 async def test_a_claim_mints_the_first_key_once(conn):

@@ -38,13 +38,13 @@ async def apply(conn, referee, referrer, rules=RULES):
     return await referrals.apply(conn, referee.credential, await code_of(conn, referrer), rules)
 
 
-async def order(conn, person, *, email="", card=None):
+async def order(conn, person, *, email="", card=None, paid=500):
     """Have a person pay for credits; returns the purchase's id."""
     command = OpenPurchase(new_id("pur"), "stripe", email or person.email, SMALL, None)
     purchase = await purchases.open_purchase(conn, command, person.user_id)
     await purchases.fulfil(
         conn,
-        PaidSession("stripe", f"cs_{purchase.id}", purchase.id, 500, "usd", False, False, card),
+        PaidSession("stripe", f"cs_{purchase.id}", purchase.id, 500, "usd", False, False, card, paid),
     )
     return purchase.id
 
@@ -293,6 +293,27 @@ async def test_the_first_paid_order_earns_its_referrer_the_reward_once_it_has_st
     assert await free(conn, ben) == 20_000
     stands = await referrals.standing(conn, anna.account_id, RULES)
     assert (stands.pending_tokens, stands.earned_tokens, stands.rewarded) == (0, 1_000, 1)
+
+
+async def test_an_order_that_a_promotion_code_paid_for_earns_nothing_and_the_first_paid_one_does(
+    db, customers, assert_sound
+):
+    async with db.transaction() as conn:
+        anna, late = await customers(conn, 0), await customers(conn, 0)
+        early, _ = await brought(conn, customers, anna, paid=0)
+        await order(conn, late, paid=0)
+        await apply(conn, late, anna)
+        await sweep(conn)
+        assert [await state(conn, person) for person in (early, late)] == ["applied"] * 2
+        assert await free(conn, anna) == 0
+    await assert_sound(db)
+    async with db.transaction() as conn:
+        for person in (early, late):
+            await order(conn, person)
+        await sweep(conn)
+        assert [await state(conn, person) for person in (early, late)] == ["rewarded"] * 2
+        assert await free(conn, anna) == 2_000
+    await assert_sound(db)
 
 
 async def test_settling_before_its_time_changes_nothing(conn, customers, anna):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -10,7 +11,7 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import text
 
-from deployments.handles import ModelAway, ModelGone
+from deployments.handles import ModelAway, ModelGone, local_ledger
 from deployments.ledger import LedgerServer
 from deployments.models.contract import Media, Metrics, ModelBusy, ModelFailed, ModelRefused, Output, Progress
 from deployments.runner import Runner
@@ -21,6 +22,8 @@ from kit.ids import new_id
 from kit.settings import Settings
 from kit.storage import ObjectStore
 from ledger.balances import balance
+from payments import stripe_checkout
+from payments.webhooks import ProviderEvent
 
 PICTURE = Output(
     [Media("image/png", b"PNG", {"width": 8, "height": 8, "seed": 1})], Metrics(12, 0.0, 1), "Qwen-Image"
@@ -93,8 +96,10 @@ class House:
         return (await self.server.submit_job_many([command]))[0].job_id
 
     @asynccontextmanager
-    async def runner(self, models, books=None):
-        runner = Runner(self.settings, books or Books(self.server), models, self.objects, [], {"image": 2})
+    async def runner(self, models, books=None, checkouts=()):
+        runner = Runner(
+            self.settings, books or Books(self.server), models, self.objects, checkouts, {"image": 2}
+        )
         task = asyncio.create_task(runner.run())
         try:
             yield task
@@ -251,6 +256,30 @@ async def test_a_runner_that_is_stopped_gives_its_jobs_back_at_once(house):
         await models.started.wait()
     job = await house.job(job_id)
     assert (job.status, job.attempts) == ("queued", 0)
+
+
+async def test_a_payment_provider_that_hangs_keeps_no_dead_runners_job_waiting(house, monkeypatch):
+    monkeypatch.setattr(stripe_checkout, "TIMEOUT_S", 3600.0)
+    event = ProviderEvent("stripe", "evt_1", "checkout.session.completed", "cs_test_1", b"{}")
+    await house.server.store_event(event)
+    async with house.db.transaction() as conn:
+        await conn.execute(text("UPDATE provider_events SET retry_at = now()"))
+    books = Books(house.server)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes what it is sent, and says nothing
+        shop = {
+            "stripe_secret_key": "sk_test_1",
+            "stripe_webhook_secret": "whsec_1",
+            "stripe_api_base": f"http://127.0.0.1:{silent.getsockname()[1]}",
+        }
+        settings = Settings.model_validate(house.settings.model_dump() | shop)
+        checkout = stripe_checkout.checkout_for(settings, local_ledger(house.server))
+        async with house.runner(Models(PICTURE), books, [checkout]), asyncio.timeout(60):
+            while "due_events" not in books.seen:
+                await asyncio.sleep(0.02)
+            swept = books.seen.count("sweep")
+            while books.seen.count("sweep") < swept + 2:
+                await asyncio.sleep(0.02)
+        await checkout.close()
 
 
 async def test_a_model_that_hangs_is_stopped_after_its_time(house):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import pytest
 from typer.testing import CliRunner
@@ -76,6 +77,21 @@ def test_what_cannot_be_done_is_said(farebox, arguments, why):
     status, _, error = farebox(*arguments)
     assert status == 1
     assert why in str(getattr(error, "message", error))
+
+
+def test_a_refund_that_nobody_answered_for_says_how_to_repeat_it(farebox, fresh_url, monkeypatch):
+    for name, value in (
+        ("STRIPE_SECRET_KEY", "sk_test_1"),
+        ("STRIPE_WEBHOOK_SECRET", "whsec_1"),
+        ("STRIPE_API_BASE", "http://127.0.0.1:9"),
+    ):
+        monkeypatch.setitem(os.environ, name, value)
+    command = OpenPurchase(new_id("pur"), "stripe", "dev@company.com", BUILDER, None)
+    in_books(fresh_url, purchases.open_purchase, command, None)
+    in_books(fresh_url, purchases.attach_session, command.purchase_id, "cs_test_1")
+    status, _, error = farebox("purchases", "refund", command.purchase_id)
+    assert status == 1
+    assert re.search(r"--reference req_\w+", error.message)
 
 
 def test_purchases_of_an_email_are_listed_with_what_went_back(farebox, fresh_url):

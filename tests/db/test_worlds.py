@@ -15,7 +15,7 @@ from gateway.leases import Settlement
 from gateway.ports import JobReceipt, StoredFile, SubmitJob
 from kit.errors import AuthRequired, Forbidden
 from kit.ids import new_id
-from ledger import accounts, debts, keys, refunds, scopes, statements
+from ledger import accounts, debts, keys, refunds, reinstatements, scopes, statements
 from ledger.audit import trial_balance
 from ledger.balances import Balance, balance, balances_by_key
 from ledger.credits import credit
@@ -253,6 +253,13 @@ async def test_what_a_test_account_owes_is_owed_in_the_test_world(conn, customer
     assert (taken.taken_tokens, taken.debt_tokens) == (20, 30)
     assert (await sums(conn))["test", "debt:"] == -30
     assert [(await accounts.lock_one(conn, a)).frozen for a in (one.live, one.play)] == [False, True]
+    back = await reinstatements.reinstate(
+        conn, one.play, purchase_id="p", amount_tokens=50, reference="r", event_at=BEFORE
+    )
+    assert (back.returned_tokens, back.forgiven_tokens) == (20, 30)
+    after = await sums(conn)
+    assert after["test", "debt:"] == 0
+    assert not (await accounts.lock_one(conn, one.play)).frozen
 
 
 # -- keys ----------------------------------------------------------------------------------------------------

@@ -7,13 +7,18 @@ import hashlib
 from datetime import UTC, datetime
 from typing import Final
 
+import structlog
+
 from deployments.models.contract import Media
 from deployments.previews import preview
 from deployments.provenance import Provenance
 from gateway.leases import ClaimedJob
 from gateway.ports import StoredFile
+from kit.errors import Unavailable
 from kit.ids import new_id
 from kit.storage import ObjectStore
+
+log = structlog.get_logger(__name__)
 
 EXTENSIONS: Final = {
     "image/png": "png",
@@ -62,3 +67,11 @@ class Outputs:
             facts=media.facts,
             preview_key=preview_key,
         )
+
+    async def drop(self, file: StoredFile) -> None:
+        """Delete the bytes of a file that was stored and got no row."""
+        try:
+            for key in filter(None, (file.storage_key, file.preview_key)):
+                await self._objects.delete(key)
+        except Unavailable as error:
+            log.warning("bytes without a row are left", storage_key=file.storage_key, problem=str(error))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import pytest_asyncio
+from PIL import Image
 from sqlalchemy import text
 
 from deployments.handles import ModelAway, ModelGone
@@ -114,6 +117,11 @@ class House:
     async def free(self):
         async with self.db.transaction() as conn:
             return (await balance(conn, self.customer.account_id)).available_tokens
+
+    def stored(self):
+        """Return the keys of what lies in the object store."""
+        root = self.objects.local_dir
+        return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
 
 
 async def test_a_job_is_stored_charged_once_and_measured(house, assert_sound):
@@ -240,8 +248,49 @@ async def test_a_settlement_whose_answer_is_lost_is_charged_once(house, assert_s
             while books.seen.count("settle_job") < 2:
                 await asyncio.sleep(0.02)
     assert (job.status, job.charged_tokens) == ("succeeded", 100)
+    assert house.stored() == [job.output[0].storage_key]
     assert await house.free() == 150
     await assert_sound(house.db)
+
+
+async def test_a_result_that_comes_after_the_cancellation_leaves_no_bytes(house):
+    job_id = await house.submit()
+    books = Books(house.server)
+
+    async def canceled_first(_):
+        assert len(house.stored()) == 2
+        await house.server.cancel_job(house.customer.credential, job_id)
+
+    books.broken = {"settle_job": canceled_first}
+    async with house.runner(Models(with_preview()), books):
+        job = await house.ended(job_id)
+        async with asyncio.timeout(5):
+            while house.stored():
+                await asyncio.sleep(0.02)
+    assert (job.status, job.charged_tokens) == ("canceled", 0)
+
+
+async def test_a_result_of_a_lost_lease_leaves_no_bytes(house):
+    job_id = await house.submit()
+    books = Books(house.server)
+
+    async def taken_over(_):
+        if books.seen.count("settle_job") == 1:
+            async with house.db.transaction() as conn:
+                await conn.execute(text("UPDATE jobs SET fence = fence + 1, runner = 'run_other'"))
+
+    books.broken = {"settle_job": taken_over}
+    async with house.runner(Models(with_preview()), books):
+        job = await house.ended(job_id)  # the other's lease ran out, and the job was taken again
+    assert (job.status, job.charged_tokens) == ("succeeded", 100)
+    assert house.stored() == sorted([job.output[0].storage_key, job.output[0].preview_key])
+
+
+def with_preview():
+    """Return an output that a preview can be made of."""
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    return replace(PICTURE, media=[replace(PICTURE.media[0], data=picture.getvalue())])
 
 
 async def test_a_runner_that_is_stopped_gives_its_jobs_back_at_once(house):

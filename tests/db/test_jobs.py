@@ -314,6 +314,46 @@ async def test_a_job_that_no_model_took_in_time_expires_and_frees_its_hold(conn,
     assert await free(conn, customer) == 250
 
 
+async def worked_for_two_hours(conn, customer, percent, deadline=None):
+    claimed = await running(conn, customer)
+    await leases.renew(conn, [Heartbeat(claimed.id, claimed.fence, percent)], LEASE)
+    await conn.execute(
+        text(
+            "UPDATE jobs SET started_at = now() - interval '2 hours', expires_at = now() - interval '1 hour',"
+            " deadline = :deadline WHERE id = :id"
+        ),
+        {"id": claimed.id, "deadline": deadline},
+    )
+    return claimed
+
+
+@pytest.mark.parametrize("way", ["fail", "give_back", "lapse"])
+async def test_time_at_work_is_no_waiting_so_that_an_interrupted_job_goes_on(conn, customers, way):
+    customer = await customers(conn, 250)
+    claimed = await worked_for_two_hours(conn, customer, 50)
+    if way == "fail":
+        await leases.fail(conn, Failure(claimed.id, claimed.fence, "x", "y", True, {}), 3)
+    elif way == "give_back":
+        await leases.give_back(conn, claimed.id, claimed.fence)
+    else:
+        await lapse(conn, claimed.id)
+        await leases.sweep(conn, 3)
+    assert await leases.sweep(conn, 3) == {}
+    assert [job.id for job in await leases.claim(conn, "run_b", "image", 1, LEASE)] == [claimed.id]
+
+
+@pytest.mark.parametrize(("percent", "deadline"), [(0, None), (50, timedelta(minutes=-1))])
+async def test_a_job_that_only_waited_or_whose_deadline_passed_expires_all_the_same(
+    conn, customers, percent, deadline
+):
+    customer = await customers(conn, 250)
+    due = deadline and datetime.now(UTC) + deadline
+    claimed = await worked_for_two_hours(conn, customer, percent, due)
+    await leases.give_back(conn, claimed.id, claimed.fence)
+    assert await leases.sweep(conn, 3) == {claimed.id: "expired"}
+    assert await free(conn, customer) == 250
+
+
 async def test_settle_cancel_and_sweep_in_a_race_end_a_job_once(db, customers, assert_sound):
     async with db.transaction() as conn:
         customer = await customers(conn, 100 * 20)

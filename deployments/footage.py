@@ -14,6 +14,7 @@ from deployments.soundtrack import IsStopped, Stopped
 
 if TYPE_CHECKING:
     import av
+    from PIL import Image
 
 PLAYABLE: Final = {("h264", "yuv420p"), ("h264", "yuvj420p")}
 """Codec and pixels that every browser plays in MP4. Source: MDN, 'Web video codec guide'."""
@@ -110,9 +111,23 @@ def join(  # noqa: PLR0913, PLR0917  # two tracks, where they go, and how
             if stopped():
                 raise Stopped
             container.mux(packet)
-        if film.is_playable:
-            return film.width, film.height
-        return shown.codec_context.width, shown.codec_context.height
+        if not film.is_playable:
+            return shown.codec_context.width, shown.codec_context.height
+    try:
+        return first_picture(str(path)).size  # copied pictures lie as they were taken, and are turned when shown
+    except (av.FFmpegError, ValueError):
+        return film.width, film.height  # a player may still show what comes later
+
+
+def first_picture(film: Any) -> Image.Image:
+    """Return a film's first picture, turned as its file says. Raises: av.FFmpegError; NoFilm for one without any."""
+    import av
+
+    with av.open(film, "r") as container:
+        frame: Any = next(container.decode(video=0), None)
+        if frame is None:
+            raise NoFilm("has no pictures in it")
+        return frame.to_image().rotate(frame.rotation if frame.rotation % 90 == 0 else 0, expand=True)
 
 
 def _pictures(container: av.container.InputContainer) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import struct
 from collections import Counter
 from contextlib import asynccontextmanager
 
@@ -12,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import pytest_asyncio
+from PIL import Image
 from sqlalchemy import text
 
 from deployments import soundtrack
@@ -270,6 +272,44 @@ async def test_a_film_that_no_browser_plays_is_encoded_and_without_background_on
         assert sum(1 for _ in container.decode(video=0)) == 70
     assert loudness(data, ORIGINAL_HZ, 0.05, 0.45) < 0.001
     assert job.output[0].facts["pictures"] == "encoded"
+
+
+def on_its_side(data):
+    """Return a film that is shown turned by 90 degrees, as a telephone held upright writes it."""
+    turned = bytearray(data)
+    # In the first track's header, after its 4 bytes of version and flags, 20 of times and 16 more: a matrix.
+    at = turned.index(b"tkhd") + 44
+    turned[at : at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 64 << 16, 0, 1 << 30)
+    return bytes(turned)
+
+
+async def test_a_film_of_a_telephone_held_upright_is_shown_upright_and_so_is_its_poster(house):
+    job = await house.dubbed(data=on_its_side(film()))
+    facts = job.output[0].facts
+    assert (facts["pictures"], facts["width"], facts["height"]) == ("copied", 64, 96)
+    with av.open(io.BytesIO(await house.output(job))) as container:
+        assert next(container.decode(video=0)).rotation == -90
+    poster = Image.open(io.BytesIO(await house.objects.get(job.output[0].preview_key)))
+    assert poster.size == (64, 96)
+    # The bar that stands at the left edge of what the camera saw lies along the upper one.
+    top, bottom = (poster.convert("L").getpixel((32, y)) for y in (3, 90))
+    assert (top > 150, bottom < 50) == (True, True)
+
+
+def with_broken_pictures(data):
+    broken = bytearray(data)
+    with av.open(io.BytesIO(data)) as container:
+        found = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.dts is not None]
+    for at, length in found[5:]:
+        broken[at : at + length] = b"\xff" * length
+    return bytes(broken)
+
+
+async def test_a_film_whose_pictures_are_damaged_is_refused_as_that_and_costs_nothing(house):
+    job = await house.dubbed(data=with_broken_pictures(film("libvpx-vp9")))
+    assert (job.status, job.error_code, job.charged_tokens, job.attempts) == ("failed", "input_refused", 0, 1)
+    assert "damaged pictures" in job.error_message
+    assert await house.free() == 1_000
 
 
 async def test_runners_that_die_after_every_part_repeat_none_and_charge_once(house, monkeypatch):

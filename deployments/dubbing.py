@@ -326,7 +326,9 @@ class _Dub:
                 try:
                     width, height = footage.join(film, source, mixed, path, sound.tags(facts), stopped)
                 except (av.FFmpegError, ValueError) as error:
-                    raise InputRefused(field, "has damaged pictures, or some of a kind that is not read") from error
+                    raise InputRefused(
+                        field, "has damaged pictures, or some of a kind that is not read"
+                    ) from error
                 shown = {"width": width, "height": height, "sampleRate": FILM_RATE, "channels": 2}
                 pictures = {"pictures": "copied" if film.is_playable else "encoded"}
                 return Made(path.read_bytes(), shown | pictures, meter.read())

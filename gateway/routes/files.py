@@ -10,11 +10,18 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from gateway.bodies import StrictRoute
 from gateway.deps import SECURED, CallerKey, Parts, PartsOf, credential_of, own_id, page_before
-from gateway.downloads import content_path, disposition, preview_path, preview_url, signed_url
+from gateway.downloads import (
+    content_path,
+    disposition,
+    preview_path,
+    preview_url,
+    signed_url,
+    span_asked,
+)
 from gateway.file_answers import FileDeleted, Files, FileShown
 from gateway.forms import Upload, read_form, require_form
 from gateway.listing import FileCursor, Limit, page
-from gateway.openapi import CONTENT, READ, UPLOAD, WRITE, problems
+from gateway.openapi import CONTENT, PART, READ, UPLOAD, WRITE, problems
 from gateway.ports import StoredFile
 from gateway.responses import json_response
 from gateway.uploads import delete_bytes, keep_upload
@@ -130,11 +137,14 @@ async def preview_file(request: Request, file_id: str, parts: PartsOf) -> Respon
     operation_id="downloadFile",
     summary="Download a file",
     response_class=Response,
-    responses=CONTENT | problems(*READ, "not_found"),
+    responses=CONTENT | PART | problems(*READ, "not_found", "range_not_satisfiable"),
     openapi_extra={"security": [*SECURED["security"], {}]},
 )
 async def download_file(request: Request, file_id: str, parts: PartsOf) -> Response:
-    """The bytes, for whoever has the file's key or a signed URL. Kept in a bucket, they come by redirect."""
+    """The bytes, for whoever has the file's key or a signed URL, or the part that `Range` names.
+
+    Kept in a bucket, they come by redirect.
+    """
     own_id("file", file_id)
     if "signature" in request.query_params:
         parts.signer.verify(content_path(file_id), request.query_params, int(time.time()))
@@ -146,17 +156,23 @@ async def download_file(request: Request, file_id: str, parts: PartsOf) -> Respo
         return RedirectResponse(
             bucket_url, 307, {"cache-control": "no-store", "referrer-policy": "no-referrer"}
         )
-    content = await parts.objects.stream(file.storage_key)
+    etag = f'"{file.sha256}"'
+    span = span_asked(request.headers, etag, file.size_bytes)
+    begin, end = span or (0, file.size_bytes)
+    ranged = {"content-range": f"bytes {begin}-{end - 1}/{file.size_bytes}"} if span else {}
     return StreamingResponse(
-        content,
+        await parts.objects.stream(file.storage_key, span),
+        206 if span else 200,
         media_type=file.content_type,
         headers={
-            "content-length": str(content.info.size_bytes),
+            **ranged,
+            "accept-ranges": "bytes",
+            "content-length": str(end - begin),
             "content-disposition": disposition(file.name, file.content_type),
             "content-security-policy": UNTRUSTED,
             "cache-control": "private, no-store",
             "referrer-policy": "no-referrer",
-            "etag": f'"{file.sha256}"',
+            "etag": etag,
         },
     )
 

@@ -151,7 +151,9 @@ def _here(names: Names):
     return resolve
 
 
-@pytest.mark.parametrize("to", ["file:///etc/passwd", "gopher://x/", "ftp://x/y", "http://", "//", "http://[x"])
+@pytest.mark.parametrize(
+    "to", ["file:///etc/passwd", "gopher://x/", "ftp://x/y", "http://", "//", "http://[x"]
+)
 async def test_a_redirect_to_another_kind_of_url_is_refused(to):
     async with serving(answer(b"", "301 Moved", location=to)) as server:
         with pytest.raises((InputRefused, InputUnreachable)):

@@ -98,9 +98,9 @@ class _Run:
     patience: asyncio.Timeout | None = None
     metrics: Metrics | None = None
 
-    def note(self, percent: int, stages: tuple[Stage, ...]) -> None:
-        """Take down how far the job is."""
-        self.progress_percent, self.stages = min(99, percent), stages
+    def note(self, percent: int, stages: tuple[Stage, ...], took: Metrics) -> None:
+        """Take down how far the job is, and what that took."""
+        self.progress_percent, self.stages, self.metrics = min(99, percent), stages, took
         self.at_work = self.at_work or time.perf_counter()
 
     def stop_now(self, why: Literal["canceled", "lost"]) -> None:
@@ -293,9 +293,7 @@ class Runner:
     async def _generate(self, run: _Run) -> Output:
         job = run.job
         if job.task == dubbing.TASK:
-            output = await self._dubbing.dub(job, run.note)
-            run.metrics = output.metrics
-            return output
+            return await self._dubbing.dub(job, run.note)
         media = await self._inputs.read(job)
         request = GenerateRequest(job.id, job.task, job.input, job.units_milli, media)
         # Closed at once, however it is left: an abandoned stream would let the model compute on.

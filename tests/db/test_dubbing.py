@@ -427,7 +427,10 @@ async def test_a_canceled_job_stops_in_its_stage_and_costs_nothing(house):
     assert await house.free() == 1_000
 
 
-async def test_a_model_that_fails_in_the_middle_is_tried_again_from_there(house):
+async def test_a_model_that_fails_in_the_middle_is_tried_again_from_there_and_each_attempt_measured(
+    house, monkeypatch
+):
+    monkeypatch.setattr("deployments.dubbing.AT_ONCE", 1)
     models = Models()
 
     async def fail_once(call):
@@ -438,6 +441,10 @@ async def test_a_model_that_fails_in_the_middle_is_tried_again_from_there(house)
     job = await house.dubbed(models)
     assert (job.status, job.attempts) == ("succeeded", 2)
     assert (models.calls["audio.transcribe"], models.calls["text.translate"]) == (1, 2)
+    async with house.db.transaction() as conn:
+        rows = await conn.execute(text("SELECT outcome, on_gpu, busy_us FROM job_attempts ORDER BY fence"))
+        assert [tuple(row) for row in rows] == [("failed", True, 2_000_000), ("succeeded", True, 4_000_000)]
+    assert job.metrics["gpuSeconds"] == 4.0
 
 
 async def test_a_refusal_names_its_stage_and_is_not_tried_again(house):

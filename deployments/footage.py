@@ -129,7 +129,8 @@ def first_picture(film: Any) -> Image.Image:
         frame: Any = next(container.decode(video=0), None)
         if frame is None:
             raise NoFilm("has no pictures in it")
-        return frame.to_image().rotate(frame.rotation if frame.rotation % 90 == 0 else 0, expand=True)
+        picture: Image.Image = frame.to_image()
+        return picture.rotate(frame.rotation if frame.rotation % 90 == 0 else 0, expand=True)
 
 
 def _pictures(container: av.container.InputContainer) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import text
 
 from gateway import jobs, leases
-from gateway.errors import IdempotencyKeyReused
+from gateway.errors import CostExceedsLimit, IdempotencyKeyReused
 from gateway.leases import Failure, Heartbeat, LeaseLost, Settlement
 from gateway.ports import JobReceipt, StoredFile, SubmitJob
 from kit.errors import AuthRequired, NotFound
@@ -131,6 +132,17 @@ async def test_the_same_idempotency_key_gives_the_first_answer_again(conn, custo
         first.created_at,
     )
     assert await free(conn, customer) == 300
+
+
+async def test_what_cannot_be_done_any_more_is_refused_but_for_a_repeat(conn, customers):
+    customer = await customers(conn, 250)
+    first = await submitted(conn, customer, key="k")
+    dearer = CostExceedsLimit(200, 100)
+    sent = [replace(submit_of(customer, key=key, cost=200), refusal=dearer) for key in ("k", "new", None)]
+    again, *others = await jobs.submit_many(conn, sent, HOUR)
+    assert (again.job_id, again.replayed) == (first.job_id, True)
+    assert others == [dearer, dearer]
+    assert await free(conn, customer) == 150
 
 
 async def test_the_same_idempotency_key_with_another_meaning_is_refused(conn, customers):

@@ -30,10 +30,17 @@ _SIGNATURES: Final[tuple[tuple[int, bytes, str], ...]] = (
     (0, b"OggS", "audio/ogg"),
     (0, b"fLaC", "audio/flac"),
     (4, b"ftypM4A", "audio/mp4"),
+    (4, b"ftypavif", "image/avif"),
+    (4, b"ftypheic", "image/heic"),
+    (4, b"ftypheix", "image/heic"),
+    (4, b"ftypmif1", "image/heif"),
     (4, b"ftyp", "video/mp4"),
     (0, b"\x1aE\xdf\xa3", "video/webm"),
 )
-"""Offset, first bytes, type: the media that tasks take. Source: the WHATWG MIME Sniffing standard."""
+"""Offset, first bytes, type: the media that tasks take, and telephones' pictures that would pass for films.
+
+Source: the WHATWG MIME Sniffing standard; ISO/IEC 23008-12 (HEIF), annex B.
+"""
 
 
 def media_type(head: bytes) -> str:

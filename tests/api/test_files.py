@@ -262,6 +262,8 @@ async def test_bytes_stay_while_the_outcome_is_open(settings, stub_ledger, model
         (b"RIFF....WAVEfmt ", "audio/wav"),
         (b"....ftypisom", "video/mp4"),
         (b"....ftypM4A ", "audio/mp4"),
+        (b"....ftypheic", "image/heic"),
+        (b"....ftypavif", "image/avif"),
         (b"<html>", "application/octet-stream"),
         (b"", "application/octet-stream"),
     ],

@@ -13,6 +13,7 @@ from PIL import Image, ImageCms
 
 from deployments.models import picture, sound
 from deployments.models.contract import InputFile, ModelRefused
+from gateway.downloads import media_type
 
 
 def file_of(image: Image.Image, kind: str, **options: object) -> InputFile:
@@ -47,6 +48,13 @@ def test_a_photograph_stands_as_its_camera_says(orientation: int) -> None:
     assert decoded.size == (60, 40)
     assert decoded.getpixel((5, 5)) == (255, 0, 0)
     assert decoded.getpixel((50, 30)) == (0, 0, 255)
+
+
+def test_a_picture_of_todays_browsers_is_read() -> None:
+    file = file_of(Image.new("RGB", (64, 48), "red"), "AVIF")
+    assert file.content_type == media_type(file.data[:32])
+    red, green, blue = pixel(file)
+    assert (red > 245, green < 10, blue < 10) == (True, True, True)
 
 
 def test_inks_palettes_and_transparency_become_plain_colours() -> None:

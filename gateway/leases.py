@@ -24,7 +24,7 @@ from gateway.metering import note_attempt
 from gateway.ports import StoredFile
 from gateway.quantities import MILLI
 from gateway.stages import Stage, as_json
-from gateway.tables import jobs
+from gateway.tables import job_stages, jobs
 from gateway.turns import UNBOUNDED, Concurrency, claim_in_turn
 from kit.errors import AppError
 from kit.queries import load_queries
@@ -267,9 +267,9 @@ async def _after_failure(conn: AsyncConnection, row: Row[Any], failure: Failure,
 
 
 async def _requeue(conn: AsyncConnection, row: Row[Any], attempts: int) -> Ended:
-    """Queue a job again. Time in which it was worked on does not count as waiting; its deadline stays."""
+    """Queue a job again. Time in which it came further does not count as waiting; its deadline stays."""
     expires_at: Any = jobs.c.expires_at
-    if row.progress_percent:
+    if await _came_further(conn, row):
         # Postgres takes the least of those that are not null.
         expires_at = func.least(jobs.c.expires_at + (func.now() - jobs.c.started_at), jobs.c.deadline)
     await conn.execute(
@@ -286,6 +286,14 @@ async def _requeue(conn: AsyncConnection, row: Row[Any], attempts: int) -> Ended
         )
     )
     return "queued"
+
+
+async def _came_further(conn: AsyncConnection, row: Row[Any]) -> bool:
+    """Tell whether an attempt did something: of a job in stages, whether it finished a part."""
+    if row.stages is None:
+        return bool(row.progress_percent)
+    parts = select(job_stages.c.part).where(job_stages.c.job_id == row.id, job_stages.c.fence == row.fence)
+    return (await conn.execute(parts.limit(1))).first() is not None
 
 
 async def _end_unpaid(  # noqa: PLR0913  # what is written of the end

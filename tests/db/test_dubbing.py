@@ -175,8 +175,9 @@ class House:
 @pytest_asyncio.fixture
 async def house(db, fresh_url, tmp_path, customers, assert_sound, monkeypatch):  # noqa: PLR0917
     monkeypatch.setattr("deployments.runner.AWAY_S", 0.05)
+    monkeypatch.setattr("deployments.runner.BEAT_S", 0.1)
     monkeypatch.setattr("deployments.runner.SWEEP_S", 0.1)
-    settings = Settings(database_url=fresh_url, data_dir=tmp_path, secret="s", lease_s=0.5, job_attempts=12)
+    settings = Settings(database_url=fresh_url, data_dir=tmp_path, secret="s", job_attempts=12)
     server = LedgerServer(settings)
     async with db.transaction() as conn:
         owner = await customers(conn, 1_000)
@@ -339,6 +340,8 @@ async def test_runners_that_die_after_every_part_repeat_none_and_charge_once(hou
         died = asyncio.Event()
         async with house.runner(models, Mortal(house.server)), asyncio.timeout(30):
             await died.wait()
+        async with house.db.transaction() as conn:  # its lease runs out
+            await conn.execute(text("UPDATE jobs SET lease_until = now() WHERE status = 'running'"))
     async with house.runner(models):
         job = await house.ended(job_id)
     assert kept == parts
@@ -372,7 +375,9 @@ async def test_a_lost_lease_stops_the_work_and_stores_nothing_more(house):
 
     async def taken_over(_):
         async with house.db.transaction() as conn:
-            await conn.execute(text("UPDATE jobs SET fence = fence + 1, runner = 'run_other'"))
+            await conn.execute(
+                text("UPDATE jobs SET fence = fence + 1, runner = 'run_other', lease_until = now()")
+            )
         asked.set()
 
     models.trouble["text.translate"] = taken_over

@@ -9,10 +9,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import text
 
-from gateway import jobs, leases
+from gateway import jobs, leases, stage_parts
 from gateway.errors import CostExceedsLimit, IdempotencyKeyReused
 from gateway.leases import Failure, Heartbeat, LeaseLost, Settlement
 from gateway.ports import JobReceipt, StoredFile, SubmitJob
+from gateway.stage_parts import StagePart
+from gateway.stages import Stage
 from kit.errors import AuthRequired, NotFound
 from kit.ids import new_id
 from ledger.balances import balance
@@ -21,6 +23,7 @@ from ledger.keys import Credential
 
 HOUR = timedelta(hours=1)
 LEASE = timedelta(seconds=30)
+SPEAKING = Stage("speak", "running", 0.5)
 
 
 def submit_of(customer, *, key=None, fingerprint="a", cost=100, credential=None):
@@ -326,9 +329,9 @@ async def test_a_job_that_no_model_took_in_time_expires_and_frees_its_hold(conn,
     assert await free(conn, customer) == 250
 
 
-async def worked_for_two_hours(conn, customer, percent, deadline=None):
+async def worked_for_two_hours(conn, customer, percent, deadline=None, stages=None):
     claimed = await running(conn, customer)
-    await leases.renew(conn, [Heartbeat(claimed.id, claimed.fence, percent)], LEASE)
+    await leases.renew(conn, [Heartbeat(claimed.id, claimed.fence, percent, stages)], LEASE)
     await conn.execute(
         text(
             "UPDATE jobs SET started_at = now() - interval '2 hours', expires_at = now() - interval '1 hour',"
@@ -354,13 +357,25 @@ async def test_time_at_work_is_no_waiting_so_that_an_interrupted_job_goes_on(con
     assert [job.id for job in await leases.claim(conn, "run_b", "image", 1, LEASE)] == [claimed.id]
 
 
-@pytest.mark.parametrize(("percent", "deadline"), [(0, None), (50, timedelta(minutes=-1))])
+async def test_of_a_job_in_stages_time_at_work_is_what_finished_a_part(conn, customers):
+    customer = await customers(conn, 250)
+    claimed = await worked_for_two_hours(conn, customer, 50, stages=(SPEAKING,))
+    part = StagePart(claimed.id, "speak", 0, claimed.fence, "stages/a", {}, 1, 0, 1)
+    await stage_parts.keep(conn, part, [SPEAKING], 50)
+    await leases.give_back(conn, claimed.id, claimed.fence)
+    assert await leases.sweep(conn, 3) == {}
+
+
+@pytest.mark.parametrize(
+    ("percent", "deadline", "stages"),
+    [(0, None, None), (50, timedelta(minutes=-1), None), (50, None, (SPEAKING,))],
+)
 async def test_a_job_that_only_waited_or_whose_deadline_passed_expires_all_the_same(
-    conn, customers, percent, deadline
+    conn, customers, percent, deadline, stages
 ):
     customer = await customers(conn, 250)
     due = deadline and datetime.now(UTC) + deadline
-    claimed = await worked_for_two_hours(conn, customer, percent, due)
+    claimed = await worked_for_two_hours(conn, customer, percent, due, stages)
     await leases.give_back(conn, claimed.id, claimed.fence)
     assert await leases.sweep(conn, 3) == {claimed.id: "expired"}
     assert await free(conn, customer) == 250

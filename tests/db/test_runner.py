@@ -72,9 +72,11 @@ class Books:
 
 
 @pytest_asyncio.fixture
-async def house(db, fresh_url, tmp_path, customers):
+async def house(db, fresh_url, tmp_path, customers, monkeypatch):
+    monkeypatch.setattr("deployments.runner.BEAT_S", 0.1)
+    monkeypatch.setattr("deployments.runner.SWEEP_S", 0.1)
     settings = Settings(
-        database_url=fresh_url, data_dir=tmp_path, secret="s", lease_s=0.6, job_attempts=3, job_run_ttl_s=30
+        database_url=fresh_url, data_dir=tmp_path, secret="s", job_attempts=3, job_run_ttl_s=30
     )
     server = LedgerServer(settings)
     async with db.transaction() as conn:
@@ -212,6 +214,8 @@ async def test_a_runner_that_dies_between_output_and_settlement_costs_one_charge
     async with house.runner(Models(PICTURE), dying):
         await reached.wait()
         assert (await house.job(job_id)).status == "running"
+        async with house.db.transaction() as conn:  # its lease runs out
+            await conn.execute(text("UPDATE jobs SET lease_until = now()"))
         async with house.runner(Models(PICTURE)):
             job = await house.ended(job_id)
     assert (job.status, job.charged_tokens, job.attempts) == ("succeeded", 100, 2)
@@ -277,7 +281,9 @@ async def test_a_result_of_a_lost_lease_leaves_no_bytes(house):
     async def taken_over(_):
         if books.seen.count("settle_job") == 1:
             async with house.db.transaction() as conn:
-                await conn.execute(text("UPDATE jobs SET fence = fence + 1, runner = 'run_other'"))
+                await conn.execute(
+                    text("UPDATE jobs SET fence = fence + 1, runner = 'run_other', lease_until = now()")
+                )
 
     books.broken = {"settle_job": taken_over}
     async with house.runner(Models(with_preview()), books):
@@ -332,7 +338,7 @@ async def _running(conn):
 
 
 async def test_a_run_ends_with_the_deadline_of_its_job_and_is_not_tried_again(house):
-    job_id = await house.submit(deadline=datetime.now(UTC) + timedelta(seconds=1.5))
+    job_id = await house.submit(deadline=datetime.now(UTC) + timedelta(seconds=4))
     async with house.runner(Models("hang")):
         job = await house.ended(job_id)
     assert (job.status, job.error_code, job.attempts) == ("failed", "deadline_passed", 1)

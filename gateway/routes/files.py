@@ -26,6 +26,7 @@ from gateway.ports import StoredFile
 from gateway.responses import json_response
 from gateway.uploads import delete_bytes, keep_upload
 from kit.errors import InvalidRequest, NotFound
+from kit.storage import MAX_PRESIGN_S
 from ledger import scopes
 
 router = APIRouter(prefix="/api/v1", tags=["Files"], route_class=StrictRoute)
@@ -115,11 +116,8 @@ async def preview_file(request: Request, file_id: str, parts: PartsOf) -> Respon
         file = await parts.ledger.file(credential_of(request), file_id)
     if file.preview_key is None:
         raise NotFound("preview")
-    bucket_url = await parts.objects.presigned_url(file.preview_key, parts.settings.url_ttl_s)
-    if bucket_url is not None:
-        return RedirectResponse(
-            bucket_url, 307, {"cache-control": "no-store", "referrer-policy": "no-referrer"}
-        )
+    if (elsewhere := await _in_bucket(parts, file.preview_key)) is not None:
+        return elsewhere
     return Response(
         await parts.objects.get(file.preview_key),
         media_type="image/webp",
@@ -151,11 +149,8 @@ async def download_file(request: Request, file_id: str, parts: PartsOf) -> Respo
         file = await parts.ledger.signed_file(file_id)
     else:
         file = await parts.ledger.file(credential_of(request), file_id)
-    bucket_url = await parts.objects.presigned_url(file.storage_key, parts.settings.url_ttl_s)
-    if bucket_url is not None:
-        return RedirectResponse(
-            bucket_url, 307, {"cache-control": "no-store", "referrer-policy": "no-referrer"}
-        )
+    if (elsewhere := await _in_bucket(parts, file.storage_key)) is not None:
+        return elsewhere
     etag = f'"{file.sha256}"'
     span = span_asked(request.headers, etag, file.size_bytes)
     begin, end = span or (0, file.size_bytes)
@@ -193,6 +188,14 @@ def shown(parts: Parts, file: StoredFile) -> dict[str, Any]:
         "keptUntil": file.kept_until,
         **preview_url(parts, file),
     }
+
+
+async def _in_bucket(parts: Parts, key: str) -> Response | None:
+    """Return the way to an object that its bucket serves itself, for as long as a bucket signs at most."""
+    url = await parts.objects.presigned_url(key, min(parts.settings.url_ttl_s, MAX_PRESIGN_S))
+    if url is None:
+        return None
+    return RedirectResponse(url, 307, {"cache-control": "no-store", "referrer-policy": "no-referrer"})
 
 
 async def _read_upload(request: Request) -> Upload:

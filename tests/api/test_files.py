@@ -11,6 +11,7 @@ from gateway.app import create_app
 from gateway.downloads import disposition, media_type, plain_name
 from gateway.file_answers import FileDeleted, Files, FileShown
 from kit.errors import Unavailable
+from kit.storage import ObjectStore
 
 FILES = "/api/v1/files"
 PNG = b"\x89PNG\r\n\x1a\n" + b"." * 100
@@ -166,6 +167,19 @@ async def test_a_bucket_is_downloaded_from_by_redirect(client, customer, objects
     answer = await client.get(path_of(file["url"]))
     assert answer.status_code == 307
     assert answer.headers["location"] == f"https://bucket.test/uploads/{file['id']}?ttl=3600"
+
+
+async def test_a_bucket_serves_for_a_week_though_our_own_urls_live_longer(
+    client, customer, objects, settings, monkeypatch
+):
+    owner = await customer()
+    url = path_of((await upload(owner.client))["url"])
+    bucket = ObjectStore("s3://results", {"access_key_id": "AKIDEXAMPLE", "secret_access_key": "secret"})
+    monkeypatch.setattr(objects, "presigned_url", bucket.presigned_url)
+    monkeypatch.setitem(settings.__dict__, "url_ttl_s", 30 * 24 * 3600)
+    answer = await client.get(url)
+    assert answer.status_code == 307
+    assert "X-Amz-Expires=604800" in answer.headers["location"]
 
 
 async def test_uploads_stop_at_the_limit_and_leave_no_bytes_behind(

@@ -142,11 +142,30 @@ def _pictures(container: av.container.InputContainer) -> Any:
 
 def _copied(container: Any, stream: Any, to: Any, zero_s: float) -> Iterator[Any]:
     zero = round(zero_s / stream.time_base)
-    for packet in container.demux(stream):
-        if packet.dts is None:  # the end
-            continue
+    for packet in _decodable(container.demux(stream)):
         packet.pts, packet.dts = packet.pts - zero, packet.dts - zero
         packet.stream = to
+        yield packet
+
+
+def _decodable(packets: Iterator[Any]) -> Iterator[Any]:
+    """Yield packets, each with a decoding time.
+
+    Matroska has none, and of a film whose pictures refer to later ones the first are known only after some packets:
+    these lie before the first that is known, a picture's duration apart. The key frame is among them.
+    """
+    early: list[Any] = []
+    is_known = False
+    for packet in packets:
+        if packet.dts is None:
+            if packet.size and not is_known:  # an empty one is the end
+                early.append(packet)
+            continue
+        if not is_known:
+            is_known, step = True, packet.duration or 1
+            for place, each in enumerate(early):
+                each.dts = packet.dts - step * (len(early) - place)
+                yield each
         yield packet
 
 

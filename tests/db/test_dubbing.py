@@ -47,10 +47,10 @@ def tone(hz, seconds, rate=RATE):
     return (0.5 * np.sin(2 * np.pi * hz * np.arange(int(seconds * rate)) / rate)).astype("float32")
 
 
-def film(codec="libx264", *, with_sound=True, seconds=3.5, rate=20):
+def film(codec="libx264", *, with_sound=True, seconds=3.5, rate=20, kind="mp4"):
     """A film of a moving bar with a low tone, as bytes."""
     made = io.BytesIO()
-    with av.open(made, "w", format="mp4") as container:
+    with av.open(made, "w", format=kind) as container:
         pictures = container.add_stream(codec, rate=rate)
         pictures.width, pictures.height, pictures.pix_fmt = 96, 64, "yuv420p"
         track = container.add_stream("aac", rate=44_100, layout="mono") if with_sound else None
@@ -273,6 +273,20 @@ async def test_a_film_that_no_browser_plays_is_encoded_and_without_background_on
         assert sum(1 for _ in container.decode(video=0)) == 70
     assert loudness(data, ORIGINAL_HZ, 0.05, 0.45) < 0.001
     assert job.output[0].facts["pictures"] == "encoded"
+
+
+async def test_a_film_from_a_container_without_decoding_times_keeps_all_its_pictures(house):
+    data = film(kind="matroska")
+    with av.open(io.BytesIO(data)) as container:
+        assert sum(packet.dts is None and packet.size > 0 for packet in container.demux(video=0)) > 0
+        container.seek(0)
+        wanted = [frame.to_ndarray() for frame in container.decode(video=0)]
+    job = await house.dubbed(data=data)
+    assert job.output[0].facts["pictures"] == "copied"
+    with av.open(io.BytesIO(await house.output(job))) as container:
+        frames = list(container.decode(video=0))
+    assert [frame.time for frame in frames] == pytest.approx([number / 20 for number in range(70)], abs=0.002)
+    assert all((frame.to_ndarray() == other).all() for frame, other in zip(frames, wanted, strict=True))
 
 
 def on_its_side(data):

@@ -23,6 +23,8 @@ MAX_PIXELS: Final = 4096 * 2304
 CRF: Final = "18"
 """x264's quality from which few people see a difference to the source."""
 PRESET: Final = "fast"
+COLOURS: Final = ("color_primaries", "color_trc", "colorspace", "color_range")
+"""What the numbers of pictures mean: a telephone's bright film is dull, and its hues are off, where nobody says so."""
 THREADS: Final = 2
 """Fixed: the same film gives the same file on every machine."""
 
@@ -170,7 +172,7 @@ def _decodable(packets: Iterator[Any]) -> Iterator[Any]:
 
 
 def _encoded(container: Any, stream: Any, to: Any, film: Film) -> Iterator[Any]:
-    """Encode pictures anew, upright, at their own times."""
+    """Encode pictures anew, upright, at their own times and in their own colours."""
     codec = to.codec_context
     codec.thread_count, codec.pix_fmt = THREADS, "yuv420p"
     codec.time_base = stream.time_base
@@ -182,8 +184,10 @@ def _encoded(container: Any, stream: Any, to: Any, film: Film) -> Iterator[Any]:
             upright = _upright(frame)
         upright.push(frame)
         made = upright.pull()
-        if made.width != codec.width:
+        if not codec.is_open:
             codec.width, codec.height = made.width, made.height
+            for meant in COLOURS:
+                setattr(codec, meant, getattr(made, meant))
         made.pts, made.time_base = frame.pts - zero, stream.time_base
         made.pict_type = 0  # the encoder's own choice, not the source's
         yield from to.encode(made)

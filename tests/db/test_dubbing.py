@@ -18,6 +18,7 @@ from sqlalchemy import text
 
 from deployments import soundtrack
 from deployments.dubbing import STAGES
+from deployments.footage import COLOURS
 from deployments.handles import ModelAway
 from deployments.ledger import LedgerServer
 from deployments.models import sound
@@ -47,12 +48,14 @@ def tone(hz, seconds, rate=RATE):
     return (0.5 * np.sin(2 * np.pi * hz * np.arange(int(seconds * rate)) / rate)).astype("float32")
 
 
-def film(codec="libx264", *, with_sound=True, seconds=3.5, rate=20, kind="mp4"):
+def film(codec="libx264", *, with_sound=True, seconds=3.5, rate=20, kind="mp4", colours=()):
     """A film of a moving bar with a low tone, as bytes."""
     made = io.BytesIO()
     with av.open(made, "w", format=kind) as container:
         pictures = container.add_stream(codec, rate=rate)
         pictures.width, pictures.height, pictures.pix_fmt = 96, 64, "yuv420p"
+        for meant, value in zip(COLOURS, colours, strict=False):
+            setattr(pictures.codec_context, meant, value)
         track = container.add_stream("aac", rate=44_100, layout="mono") if with_sound else None
         for number in range(int(seconds * rate)):
             image = np.zeros((64, 96, 3), "uint8")
@@ -273,6 +276,15 @@ async def test_a_film_that_no_browser_plays_is_encoded_and_without_background_on
         assert sum(1 for _ in container.decode(video=0)) == 70
     assert loudness(data, ORIGINAL_HZ, 0.05, 0.45) < 0.001
     assert job.output[0].facts["pictures"] == "encoded"
+
+
+async def test_a_film_that_is_encoded_keeps_what_its_colours_mean(house):
+    bright = (9, 18, 9, 1)  # BT.2020 primaries and matrix, HLG, limited range: what a telephone takes
+    job = await house.dubbed(data=film("libx265", colours=bright))
+    assert job.output[0].facts["pictures"] == "encoded"
+    with av.open(io.BytesIO(await house.output(job))) as container:
+        frame = next(container.decode(video=0))
+    assert tuple(int(getattr(frame, meant)) for meant in COLOURS) == bright
 
 
 async def test_a_film_from_a_container_without_decoding_times_keeps_all_its_pictures(house):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -14,7 +15,7 @@ from deployments.previews import preview
 from deployments.provenance import Provenance
 from gateway.leases import ClaimedJob
 from gateway.ports import StoredFile
-from kit.errors import Unavailable
+from kit.errors import AppError, Unavailable
 from kit.ids import new_id
 from kit.storage import ObjectStore
 
@@ -43,7 +44,19 @@ class Outputs:
         self._objects = objects
         self._provenance = provenance
 
-    async def store(self, job: ClaimedJob, place: int, media: Media) -> StoredFile:
+    async def store_all(self, job: ClaimedJob, outputs: Sequence[Media]) -> list[StoredFile]:
+        """Store a job's files, or none. Raises: Unavailable."""
+        stored: list[StoredFile] = []
+        try:
+            for place, media in enumerate(outputs):
+                stored.append(await self._store(job, place, media))
+        except AppError:
+            for file in stored:
+                await self.drop(file)
+            raise
+        return stored
+
+    async def _store(self, job: ClaimedJob, place: int, media: Media) -> StoredFile:
         """Store one file under a name of this attempt, so that a late writer of an older one overwrites nothing."""
         data = media.data
         if self._provenance is not None:

@@ -241,7 +241,7 @@ class Runner:
             return await self._fail(run, "timed_out", "The model did not finish in time.", retryable=True)
         except AppError as error:
             return await self._fail(run, error.code, error.message, retryable=error.retryable)
-        stored = [await self._outputs.store(job, place, media) for place, media in enumerate(output.media)]
+        stored = await self._outputs.store_all(job, output.media)
         charged_tokens = job.cost_tokens(output.units_milli)
         return await self._settle(
             Settlement(job.id, job.fence, stored, charged_tokens, self._metrics(run, output))

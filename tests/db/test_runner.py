@@ -292,6 +292,25 @@ async def test_a_result_of_a_lost_lease_leaves_no_bytes(house):
     assert house.stored() == sorted([job.output[0].storage_key, job.output[0].preview_key])
 
 
+async def test_a_store_that_fails_between_two_files_of_a_job_keeps_neither(house, monkeypatch):
+    await house.submit()
+    put, failed = house.objects.put, asyncio.Event()
+
+    async def fail_the_second(key, data, content_type):
+        if "-1." in key:
+            assert len(house.stored()) == 1
+            failed.set()
+            raise Unavailable("The object store", 5)
+        await put(key, data, content_type)
+
+    monkeypatch.setattr(house.objects, "put", fail_the_second)
+    async with house.runner(Models(replace(PICTURE, media=PICTURE.media * 2))):
+        await failed.wait()
+        async with asyncio.timeout(5):
+            while house.stored():
+                await asyncio.sleep(0.02)
+
+
 def with_preview():
     """Return an output that a preview can be made of."""
     picture = io.BytesIO()

@@ -44,23 +44,30 @@ class Courier:
                 await asyncio.sleep(ROUND_S)
 
     async def start_due(self, group: asyncio.TaskGroup) -> None:
-        """Begin to send what is due now, as far as places are free. A slow endpoint holds up its own alone."""
+        """Begin to send what is due now, as far as places are free. A slow endpoint holds up its own alone.
+
+        One with more to hear than is looked at at once is busy after the first taking, and the next sees the others.
+        """
+        while taken := await self._take():
+            for delivery in taken:
+                self._under_way[delivery.endpoint_id] += 1
+                group.create_task(self._deliver(delivery))
+
+    async def _take(self) -> list[DueDelivery]:
         free = PLACES - self._under_way.total()
         if not free:
-            return
+            return []
         busy = [endpoint_id for endpoint_id, count in self._under_way.items() if count >= EACH]
         try:
             taken: list[DueDelivery] = await self._ledger("take_deliveries", free, busy)
         except AppError as error:
             log.warning("deliveries not taken", problem=str(error))
-            return
+            return []
         except Exception:
             errors_total.labels("webhook").inc()
             log.exception("deliveries not taken")
-            return
-        for delivery in taken:
-            self._under_way[delivery.endpoint_id] += 1
-            group.create_task(self._deliver(delivery))
+            return []
+        return taken
 
     async def _deliver(self, delivery: DueDelivery) -> None:
         try:

@@ -317,10 +317,18 @@ class _Dub:
     def _mux(self, film: Film, mixed: Path, facts: dict[str, Any]) -> Make:
         async def make(_: Tell) -> Made:
             source, path = await self._film(), self._directory / "dubbed.mp4"
+            field = self._pipeline.finished("split")[0].facts["field"]
 
             def work(stopped: IsStopped) -> Made:
+                import av
+
                 meter = Meter("cpu")
-                width, height = footage.join(film, source, mixed, path, sound.tags(facts), stopped)
+                try:
+                    width, height = footage.join(film, source, mixed, path, sound.tags(facts), stopped)
+                except (av.FFmpegError, ValueError) as error:
+                    raise InputRefused(
+                        field, "has damaged pictures, or some of a kind that is not read"
+                    ) from error
                 shown = {"width": width, "height": height, "sampleRate": FILM_RATE, "channels": 2}
                 pictures = {"pictures": "copied" if film.is_playable else "encoded"}
                 return Made(path.read_bytes(), shown | pictures, meter.read())

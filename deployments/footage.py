@@ -14,6 +14,7 @@ from deployments.soundtrack import IsStopped, Stopped
 
 if TYPE_CHECKING:
     import av
+    from PIL import Image
 
 PLAYABLE: Final = {("h264", "yuv420p"), ("h264", "yuvj420p")}
 """Codec and pixels that every browser plays in MP4. Source: MDN, 'Web video codec guide'."""
@@ -22,6 +23,8 @@ MAX_PIXELS: Final = 4096 * 2304
 CRF: Final = "18"
 """x264's quality from which few people see a difference to the source."""
 PRESET: Final = "fast"
+COLOURS: Final = ("color_primaries", "color_trc", "colorspace", "color_range")
+"""What the numbers of pictures mean: a telephone's bright film is dull, and its hues are off, where nobody says so."""
 THREADS: Final = 2
 """Fixed: the same film gives the same file on every machine."""
 
@@ -110,9 +113,26 @@ def join(  # noqa: PLR0913, PLR0917  # two tracks, where they go, and how
             if stopped():
                 raise Stopped
             container.mux(packet)
-        if film.is_playable:
-            return film.width, film.height
-        return shown.codec_context.width, shown.codec_context.height
+        if not film.is_playable:
+            return shown.codec_context.width, shown.codec_context.height
+    try:
+        return first_picture(
+            str(path)
+        ).size  # copied pictures lie as they were taken, and are turned when shown
+    except (av.FFmpegError, ValueError):
+        return film.width, film.height  # a player may still show what comes later
+
+
+def first_picture(film: Any) -> Image.Image:
+    """Return a film's first picture, turned as its file says. Raises: av.FFmpegError; NoFilm for one without any."""
+    import av
+
+    with av.open(film, "r") as container:
+        frame: Any = next(container.decode(video=0), None)
+        if frame is None:
+            raise NoFilm("has no pictures in it")
+        picture: Image.Image = frame.to_image()
+        return picture.rotate(frame.rotation if frame.rotation % 90 == 0 else 0, expand=True)
 
 
 def _pictures(container: av.container.InputContainer) -> Any:
@@ -124,16 +144,35 @@ def _pictures(container: av.container.InputContainer) -> Any:
 
 def _copied(container: Any, stream: Any, to: Any, zero_s: float) -> Iterator[Any]:
     zero = round(zero_s / stream.time_base)
-    for packet in container.demux(stream):
-        if packet.dts is None:  # the end
-            continue
+    for packet in _decodable(container.demux(stream)):
         packet.pts, packet.dts = packet.pts - zero, packet.dts - zero
         packet.stream = to
         yield packet
 
 
+def _decodable(packets: Iterator[Any]) -> Iterator[Any]:
+    """Yield packets, each with a decoding time.
+
+    Matroska has none, and of a film whose pictures refer to later ones the first are known only after some packets:
+    these lie before the first that is known, a picture's duration apart. The key frame is among them.
+    """
+    early: list[Any] = []
+    is_known = False
+    for packet in packets:
+        if packet.dts is None:
+            if packet.size and not is_known:  # an empty one is the end
+                early.append(packet)
+            continue
+        if not is_known:
+            is_known, step = True, packet.duration or 1
+            for place, each in enumerate(early):
+                each.dts = packet.dts - step * (len(early) - place)
+                yield each
+        yield packet
+
+
 def _encoded(container: Any, stream: Any, to: Any, film: Film) -> Iterator[Any]:
-    """Encode pictures anew, upright, at their own times."""
+    """Encode pictures anew, upright, at their own times and in their own colours."""
     codec = to.codec_context
     codec.thread_count, codec.pix_fmt = THREADS, "yuv420p"
     codec.time_base = stream.time_base
@@ -145,8 +184,10 @@ def _encoded(container: Any, stream: Any, to: Any, film: Film) -> Iterator[Any]:
             upright = _upright(frame)
         upright.push(frame)
         made = upright.pull()
-        if made.width != codec.width:
+        if not codec.is_open:
             codec.width, codec.height = made.width, made.height
+            for meant in COLOURS:
+                setattr(codec, meant, getattr(made, meant))
         made.pts, made.time_base = frame.pts - zero, stream.time_base
         made.pict_type = 0  # the encoder's own choice, not the source's
         yield from to.encode(made)

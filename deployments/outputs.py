@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
+
+import structlog
 
 from deployments.models.contract import Media
 from deployments.previews import preview
 from deployments.provenance import Provenance
 from gateway.leases import ClaimedJob
 from gateway.ports import StoredFile
+from kit.errors import AppError, Unavailable
 from kit.ids import new_id
 from kit.storage import ObjectStore
+
+log = structlog.get_logger(__name__)
 
 EXTENSIONS: Final = {
     "image/png": "png",
@@ -38,7 +44,19 @@ class Outputs:
         self._objects = objects
         self._provenance = provenance
 
-    async def store(self, job: ClaimedJob, place: int, media: Media) -> StoredFile:
+    async def store_all(self, job: ClaimedJob, outputs: Sequence[Media]) -> list[StoredFile]:
+        """Store a job's files, or none. Raises: Unavailable."""
+        stored: list[StoredFile] = []
+        try:
+            for place, media in enumerate(outputs):
+                stored.append(await self._store(job, place, media))
+        except AppError:
+            for file in stored:
+                await self.drop(file)
+            raise
+        return stored
+
+    async def _store(self, job: ClaimedJob, place: int, media: Media) -> StoredFile:
         """Store one file under a name of this attempt, so that a late writer of an older one overwrites nothing."""
         data = media.data
         if self._provenance is not None:
@@ -62,3 +80,11 @@ class Outputs:
             facts=media.facts,
             preview_key=preview_key,
         )
+
+    async def drop(self, file: StoredFile) -> None:
+        """Delete the bytes of a file that was stored and got no row."""
+        try:
+            for key in filter(None, (file.storage_key, file.preview_key)):
+                await self._objects.delete(key)
+        except Unavailable as error:
+            log.warning("bytes without a row are left", storage_key=file.storage_key, problem=str(error))

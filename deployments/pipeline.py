@@ -32,8 +32,8 @@ LEFT_OVER_AT_ONCE: Final = 100
 
 Tell = Callable[[float], None]
 """Says how far a part is, from 0 to 1."""
-Report = Callable[[int, tuple[Stage, ...]], None]
-"""Takes the job's percent and its stages whenever they have changed."""
+Report = Callable[[int, tuple[Stage, ...], Metrics], None]
+"""Takes the job's percent, its stages and what they took whenever they have changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,8 @@ class Pipeline:
         return path
 
     def metrics(self) -> Metrics:
-        """Return what all finished parts took together, earlier attempts' too."""
-        parts = self._kept.values()
+        """Return what all finished parts took together, also those of earlier attempts that were not measured."""
+        parts = [part for part in self._kept.values() if not part.is_measured]
         return Metrics(
             sum(part.run_ms for part in parts),
             sum(part.gpu_ms for part in parts) / 1000,
@@ -168,7 +168,7 @@ class Pipeline:
         return int(sum(share * self._fraction(name) for name, share in self._shares.items()))
 
     def _tell(self) -> None:
-        self._report(self._percent(), self._stages())
+        self._report(self._percent(), self._stages(), self.metrics())
 
 
 def seed_of(job_id: str) -> int:

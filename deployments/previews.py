@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import structlog
 
+from deployments.footage import first_picture
 from deployments.models.contract import Media
 
 log = structlog.get_logger(__name__)
@@ -31,7 +32,7 @@ def preview(media: Media) -> bytes | None:
     try:
         image: Any
         if media.content_type.startswith("video/"):
-            image, most_px = _first_frame(media.data), POSTER_PX
+            image, most_px = first_picture(io.BytesIO(media.data)), POSTER_PX
         else:
             image, most_px = Image.open(io.BytesIO(media.data)).convert("RGB"), THUMBNAIL_PX
         image.thumbnail((most_px, most_px))
@@ -41,11 +42,3 @@ def preview(media: Media) -> bytes | None:
         log.warning("no preview", content_type=media.content_type, problem=type(error).__name__)
         return None
     return file.getvalue()
-
-
-def _first_frame(data: bytes) -> Any:
-    import av
-
-    with av.open(io.BytesIO(data), "r") as film:
-        frame: Any = next(film.decode(video=0))
-        return frame.to_image()

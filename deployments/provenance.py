@@ -1,7 +1,8 @@
 """Content Credentials (C2PA): a signed statement inside a file that a model made it, which model, and where.
 
-Off unless an operator has a certificate and its key. Both are tried when the process starts, so that no job fails of
-them later. A signature has a time and a number of its own: signed files of one seed differ in it.
+Off unless an operator has a certificate and its key. Both are tried when the process starts; should they fail later, as
+when the certificate has run out, files stay unsigned and no job fails of it. A signature has a time and a number of its
+own: signed files of one seed differ in it.
 
 Source: C2PA Technical Specification 2.2; https://opensource.contentauthenticity.org/docs/c2pa-python.
 """
@@ -15,7 +16,12 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Final
 
+import structlog
+
 from kit.settings import Settings, SettingsError
+from kit.telemetry import errors_total
+
+log = structlog.get_logger(__name__)
 
 SIGNED: Final = frozenset(
     {"image/png", "image/webp", "image/jpeg", "video/mp4", "audio/mpeg", "audio/wav", "audio/flac"}
@@ -23,6 +29,8 @@ SIGNED: Final = frozenset(
 """What the library signs of what we make: neither Ogg nor a text has a place for a manifest."""
 SYNTHETIC: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """Made by a model from learned data. Source: IPTC NewsCodes, digital source type."""
+COMPOSITE: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+"""A caller's own, with something in it that a model made: a dub has its film's pictures."""
 _CURVES: Final = {"secp256r1": b"es256", "secp384r1": b"es384", "secp521r1": b"es512"}
 _OFFLINE: Final = {
     # A preview of its own in PNG would make a small WebP ninety times as large.
@@ -48,14 +56,22 @@ class Provenance:
             # No time stamp of an authority: that would be a call over the network in every job.
             self._signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo(algorithm, certificates, key, None))
             self._lock = threading.Lock()
-            self.sign(_pixel(), "image/png", {})
+            self._signed(_pixel(), "image/png", {})
         except c2pa.C2paError as error:
             raise ValueError(f"a trial signature failed ({error})") from error
 
     def sign(self, data: bytes, content_type: str, facts: Mapping[str, Any]) -> bytes:
-        """Return the file with its credentials, or as it is where its format has no place for them."""
+        """Return the file with its credentials, or as it is where its format has no place for them or signing fails."""
         if content_type not in SIGNED:
             return data
+        try:
+            return self._signed(data, content_type, facts)
+        except self._library.C2paError:
+            errors_total.labels("provenance").inc()
+            log.exception("a file stays unsigned", content_type=content_type)
+            return data
+
+    def _signed(self, data: bytes, content_type: str, facts: Mapping[str, Any]) -> bytes:
         signed = io.BytesIO()
         with self._lock, self._library.Builder(_manifest(facts), context=self._context) as builder:
             builder.sign(self._signer, content_type, io.BytesIO(data), signed)
@@ -76,7 +92,8 @@ def _manifest(facts: Mapping[str, Any]) -> dict[str, Any]:
     agent = {"name": str(facts.get("model", "Farebox"))}
     if revision := facts.get("revision"):
         agent["version"] = str(revision)
-    action = {"action": "c2pa.created", "digitalSourceType": SYNTHETIC, "softwareAgent": agent}
+    source = COMPOSITE if "pictures" in facts else SYNTHETIC
+    action = {"action": "c2pa.created", "digitalSourceType": source, "softwareAgent": agent}
     if notice := facts.get("notice"):
         action["description"] = str(notice)
     return {

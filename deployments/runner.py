@@ -41,9 +41,10 @@ from deployments.provenance import provenance_for
 from gateway.catalog import load_catalog
 from gateway.leases import ClaimedJob, Failure, Heartbeat, LeaseLost, Settlement
 from gateway.mail import mailer_for
+from gateway.ports import StoredFile
 from gateway.quantities import MILLI
 from gateway.stages import Stage
-from kit.errors import AppError, Unavailable
+from kit.errors import AppError, NotFound, Unavailable
 from kit.fetch import Fetcher, is_public
 from kit.ids import new_id
 from kit.post import Poster
@@ -97,9 +98,9 @@ class _Run:
     patience: asyncio.Timeout | None = None
     metrics: Metrics | None = None
 
-    def note(self, percent: int, stages: tuple[Stage, ...]) -> None:
-        """Take down how far the job is."""
-        self.progress_percent, self.stages = min(99, percent), stages
+    def note(self, percent: int, stages: tuple[Stage, ...], took: Metrics) -> None:
+        """Take down how far the job is, and what that took."""
+        self.progress_percent, self.stages, self.metrics = min(99, percent), stages, took
         self.at_work = self.at_work or time.perf_counter()
 
     def stop_now(self, why: Literal["canceled", "lost"]) -> None:
@@ -242,10 +243,32 @@ class Runner:
             return await self._fail(run, "timed_out", "The model did not finish in time.", retryable=True)
         except AppError as error:
             return await self._fail(run, error.code, error.message, retryable=error.retryable)
-        stored = [await self._outputs.store(job, place, media) for place, media in enumerate(output.media)]
+        stored = await self._outputs.store_all(job, output.media)
         charged_tokens = job.cost_tokens(output.units_milli)
-        settlement = Settlement(job.id, job.fence, stored, charged_tokens, self._metrics(run, output))
-        return str(await self._until_answered("settle_job", settlement))
+        return await self._settle(
+            Settlement(job.id, job.fence, stored, charged_tokens, self._metrics(run, output))
+        )
+
+    async def _settle(self, done: Settlement) -> str:
+        """Write the result and its charge; the bytes of one that came too late go: no row would ever end them."""
+        try:
+            ended = str(await self._until_answered("settle_job", done))
+        except LeaseLost:
+            await self._drop_unknown(done.outputs)
+            raise
+        if ended != "succeeded":
+            await self._drop_unknown(done.outputs)
+        return ended
+
+    async def _drop_unknown(self, stored: Sequence[StoredFile]) -> None:
+        """Delete the bytes of files that the books don't have: a lost lease may be a lost answer to a success."""
+        for file in stored:
+            try:
+                await self._ledger("signed_file", file.id)
+            except NotFound:
+                await self._outputs.drop(file)
+            except AppError as error:
+                log.warning("bytes without a row are left", storage_key=file.storage_key, problem=str(error))
 
     async def _in_time(self, run: _Run) -> Output:
         """Await the model. A run's time begins with its work: who only waited for it goes back into the queue.
@@ -272,9 +295,7 @@ class Runner:
     async def _generate(self, run: _Run) -> Output:
         job = run.job
         if job.task == dubbing.TASK:
-            output = await self._dubbing.dub(job, run.note)
-            run.metrics = output.metrics
-            return output
+            return await self._dubbing.dub(job, run.note)
         media = await self._inputs.read(job)
         request = GenerateRequest(job.id, job.task, job.input, job.units_milli, media)
         # Closed at once, however it is left: an abandoned stream would let the model compute on.

@@ -17,6 +17,8 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from deployments.models.sound import audible
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -67,7 +69,7 @@ def pieces(path: Path, rate: int, zero_s: float, stopped: IsStopped) -> Iterator
         layout = None if track.codec_context.channels <= 2 else "stereo"  # noqa: PLR2004
         resampler = av.AudioResampler("fltp", layout, rate)
         at = 0
-        for frame in chain(container.decode(track), [None]):
+        for frame in chain(audible(container.decode(track)), [None]):
             if stopped():
                 raise Stopped
             missing = 0

@@ -107,6 +107,23 @@ class HoldOfJob(AppError):
 
 
 @dataclass
+class RangeNotSatisfiable(AppError):
+    """A download was asked for from beyond the file's end."""
+
+    size_bytes: int
+    code = "range_not_satisfiable"
+    status = 416
+
+    @property
+    def message(self) -> str:
+        return f"The file has {self.size_bytes} bytes; the Range header asks for others."
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"content-range": f"bytes */{self.size_bytes}"}
+
+
+@dataclass
 class TooManyFiles(AppError):
     """The caller keeps as many uploads as are allowed."""
 

@@ -66,6 +66,8 @@ async def submit_many(
             outcomes[place] = _replay(answered[key], command)
         elif command.idempotency_key and key in first_use:
             repeats.append((place, first_use[key]))
+        elif command.refusal is not None:
+            outcomes[place] = command.refusal
         else:
             first_use[key] = place
             fresh.append((place, command, payer))

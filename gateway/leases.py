@@ -24,7 +24,7 @@ from gateway.metering import note_attempt
 from gateway.ports import StoredFile
 from gateway.quantities import MILLI
 from gateway.stages import Stage, as_json
-from gateway.tables import jobs
+from gateway.tables import job_stages, jobs
 from gateway.turns import UNBOUNDED, Concurrency, claim_in_turn
 from kit.errors import AppError
 from kit.queries import load_queries
@@ -209,7 +209,7 @@ async def give_back(conn: AsyncConnection, job_id: str, fence: int) -> Ended:
     row = await _lock_running(conn, job_id, fence)
     if row.cancel_requested_at is not None:
         return await _end_unpaid(conn, row, "canceled")
-    return await _requeue(conn, row.id, attempts=max(row.attempts - 1, 0))
+    return await _requeue(conn, row, attempts=max(row.attempts - 1, 0))
 
 
 async def sweep(conn: AsyncConnection, max_attempts: int) -> dict[str, Ended]:
@@ -260,16 +260,21 @@ async def _after_failure(conn: AsyncConnection, row: Row[Any], failure: Failure,
     if row.cancel_requested_at is not None:
         return await _end_unpaid(conn, row, "canceled", metrics=failure.metrics)
     if failure.retryable and row.attempts < max_attempts:
-        return await _requeue(conn, row.id, attempts=row.attempts)
+        return await _requeue(conn, row, attempts=row.attempts)
     return await _end_unpaid(
         conn, row, "failed", code=failure.code, message=failure.message, metrics=failure.metrics
     )
 
 
-async def _requeue(conn: AsyncConnection, job_id: str, attempts: int) -> Ended:
+async def _requeue(conn: AsyncConnection, row: Row[Any], attempts: int) -> Ended:
+    """Queue a job again. Time in which it came further does not count as waiting; its deadline stays."""
+    expires_at: Any = jobs.c.expires_at
+    if await _came_further(conn, row):
+        # Postgres takes the least of those that are not null.
+        expires_at = func.least(jobs.c.expires_at + (func.now() - jobs.c.started_at), jobs.c.deadline)
     await conn.execute(
         update(jobs)
-        .where(jobs.c.id == job_id)
+        .where(jobs.c.id == row.id)
         .values(
             status="queued",
             attempts=attempts,
@@ -277,9 +282,18 @@ async def _requeue(conn: AsyncConnection, job_id: str, attempts: int) -> Ended:
             lease_until=None,
             progress_percent=0,
             fence=jobs.c.fence + 1,
+            expires_at=expires_at,
         )
     )
     return "queued"
+
+
+async def _came_further(conn: AsyncConnection, row: Row[Any]) -> bool:
+    """Tell whether an attempt did something: of a job in stages, whether it finished a part."""
+    if row.stages is None:
+        return bool(row.progress_percent)
+    parts = select(job_stages.c.part).where(job_stages.c.job_id == row.id, job_stages.c.fence == row.fence)
+    return (await conn.execute(parts.limit(1))).first() is not None
 
 
 async def _end_unpaid(  # noqa: PLR0913  # what is written of the end

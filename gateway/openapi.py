@@ -27,6 +27,7 @@ from gateway.errors import (
     EndpointExists,
     IdempotencyKeyReused,
     JobNotFinished,
+    RangeNotSatisfiable,
     RateLimited,
     TooManyEndpoints,
     TooManyFiles,
@@ -88,6 +89,7 @@ _SAMPLES: Final[dict[str, AppError]] = {
         HoldResolved("expired"),
         AmbiguousPrefix(["abcde0F3kq", "abcdeZ81mm"]),
         TooManyFiles(1000),
+        RangeNotSatisfiable(5120),
         EndpointExists("https://example.com/hooks"),
         TooManyEndpoints(20),
         EndpointDisabled(),
@@ -124,6 +126,7 @@ _MEANINGS: Final = {
     409: "In conflict with what is; `error` says how.",
     413: "The body is too large.",
     415: "The body is of another type.",
+    416: "The file has no such bytes; `Content-Range` says how many it has.",
     429: "Too many requests; nothing was done. Try again after `Retry-After` seconds.",
     500: "Our fault. What was done is whole or not at all: repeat a write under its idempotency key.",
     503: "A part is away for now; nothing was charged. Try again after `Retry-After` seconds.",
@@ -243,6 +246,12 @@ CONTENT: Final[dict[int | str, dict[str, Any]]] = {
         "content": {"*/*": {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}},
     },
     307: {"description": "The bytes lie in a bucket: follow `Location`.", "headers": LOCATION},
+}
+PART: Final[dict[int | str, dict[str, Any]]] = {
+    206: {
+        "description": "The part that `Range` asked for; `Content-Range` says which.",
+        "content": CONTENT[200]["content"],
+    }
 }
 
 _TAGS: Final = [

@@ -21,6 +21,7 @@ from gateway.stages import Stage
 from gateway.tool_holds import Held, PlaceHold, SpendHeld
 from gateway.usage import EVERY_DIMENSION, Dimension, Usage
 from gateway.webhook_ports import JobEvent, Webhooks
+from kit.errors import AppError
 from ledger.accounts import World
 from ledger.audit import TrialBalance
 from ledger.balances import Balance
@@ -66,6 +67,8 @@ class SubmitJob:
     webhook_url: str | None = None
     """Where its end is told, beside the account's endpoints; `webhook_events`: which ends, None: all."""
     webhook_events: tuple[JobEvent, ...] | None = None
+    refusal: AppError | None = None
+    """Why it cannot be done now. A repeat of what was submitted before is answered all the same."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,20 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.leases import LeaseLost
 from gateway.stages import Stage, as_json
-from gateway.tables import job_stages, jobs
+from gateway.tables import job_attempts, job_stages, jobs
 
 
 @dataclass(frozen=True, slots=True)
 class StagePart:
     """One finished part of a stage. `facts` are the pipeline's own; `fence` is the lease's that made it.
 
-    Units: `gpu_ms` is the time that it held a GPU.
+    `is_measured`: an earlier attempt's row in `job_attempts` counts it. Units: `gpu_ms` is the time that it held a GPU.
     """
 
     job_id: str
@@ -35,6 +35,7 @@ class StagePart:
     run_ms: int
     gpu_ms: int
     peak_memory_bytes: int
+    is_measured: bool = False
 
 
 async def keep(conn: AsyncConnection, part: StagePart, stages: Sequence[Stage], percent: int) -> None:
@@ -68,7 +69,11 @@ async def keep(conn: AsyncConnection, part: StagePart, stages: Sequence[Stage], 
 async def kept(conn: AsyncConnection, job_id: str, fence: int) -> list[StagePart]:
     """Return what was made of a job before. Raises: LeaseLost."""
     await _hold_lease(conn, job_id, fence)
-    query = select(job_stages).where(job_stages.c.job_id == job_id)
+    # An attempt that ended counted what it made, and what those before it made that were given back or died.
+    measured = exists().where(
+        job_attempts.c.job_id == job_stages.c.job_id, job_attempts.c.fence >= job_stages.c.fence
+    )
+    query = select(job_stages, measured.label("is_measured")).where(job_stages.c.job_id == job_id)
     rows = await conn.execute(query.order_by(job_stages.c.stage, job_stages.c.part))
     return [
         StagePart(
@@ -81,6 +86,7 @@ async def kept(conn: AsyncConnection, job_id: str, fence: int) -> list[StagePart
             row.run_ms,
             row.gpu_ms,
             row.peak_memory_bytes,
+            row.is_measured,
         )
         for row in rows
     ]

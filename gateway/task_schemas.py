@@ -50,9 +50,10 @@ MEDIA: Final[Mapping[str, tuple[str, ...]]] = {
     "sourceImage": ("image/",),
     "audio": ("audio/", "video/"),
     "video": ("video/",),
-    "referenceAudio": ("audio/",),
+    "referenceAudio": ("audio/", "video/"),
 }
-"""The beginnings of the types that each media input may have; a film has a sound track."""
+"""The beginnings of the types that each media input may have. A film has a sound track, and what a browser records of a
+microphone alone is in a film's container too."""
 
 
 def _not_blank(value: str) -> str:

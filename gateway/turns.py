@@ -50,9 +50,9 @@ async def claim_in_turn(  # noqa: PLR0913, PLR0917  # what a claim is made of
 ) -> Sequence[Row[Any]]:
     """Take up to `limit` queued jobs of an application in turn, and move the turns on; returns their rows.
 
-    Claims of one application go one after the other: each sees the turns that the last one left.
+    Claims go one after the other: each sees the turns that the last one left, and what runs at the other applications.
     """
-    await conn.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"turns {application}", 0))))
+    await conn.execute(select(func.pg_advisory_xact_lock(func.hashtextextended("turns", 0))))
     rows = await conn.execute(
         queries["claim_in_turn"],
         {

@@ -34,12 +34,15 @@ TOTAL_TIMEOUT_S: Final = 120.0
 """25 MB on a line of two megabits a second."""
 HEAD_BYTES: Final = 64
 """Enough for every signature that tells a file's type."""
-TRANSLATED: Final = tuple(
-    ip_network(each) for each in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")
-)
-"""IPv6 ranges that carry an IPv4 address inside, which a gateway may lead to a private one.
+UNICAST: Final = ip_network("2000::/3")
+"""All of IPv6 that is given out on the internet. Outside lie old site-local addresses and most translations of IPv4.
 
-Source: RFC 6052, RFC 8215, RFC 3056, RFC 4380, RFC 4291.
+Source: IANA, "Internet Protocol Version 6 Address Space".
+"""
+TRANSLATED: Final = tuple(ip_network(each) for each in ("2002::/16", "2001::/32"))
+"""Ranges in it that carry an IPv4 address inside, which a gateway may lead to a private one.
+
+Source: RFC 3056, RFC 4380.
 """
 
 
@@ -85,7 +88,7 @@ def is_public(address: Address) -> bool:
     if isinstance(address, IPv6Address):
         if address.ipv4_mapped is not None:
             return is_public(address.ipv4_mapped)
-        if any(address in network for network in TRANSLATED):
+        if address not in UNICAST or any(address in network for network in TRANSLATED):
             return False
     return address.is_global and not address.is_multicast
 
@@ -144,9 +147,8 @@ class Fetcher:
                 # The certificate is verified against the name, though the connection goes to the address.
                 client.stream("GET", pinned, headers=headers, extensions={"sni_hostname": host}) as answer,
             ):
-                if answer.is_redirect:
-                    where: str = answer.headers.get("location", "")
-                    return urljoin(url, where)
+                if answer.has_redirect_location:
+                    return _joined(url, answer.headers["location"], field)
                 self._judge(answer, field, max_bytes)
                 return await _body(answer, field, max_bytes, check)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -193,6 +195,13 @@ class Fetcher:
         declared = answer.headers.get("content-length", "")
         if declared.isascii() and declared.isdigit() and int(declared) > max_bytes:
             raise InputRefused(field, f"is larger than {max_bytes} bytes")
+
+
+def _joined(url: str, where: str, field: str) -> str:
+    try:
+        return urljoin(url, where)
+    except ValueError as error:
+        raise InputRefused(field, "leads to what is not a URL") from error
 
 
 async def _body(answer: httpx.Response, field: str, max_bytes: int, check: Check) -> bytes:

@@ -62,7 +62,7 @@ class ObjectInfo:
 
 
 class ObjectStream:
-    """One object's content in chunks of CHUNK_BYTES at most, and its `info`.
+    """One object's content, or a part of it, in chunks of CHUNK_BYTES at most, and the whole object's `info`.
 
     Both are of the version that was opened, whatever is written meanwhile.
     """
@@ -132,10 +132,13 @@ class ObjectStore:
             result = await obstore.get_async(self._store, key)
             return bytes(await result.bytes_async())
 
-    async def stream(self, key: str) -> ObjectStream:
-        """Open an object for reading in chunks; a missing one raises here, before the first chunk."""
+    async def stream(self, key: str, span: tuple[int, int] | None = None) -> ObjectStream:
+        """Open an object for reading in chunks; a missing one raises here, before the first chunk.
+
+        `span`: from which byte to before which; it must begin within the object.
+        """
         with _translated(_check_key(key)):
-            result = await obstore.get_async(self._store, key)
+            result = await obstore.get_async(self._store, key, options={"range": span} if span else {})
             return ObjectStream(_info(key, result.meta, result.attributes), result)
 
     async def head(self, key: str) -> ObjectInfo:

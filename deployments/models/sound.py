@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,6 +29,8 @@ _CODECS: Final = {"mp3": "libmp3lame", "wav": "pcm_s16le", "flac": "flac", "opus
 _SAMPLE_FORMATS: Final = {"mp3": "s16p", "wav": "s16", "flac": "s16", "opus": "s16"}
 MAX_STREAMS: Final = 16
 """A film with several languages has fewer; a made-up file can have thousands, each with a decoder of its own."""
+LEAST_RATE: Final = 4_000
+"""Half of a telephone's. One frame of a file that names a few samples a second becomes gigabytes at a model's rate."""
 _LAYOUTS: Final = {1: "mono", 2: "stereo"}
 _MP3_BITS_PER_S: Final = 192_000
 """From there on few people tell it from the original."""
@@ -111,6 +113,14 @@ def tags(facts: Mapping[str, Any]) -> dict[str, str]:
     return {"comment": json.dumps({"software": "Farebox", **facts}, ensure_ascii=False)}
 
 
+def audible(frames: Iterator[Any]) -> Iterator[Any]:
+    """Yield frames that may be brought to another rate. Raises: ValueError for one that would grow without measure."""
+    for frame in frames:
+        if frame.sample_rate < LEAST_RATE:
+            raise ValueError(f"has fewer than {LEAST_RATE} samples a second")
+        yield frame
+
+
 def decode(file: InputFile, field: str, rate: int, max_s: float) -> np.ndarray[Any, Any]:
     """Return a caller's sound, or a film's sound track, as mono samples at a rate.
 
@@ -130,7 +140,7 @@ def decode(file: InputFile, field: str, rate: int, max_s: float) -> np.ndarray[A
             if not container.streams.audio:
                 raise ModelRefused(field, "has no sound in it")
             resampler = av.AudioResampler("fltp", None, rate)
-            frames = container.decode(container.streams.audio[0])
+            frames = audible(container.decode(container.streams.audio[0]))
             for made in chain.from_iterable(resampler.resample(frame) for frame in chain(frames, [None])):
                 # The mean, and not the library's mix, which can be louder than full.
                 parts.append(made.to_ndarray().mean(axis=0))

@@ -10,15 +10,23 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from gateway.bodies import StrictRoute
 from gateway.deps import SECURED, CallerKey, Parts, PartsOf, credential_of, own_id, page_before
-from gateway.downloads import content_path, disposition, preview_path, preview_url, signed_url
+from gateway.downloads import (
+    content_path,
+    disposition,
+    preview_path,
+    preview_url,
+    signed_url,
+    span_asked,
+)
 from gateway.file_answers import FileDeleted, Files, FileShown
 from gateway.forms import Upload, read_form, require_form
 from gateway.listing import FileCursor, Limit, page
-from gateway.openapi import CONTENT, READ, UPLOAD, WRITE, problems
+from gateway.openapi import CONTENT, PART, READ, UPLOAD, WRITE, problems
 from gateway.ports import StoredFile
 from gateway.responses import json_response
 from gateway.uploads import delete_bytes, keep_upload
 from kit.errors import InvalidRequest, NotFound
+from kit.storage import MAX_PRESIGN_S
 from ledger import scopes
 
 router = APIRouter(prefix="/api/v1", tags=["Files"], route_class=StrictRoute)
@@ -108,11 +116,8 @@ async def preview_file(request: Request, file_id: str, parts: PartsOf) -> Respon
         file = await parts.ledger.file(credential_of(request), file_id)
     if file.preview_key is None:
         raise NotFound("preview")
-    bucket_url = await parts.objects.presigned_url(file.preview_key, parts.settings.url_ttl_s)
-    if bucket_url is not None:
-        return RedirectResponse(
-            bucket_url, 307, {"cache-control": "no-store", "referrer-policy": "no-referrer"}
-        )
+    if (elsewhere := await _in_bucket(parts, file.preview_key)) is not None:
+        return elsewhere
     return Response(
         await parts.objects.get(file.preview_key),
         media_type="image/webp",
@@ -130,33 +135,39 @@ async def preview_file(request: Request, file_id: str, parts: PartsOf) -> Respon
     operation_id="downloadFile",
     summary="Download a file",
     response_class=Response,
-    responses=CONTENT | problems(*READ, "not_found"),
+    responses=CONTENT | PART | problems(*READ, "not_found", "range_not_satisfiable"),
     openapi_extra={"security": [*SECURED["security"], {}]},
 )
 async def download_file(request: Request, file_id: str, parts: PartsOf) -> Response:
-    """The bytes, for whoever has the file's key or a signed URL. Kept in a bucket, they come by redirect."""
+    """The bytes, for whoever has the file's key or a signed URL, or the part that `Range` names.
+
+    Kept in a bucket, they come by redirect.
+    """
     own_id("file", file_id)
     if "signature" in request.query_params:
         parts.signer.verify(content_path(file_id), request.query_params, int(time.time()))
         file = await parts.ledger.signed_file(file_id)
     else:
         file = await parts.ledger.file(credential_of(request), file_id)
-    bucket_url = await parts.objects.presigned_url(file.storage_key, parts.settings.url_ttl_s)
-    if bucket_url is not None:
-        return RedirectResponse(
-            bucket_url, 307, {"cache-control": "no-store", "referrer-policy": "no-referrer"}
-        )
-    content = await parts.objects.stream(file.storage_key)
+    if (elsewhere := await _in_bucket(parts, file.storage_key)) is not None:
+        return elsewhere
+    etag = f'"{file.sha256}"'
+    span = span_asked(request.headers, etag, file.size_bytes)
+    begin, end = span or (0, file.size_bytes)
+    ranged = {"content-range": f"bytes {begin}-{end - 1}/{file.size_bytes}"} if span else {}
     return StreamingResponse(
-        content,
+        await parts.objects.stream(file.storage_key, span),
+        206 if span else 200,
         media_type=file.content_type,
         headers={
-            "content-length": str(content.info.size_bytes),
+            **ranged,
+            "accept-ranges": "bytes",
+            "content-length": str(end - begin),
             "content-disposition": disposition(file.name, file.content_type),
             "content-security-policy": UNTRUSTED,
             "cache-control": "private, no-store",
             "referrer-policy": "no-referrer",
-            "etag": f'"{file.sha256}"',
+            "etag": etag,
         },
     )
 
@@ -177,6 +188,14 @@ def shown(parts: Parts, file: StoredFile) -> dict[str, Any]:
         "keptUntil": file.kept_until,
         **preview_url(parts, file),
     }
+
+
+async def _in_bucket(parts: Parts, key: str) -> Response | None:
+    """Return the way to an object that its bucket serves itself, for as long as a bucket signs at most."""
+    url = await parts.objects.presigned_url(key, min(parts.settings.url_ttl_s, MAX_PRESIGN_S))
+    if url is None:
+        return None
+    return RedirectResponse(url, 307, {"cache-control": "no-store", "referrer-policy": "no-referrer"})
 
 
 async def _read_upload(request: Request) -> Upload:

@@ -25,7 +25,7 @@ from gateway.deps import (
     page_before,
 )
 from gateway.downloads import preview_url, signed_url
-from gateway.errors import CostExceedsLimit
+from gateway.errors import CostExceedsLimit, TaskUnavailable
 from gateway.fingerprints import fingerprint
 from gateway.listing import JobCursor, Limit, page
 from gateway.openapi import LOCATION, PAID, READ, REPLAYED, WAITED, WRITE, X402, problems
@@ -103,12 +103,17 @@ async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
     catalog = await parts.price_list()
     task = catalog.task(body.task)
     job_input = task_input(task.name, body.input)
-    application = await _application(parts, credential, task, job_input)
     quote = catalog.quote(task.name, job_input)
     limit_tokens = body.limit_tokens
-    if limit_tokens is not None and quote.cost_tokens > limit_tokens:
-        raise CostExceedsLimit(quote.cost_tokens, limit_tokens)
     retry_key = agreed_key([key for key in (header_key, body.idempotency_key) if key is not None])
+    application, refusal = task.application, None
+    try:
+        application = await _application(parts, credential, task, job_input)
+        _within(limit_tokens, quote)
+    except (NotFound, Unavailable, TaskUnavailable, CostExceedsLimit) as error:
+        if credential is None or retry_key is None:
+            raise
+        refusal = error  # unless this is a retry of what was accepted when it could be done
     meaning = fingerprint({"task": task.name, "input": job_input, "limit": limit_tokens} | body.terms)
     webhook_url = own_url(parts, "webhookUrl", body.webhook_url)
     paid = None
@@ -135,6 +140,7 @@ async def submit_job(  # noqa: PLR0913, PLR0917  # what the request brings
             world=credential.world,
             webhook_url=webhook_url,
             webhook_events=None if body.webhook_events is None else tuple(body.webhook_events),
+            refusal=refusal,
         )
     )
     urls = _urls(parts, receipt.job_id)
@@ -165,6 +171,12 @@ async def _application(
                 raise NotFound("file")
             await parts.ledger.file(credential, own_id("file", value))
     return await working_application(parts, credential.world if credential else "live", task)
+
+
+def _within(limit_tokens: int | None, quote: Quote) -> None:
+    """Return if the caller agreed to pay as much. Raises: CostExceedsLimit."""
+    if limit_tokens is not None and quote.cost_tokens > limit_tokens:
+        raise CostExceedsLimit(quote.cost_tokens, limit_tokens)
 
 
 async def _paid(  # noqa: PLR0913, PLR0917  # the call that is sold

@@ -11,6 +11,7 @@ from gateway.app import create_app
 from gateway.downloads import disposition, media_type, plain_name
 from gateway.file_answers import FileDeleted, Files, FileShown
 from kit.errors import Unavailable
+from kit.storage import ObjectStore
 
 FILES = "/api/v1/files"
 PNG = b"\x89PNG\r\n\x1a\n" + b"." * 100
@@ -42,6 +43,48 @@ async def test_an_upload_is_kept_under_the_type_that_its_content_shows(client, c
         assert answer.headers["content-length"] == str(len(PNG))
     head = await client.head(path_of(file["url"]))
     assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(PNG)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "begin", "end"),
+    [
+        ("bytes=0-1", 0, 2),
+        ("bytes=8-", 8, 108),
+        ("bytes=-10", 98, 108),
+        ("bytes=100-9999", 100, 108),
+        ("bytes=-500", 0, 108),
+    ],
+)
+async def test_206_a_player_gets_the_part_that_it_asks_for(client, customer, asked, begin, end):
+    file = await upload((await customer()).client)
+    whole = await client.get(path_of(file["url"]))
+    assert whole.headers["accept-ranges"] == "bytes"
+    part = await client.get(path_of(file["url"]), headers={"range": asked, "if-range": whole.headers["etag"]})
+    assert (part.status_code, part.content) == (206, PNG[begin:end])
+    assert part.headers["content-range"] == f"bytes {begin}-{end - 1}/{len(PNG)}"
+    assert part.headers["content-length"] == str(end - begin)
+    assert part.headers["etag"] == whole.headers["etag"]
+
+
+@pytest.mark.parametrize("asked", ["bytes=5-2", "bytes=0-1,4-5", "lines=0-1", "bytes=-", "bytes=x-y", "0-1"])
+async def test_200_a_range_that_is_not_understood_is_passed_over(client, customer, asked):
+    file = await upload((await customer()).client)
+    answer = await client.get(path_of(file["url"]), headers={"range": asked})
+    assert (answer.status_code, answer.content) == (200, PNG)
+
+
+async def test_200_a_range_of_another_version_gets_the_whole_file(client, customer):
+    file = await upload((await customer()).client)
+    answer = await client.get(path_of(file["url"]), headers={"range": "bytes=0-1", "if-range": '"other"'})
+    assert (answer.status_code, answer.content) == (200, PNG)
+
+
+@pytest.mark.parametrize("asked", ["bytes=108-", "bytes=999999-9999999", "bytes=-0"])
+async def test_416_a_range_beyond_the_end(client, customer, asked):
+    file = await upload((await customer()).client)
+    answer = await client.get(path_of(file["url"]), headers={"range": asked})
+    assert (answer.status_code, answer.json()["error"]) == (416, "range_not_satisfiable")
+    assert answer.headers["content-range"] == f"bytes */{len(PNG)}"
 
 
 async def test_html_in_any_disguise_is_saved_and_never_shown(customer):
@@ -124,6 +167,19 @@ async def test_a_bucket_is_downloaded_from_by_redirect(client, customer, objects
     answer = await client.get(path_of(file["url"]))
     assert answer.status_code == 307
     assert answer.headers["location"] == f"https://bucket.test/uploads/{file['id']}?ttl=3600"
+
+
+async def test_a_bucket_serves_for_a_week_though_our_own_urls_live_longer(
+    client, customer, objects, settings, monkeypatch
+):
+    owner = await customer()
+    url = path_of((await upload(owner.client))["url"])
+    bucket = ObjectStore("s3://results", {"access_key_id": "AKIDEXAMPLE", "secret_access_key": "secret"})
+    monkeypatch.setattr(objects, "presigned_url", bucket.presigned_url)
+    monkeypatch.setitem(settings.__dict__, "url_ttl_s", 30 * 24 * 3600)
+    answer = await client.get(url)
+    assert answer.status_code == 307
+    assert "X-Amz-Expires=604800" in answer.headers["location"]
 
 
 async def test_uploads_stop_at_the_limit_and_leave_no_bytes_behind(
@@ -220,6 +276,8 @@ async def test_bytes_stay_while_the_outcome_is_open(settings, stub_ledger, model
         (b"RIFF....WAVEfmt ", "audio/wav"),
         (b"....ftypisom", "video/mp4"),
         (b"....ftypM4A ", "audio/mp4"),
+        (b"....ftypheic", "image/heic"),
+        (b"....ftypavif", "image/avif"),
         (b"<html>", "application/octet-stream"),
         (b"", "application/octet-stream"),
     ],

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.answers import BalanceShown, JobAccepted, Jobs, JobShown
 from gateway.leases import Failure, Settlement
-from gateway.ports import StoredFile
+from gateway.ports import ModelState, StoredFile
 from kit.ids import new_id
 
 JOBS = "/api/v1/media/jobs"
@@ -62,6 +62,23 @@ async def test_the_published_request_is_accepted_and_its_cost_held(customer, db,
         "held": {"credits": 1.0, "tokens": 100},
     }
     await assert_sound(db)
+
+
+async def test_a_retry_of_what_was_accepted_is_answered_when_it_could_not_be_done_any_more(customer, models):
+    owner = await customer()
+    sent = await owner.client.post("/api/v1/files", files={"file": ("fox.png", PIXELS, "image/png")})
+    edit = {"task": "image.edit", "input": {"prompt": "at night", "sourceImageFileId": sent.json()["id"]}}
+    orders = [FOX | {"idempotencyKey": "fox"}, edit | {"idempotencyKey": "edit"}]
+    first = [(await owner.client.post(JOBS, json=order)).json() for order in orders]
+    await owner.client.delete(f"/api/v1/files/{sent.json()['id']}")
+    for name in list(models.known):
+        models.known[name] = ModelState(name, "unavailable", "its model could not be started.", failed=True)
+    for order, answer in zip(orders, first, strict=True):
+        again = await owner.client.post(JOBS, json=order)
+        assert (again.status_code, again.json()) == (202, answer)
+        fresh = await owner.client.post(JOBS, json=order | {"idempotencyKey": "fresh"})
+        assert fresh.status_code in {404, 503}
+    assert await owner.tokens() == 60_000 - 200
 
 
 async def test_a_replay_returns_the_same_body_and_holds_nothing_again(customer):

@@ -495,6 +495,22 @@ async def _end_overlaps(conn):
     await conn.execute(text("UPDATE webhook_endpoints SET old_until = now() - interval '1 s'"))
 
 
+async def test_an_endpoint_with_more_to_hear_than_is_looked_at_keeps_nobody_waiting(
+    house, customers, monkeypatch
+):
+    monkeypatch.setattr("gateway.deliveries.LOOKED_AT", 5)
+    await house.server.add_endpoint(house.customer.credential, house.url, None)
+    for _ in range(3 * deliveries.EACH):
+        await house.end_a_job()
+    async with house.db.transaction() as conn:
+        quiet = await customers(conn, 500)
+        await webhooks.add(conn, ROOT, quiet.account_id, house.url, None)
+        await cancel_queued(conn, quiet, await submitted(conn, quiet, url=None))
+    await house.deliver()
+    (delivery,) = await house.server.deliveries(quiet.credential, 9, None, None)
+    assert delivery.status == "delivered"
+
+
 async def test_a_jobs_own_url_is_signed_by_the_endpoint_without_a_url(house):
     await house.end_a_job(house.url)
     (signer,) = await house.server.endpoints(house.customer.credential)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import struct
 from collections import Counter
 from contextlib import asynccontextmanager
 
@@ -12,10 +13,12 @@ import av
 import numpy as np
 import pytest
 import pytest_asyncio
+from PIL import Image
 from sqlalchemy import text
 
 from deployments import soundtrack
 from deployments.dubbing import STAGES
+from deployments.footage import COLOURS
 from deployments.handles import ModelAway
 from deployments.ledger import LedgerServer
 from deployments.models import sound
@@ -45,12 +48,14 @@ def tone(hz, seconds, rate=RATE):
     return (0.5 * np.sin(2 * np.pi * hz * np.arange(int(seconds * rate)) / rate)).astype("float32")
 
 
-def film(codec="libx264", *, with_sound=True, seconds=3.5, rate=20):
+def film(codec="libx264", *, with_sound=True, seconds=3.5, rate=20, kind="mp4", colours=()):
     """A film of a moving bar with a low tone, as bytes."""
     made = io.BytesIO()
-    with av.open(made, "w", format="mp4") as container:
+    with av.open(made, "w", format=kind) as container:
         pictures = container.add_stream(codec, rate=rate)
         pictures.width, pictures.height, pictures.pix_fmt = 96, 64, "yuv420p"
+        for meant, value in zip(COLOURS, colours, strict=False):
+            setattr(pictures.codec_context, meant, value)
         track = container.add_stream("aac", rate=44_100, layout="mono") if with_sound else None
         for number in range(int(seconds * rate)):
             image = np.zeros((64, 96, 3), "uint8")
@@ -173,8 +178,9 @@ class House:
 @pytest_asyncio.fixture
 async def house(db, fresh_url, tmp_path, customers, assert_sound, monkeypatch):  # noqa: PLR0917
     monkeypatch.setattr("deployments.runner.AWAY_S", 0.05)
+    monkeypatch.setattr("deployments.runner.BEAT_S", 0.1)
     monkeypatch.setattr("deployments.runner.SWEEP_S", 0.1)
-    settings = Settings(database_url=fresh_url, data_dir=tmp_path, secret="s", lease_s=0.5, job_attempts=12)
+    settings = Settings(database_url=fresh_url, data_dir=tmp_path, secret="s", job_attempts=12)
     server = LedgerServer(settings)
     async with db.transaction() as conn:
         owner = await customers(conn, 1_000)
@@ -272,6 +278,67 @@ async def test_a_film_that_no_browser_plays_is_encoded_and_without_background_on
     assert job.output[0].facts["pictures"] == "encoded"
 
 
+async def test_a_film_that_is_encoded_keeps_what_its_colours_mean(house):
+    bright = (9, 18, 9, 1)  # BT.2020 primaries and matrix, HLG, limited range: what a telephone takes
+    job = await house.dubbed(data=film("libx265", colours=bright))
+    assert job.output[0].facts["pictures"] == "encoded"
+    with av.open(io.BytesIO(await house.output(job))) as container:
+        frame = next(container.decode(video=0))
+    assert tuple(int(getattr(frame, meant)) for meant in COLOURS) == bright
+
+
+async def test_a_film_from_a_container_without_decoding_times_keeps_all_its_pictures(house):
+    data = film(kind="matroska")
+    with av.open(io.BytesIO(data)) as container:
+        assert sum(packet.dts is None and packet.size > 0 for packet in container.demux(video=0)) > 0
+        container.seek(0)
+        wanted = [frame.to_ndarray() for frame in container.decode(video=0)]
+    job = await house.dubbed(data=data)
+    assert job.output[0].facts["pictures"] == "copied"
+    with av.open(io.BytesIO(await house.output(job))) as container:
+        frames = list(container.decode(video=0))
+    assert [frame.time for frame in frames] == pytest.approx([number / 20 for number in range(70)], abs=0.002)
+    assert all((frame.to_ndarray() == other).all() for frame, other in zip(frames, wanted, strict=True))
+
+
+def on_its_side(data):
+    """Return a film that is shown turned by 90 degrees, as a telephone held upright writes it."""
+    turned = bytearray(data)
+    # In the first track's header, after its 4 bytes of version and flags, 20 of times and 16 more: a matrix.
+    at = turned.index(b"tkhd") + 44
+    turned[at : at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 64 << 16, 0, 1 << 30)
+    return bytes(turned)
+
+
+async def test_a_film_of_a_telephone_held_upright_is_shown_upright_and_so_is_its_poster(house):
+    job = await house.dubbed(data=on_its_side(film()))
+    facts = job.output[0].facts
+    assert (facts["pictures"], facts["width"], facts["height"]) == ("copied", 64, 96)
+    with av.open(io.BytesIO(await house.output(job))) as container:
+        assert next(container.decode(video=0)).rotation == -90
+    poster = Image.open(io.BytesIO(await house.objects.get(job.output[0].preview_key)))
+    assert poster.size == (64, 96)
+    # The bar that stands at the left edge of what the camera saw lies along the upper one.
+    top, bottom = (poster.convert("L").getpixel((32, y)) for y in (3, 90))
+    assert (top > 150, bottom < 50) == (True, True)
+
+
+def with_broken_pictures(data):
+    broken = bytearray(data)
+    with av.open(io.BytesIO(data)) as container:
+        found = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.dts is not None]
+    for at, length in found[5:]:
+        broken[at : at + length] = b"\xff" * length
+    return bytes(broken)
+
+
+async def test_a_film_whose_pictures_are_damaged_is_refused_as_that_and_costs_nothing(house):
+    job = await house.dubbed(data=with_broken_pictures(film("libvpx-vp9")))
+    assert (job.status, job.error_code, job.charged_tokens, job.attempts) == ("failed", "input_refused", 0, 1)
+    assert "damaged pictures" in job.error_message
+    assert await house.free() == 1_000
+
+
 async def test_runners_that_die_after_every_part_repeat_none_and_charge_once(house, monkeypatch):
     monkeypatch.setattr("deployments.dubbing.AT_ONCE", 1)
     job_id = await house.submit()
@@ -299,6 +366,8 @@ async def test_runners_that_die_after_every_part_repeat_none_and_charge_once(hou
         died = asyncio.Event()
         async with house.runner(models, Mortal(house.server)), asyncio.timeout(30):
             await died.wait()
+        async with house.db.transaction() as conn:  # its lease runs out
+            await conn.execute(text("UPDATE jobs SET lease_until = now() WHERE status = 'running'"))
     async with house.runner(models):
         job = await house.ended(job_id)
     assert kept == parts
@@ -332,7 +401,9 @@ async def test_a_lost_lease_stops_the_work_and_stores_nothing_more(house):
 
     async def taken_over(_):
         async with house.db.transaction() as conn:
-            await conn.execute(text("UPDATE jobs SET fence = fence + 1, runner = 'run_other'"))
+            await conn.execute(
+                text("UPDATE jobs SET fence = fence + 1, runner = 'run_other', lease_until = now()")
+            )
         asked.set()
 
     models.trouble["text.translate"] = taken_over
@@ -387,7 +458,10 @@ async def test_a_canceled_job_stops_in_its_stage_and_costs_nothing(house):
     assert await house.free() == 1_000
 
 
-async def test_a_model_that_fails_in_the_middle_is_tried_again_from_there(house):
+async def test_a_model_that_fails_in_the_middle_is_tried_again_from_there_and_each_attempt_measured(
+    house, monkeypatch
+):
+    monkeypatch.setattr("deployments.dubbing.AT_ONCE", 1)
     models = Models()
 
     async def fail_once(call):
@@ -398,6 +472,10 @@ async def test_a_model_that_fails_in_the_middle_is_tried_again_from_there(house)
     job = await house.dubbed(models)
     assert (job.status, job.attempts) == ("succeeded", 2)
     assert (models.calls["audio.transcribe"], models.calls["text.translate"]) == (1, 2)
+    async with house.db.transaction() as conn:
+        rows = await conn.execute(text("SELECT outcome, on_gpu, busy_us FROM job_attempts ORDER BY fence"))
+        assert [tuple(row) for row in rows] == [("failed", True, 2_000_000), ("succeeded", True, 4_000_000)]
+    assert job.metrics["gpuSeconds"] == 4.0
 
 
 async def test_a_refusal_names_its_stage_and_is_not_tried_again(house):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import text
 
-from gateway import jobs, leases
-from gateway.errors import IdempotencyKeyReused
+from gateway import jobs, leases, stage_parts
+from gateway.errors import CostExceedsLimit, IdempotencyKeyReused
 from gateway.leases import Failure, Heartbeat, LeaseLost, Settlement
 from gateway.ports import JobReceipt, StoredFile, SubmitJob
+from gateway.stage_parts import StagePart
+from gateway.stages import Stage
 from kit.errors import AuthRequired, NotFound
 from kit.ids import new_id
 from ledger.balances import balance
@@ -20,6 +23,7 @@ from ledger.keys import Credential
 
 HOUR = timedelta(hours=1)
 LEASE = timedelta(seconds=30)
+SPEAKING = Stage("speak", "running", 0.5)
 
 
 def submit_of(customer, *, key=None, fingerprint="a", cost=100, credential=None):
@@ -131,6 +135,17 @@ async def test_the_same_idempotency_key_gives_the_first_answer_again(conn, custo
         first.created_at,
     )
     assert await free(conn, customer) == 300
+
+
+async def test_what_cannot_be_done_any_more_is_refused_but_for_a_repeat(conn, customers):
+    customer = await customers(conn, 250)
+    first = await submitted(conn, customer, key="k")
+    dearer = CostExceedsLimit(200, 100)
+    sent = [replace(submit_of(customer, key=key, cost=200), refusal=dearer) for key in ("k", "new", None)]
+    again, *others = await jobs.submit_many(conn, sent, HOUR)
+    assert (again.job_id, again.replayed) == (first.job_id, True)
+    assert others == [dearer, dearer]
+    assert await free(conn, customer) == 150
 
 
 async def test_the_same_idempotency_key_with_another_meaning_is_refused(conn, customers):
@@ -311,6 +326,58 @@ async def test_a_job_that_no_model_took_in_time_expires_and_frees_its_hold(conn,
     assert await leases.sweep(conn, 3) == {job_id: "expired"}
     job = await jobs.job(conn, customer.account_id, job_id)
     assert (job.status, job.charged_tokens, job.error_code) == ("expired", 0, "expired")
+    assert await free(conn, customer) == 250
+
+
+async def worked_for_two_hours(conn, customer, percent, deadline=None, stages=None):
+    claimed = await running(conn, customer)
+    await leases.renew(conn, [Heartbeat(claimed.id, claimed.fence, percent, stages)], LEASE)
+    await conn.execute(
+        text(
+            "UPDATE jobs SET started_at = now() - interval '2 hours', expires_at = now() - interval '1 hour',"
+            " deadline = :deadline WHERE id = :id"
+        ),
+        {"id": claimed.id, "deadline": deadline},
+    )
+    return claimed
+
+
+@pytest.mark.parametrize("way", ["fail", "give_back", "lapse"])
+async def test_time_at_work_is_no_waiting_so_that_an_interrupted_job_goes_on(conn, customers, way):
+    customer = await customers(conn, 250)
+    claimed = await worked_for_two_hours(conn, customer, 50)
+    if way == "fail":
+        await leases.fail(conn, Failure(claimed.id, claimed.fence, "x", "y", True, {}), 3)
+    elif way == "give_back":
+        await leases.give_back(conn, claimed.id, claimed.fence)
+    else:
+        await lapse(conn, claimed.id)
+        await leases.sweep(conn, 3)
+    assert await leases.sweep(conn, 3) == {}
+    assert [job.id for job in await leases.claim(conn, "run_b", "image", 1, LEASE)] == [claimed.id]
+
+
+async def test_of_a_job_in_stages_time_at_work_is_what_finished_a_part(conn, customers):
+    customer = await customers(conn, 250)
+    claimed = await worked_for_two_hours(conn, customer, 50, stages=(SPEAKING,))
+    part = StagePart(claimed.id, "speak", 0, claimed.fence, "stages/a", {}, 1, 0, 1)
+    await stage_parts.keep(conn, part, [SPEAKING], 50)
+    await leases.give_back(conn, claimed.id, claimed.fence)
+    assert await leases.sweep(conn, 3) == {}
+
+
+@pytest.mark.parametrize(
+    ("percent", "deadline", "stages"),
+    [(0, None, None), (50, timedelta(minutes=-1), None), (50, None, (SPEAKING,))],
+)
+async def test_a_job_that_only_waited_or_whose_deadline_passed_expires_all_the_same(
+    conn, customers, percent, deadline, stages
+):
+    customer = await customers(conn, 250)
+    due = deadline and datetime.now(UTC) + deadline
+    claimed = await worked_for_two_hours(conn, customer, percent, due, stages)
+    await leases.give_back(conn, claimed.id, claimed.fence)
+    assert await leases.sweep(conn, 3) == {claimed.id: "expired"}
     assert await free(conn, customer) == 250
 
 

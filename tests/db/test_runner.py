@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import socket
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import pytest_asyncio
+from PIL import Image
 from sqlalchemy import text
 
 from deployments.handles import ModelAway, ModelGone, local_ledger
@@ -72,9 +75,11 @@ class Books:
 
 
 @pytest_asyncio.fixture
-async def house(db, fresh_url, tmp_path, customers):
+async def house(db, fresh_url, tmp_path, customers, monkeypatch):
+    monkeypatch.setattr("deployments.runner.BEAT_S", 0.1)
+    monkeypatch.setattr("deployments.runner.SWEEP_S", 0.1)
     settings = Settings(
-        database_url=fresh_url, data_dir=tmp_path, secret="s", lease_s=0.6, job_attempts=3, job_run_ttl_s=30
+        database_url=fresh_url, data_dir=tmp_path, secret="s", job_attempts=3, job_run_ttl_s=30
     )
     server = LedgerServer(settings)
     async with db.transaction() as conn:
@@ -119,6 +124,11 @@ class House:
     async def free(self):
         async with self.db.transaction() as conn:
             return (await balance(conn, self.customer.account_id)).available_tokens
+
+    def stored(self):
+        """Return the keys of what lies in the object store."""
+        root = self.objects.local_dir
+        return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
 
 
 async def test_a_job_is_stored_charged_once_and_measured(house, assert_sound):
@@ -209,6 +219,8 @@ async def test_a_runner_that_dies_between_output_and_settlement_costs_one_charge
     async with house.runner(Models(PICTURE), dying):
         await reached.wait()
         assert (await house.job(job_id)).status == "running"
+        async with house.db.transaction() as conn:  # its lease runs out
+            await conn.execute(text("UPDATE jobs SET lease_until = now()"))
         async with house.runner(Models(PICTURE)):
             job = await house.ended(job_id)
     assert (job.status, job.charged_tokens, job.attempts) == ("succeeded", 100, 2)
@@ -245,8 +257,70 @@ async def test_a_settlement_whose_answer_is_lost_is_charged_once(house, assert_s
             while books.seen.count("settle_job") < 2:
                 await asyncio.sleep(0.02)
     assert (job.status, job.charged_tokens) == ("succeeded", 100)
+    assert house.stored() == [job.output[0].storage_key]
     assert await house.free() == 150
     await assert_sound(house.db)
+
+
+async def test_a_result_that_comes_after_the_cancellation_leaves_no_bytes(house):
+    job_id = await house.submit()
+    books = Books(house.server)
+
+    async def canceled_first(_):
+        assert len(house.stored()) == 2
+        await house.server.cancel_job(house.customer.credential, job_id)
+
+    books.broken = {"settle_job": canceled_first}
+    async with house.runner(Models(with_preview()), books):
+        job = await house.ended(job_id)
+        async with asyncio.timeout(5):
+            while house.stored():
+                await asyncio.sleep(0.02)
+    assert (job.status, job.charged_tokens) == ("canceled", 0)
+
+
+async def test_a_result_of_a_lost_lease_leaves_no_bytes(house):
+    job_id = await house.submit()
+    books = Books(house.server)
+
+    async def taken_over(_):
+        if books.seen.count("settle_job") == 1:
+            async with house.db.transaction() as conn:
+                await conn.execute(
+                    text("UPDATE jobs SET fence = fence + 1, runner = 'run_other', lease_until = now()")
+                )
+
+    books.broken = {"settle_job": taken_over}
+    async with house.runner(Models(with_preview()), books):
+        job = await house.ended(job_id)  # the other's lease ran out, and the job was taken again
+    assert (job.status, job.charged_tokens) == ("succeeded", 100)
+    assert house.stored() == sorted([job.output[0].storage_key, job.output[0].preview_key])
+
+
+async def test_a_store_that_fails_between_two_files_of_a_job_keeps_neither(house, monkeypatch):
+    await house.submit()
+    put, failed = house.objects.put, asyncio.Event()
+
+    async def fail_the_second(key, data, content_type):
+        if "-1." in key:
+            assert len(house.stored()) == 1
+            failed.set()
+            raise Unavailable("The object store", 5)
+        await put(key, data, content_type)
+
+    monkeypatch.setattr(house.objects, "put", fail_the_second)
+    async with house.runner(Models(replace(PICTURE, media=PICTURE.media * 2))):
+        await failed.wait()
+        async with asyncio.timeout(5):
+            while house.stored():
+                await asyncio.sleep(0.02)
+
+
+def with_preview():
+    """Return an output that a preview can be made of."""
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    return replace(PICTURE, media=[replace(PICTURE.media[0], data=picture.getvalue())])
 
 
 async def test_a_runner_that_is_stopped_gives_its_jobs_back_at_once(house):
@@ -312,7 +386,7 @@ async def _running(conn):
 
 
 async def test_a_run_ends_with_the_deadline_of_its_job_and_is_not_tried_again(house):
-    job_id = await house.submit(deadline=datetime.now(UTC) + timedelta(seconds=1.5))
+    job_id = await house.submit(deadline=datetime.now(UTC) + timedelta(seconds=4))
     async with house.runner(Models("hang")):
         job = await house.ended(job_id)
     assert (job.status, job.error_code, job.attempts) == ("failed", "deadline_passed", 1)

@@ -160,6 +160,14 @@ async def test_what_is_no_picture_ends_the_job_at_no_cost(house, assert_sound):
     await assert_sound(house.db)
 
 
+async def test_a_voice_recorded_in_a_browser_is_taken_though_its_container_is_a_films(house):
+    model, recorded = Model(), b"\x1aE\xdf\xa3" + b"opus" * 100
+    ask = {"text": "hi", "referenceAudioUrl": "https://a.example/voice.webm"}
+    job = await run(house, model, ask, Net(recorded), task="voice.clone")
+    assert job.status == "succeeded"
+    assert model.requests[0].media["referenceAudio"].data == recorded
+
+
 async def test_a_way_inside_ends_the_job_at_no_cost(house):
     async def resolve(_host, _port):
         return [ip_address("169.254.169.254")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
@@ -147,6 +148,25 @@ async def test_no_more_jobs_of_an_account_run_than_it_may(conn, customers):
     assert [job.account_id for job in await claim(conn, 10, per_account=3)] == [bound.account_id]
     await conn.execute(insert(account_shares).values(account_id=bound.account_id, max_running=5))
     assert len(await claim(conn, 10, per_account=3)) == 2
+
+
+async def test_claims_of_two_applications_at_once_keep_an_accounts_bound(db, customers):
+    async with db.transaction() as conn:
+        bound = await customers(conn, 100)
+        await queue(conn, bound, 1)
+        [elsewhere] = await queue(conn, bound, 1)
+        await conn.execute(
+            text("UPDATE jobs SET application = 'video' WHERE id = :id").bindparams(id=elsewhere)
+        )
+
+    async def claim_film(conn):
+        return await leases.claim(conn, "run_b", "video", 1, LEASE, Concurrency(per_account=1))
+
+    async with db.transaction() as conn:
+        assert len(await claim(conn, per_account=1)) == 1
+        other = asyncio.create_task(db.run(claim_film))
+        await asyncio.wait([other], timeout=0.5)
+    assert await other == []
 
 
 async def test_no_more_jobs_of_a_key_run_than_it_may_and_its_siblings_go_on(conn, customers):

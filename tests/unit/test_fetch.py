@@ -101,7 +101,7 @@ async def test_a_name_that_changes_after_the_check_changes_nothing():
         "127.0.0.1", "10.0.0.1", "192.168.1.1", "172.16.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",
         "224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fd00::1", "ff02::1", "::ffff:127.0.0.1",
         "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2001:0:7f00:1::", "::7f00:1",
-        "93.184.215.14,127.0.0.1",
+        "fec0::1", "::ffff:0:7f00:1", "93.184.215.14,127.0.0.1",
     ],
 )  # fmt: skip
 async def test_an_address_inside_is_never_connected_to(addresses):
@@ -151,7 +151,9 @@ def _here(names: Names):
     return resolve
 
 
-@pytest.mark.parametrize("to", ["file:///etc/passwd", "gopher://x/", "ftp://x/y", "http://", "//"])
+@pytest.mark.parametrize(
+    "to", ["file:///etc/passwd", "gopher://x/", "ftp://x/y", "http://", "//", "http://[x"]
+)
 async def test_a_redirect_to_another_kind_of_url_is_refused(to):
     async with serving(answer(b"", "301 Moved", location=to)) as server:
         with pytest.raises((InputRefused, InputUnreachable)):
@@ -166,6 +168,13 @@ async def test_redirects_are_followed_and_counted():
         with pytest.raises(InputRefused, match="redirects"):
             await get(fetcher(names), f"http://a.example:{server.port}/")
         assert len(server.heads) == fetch.MAX_REDIRECTS + 1
+
+
+async def test_a_3xx_that_leads_nowhere_is_said_as_it_is():
+    async with serving(answer(b"", "304 Not Modified")) as server:
+        with pytest.raises(InputRefused, match="answered 304"):
+            await get(fetcher(Names(a_example=["127.0.0.1"])), f"http://a.example:{server.port}/")
+        assert len(server.heads) == 1
 
 
 async def test_what_is_too_large_is_not_read_to_its_end():

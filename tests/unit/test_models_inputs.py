@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from deployments import soundtrack
 from deployments.models import picture, sound
 from deployments.models.contract import InputFile, ModelRefused
+from gateway.downloads import media_type
 
 
 def file_of(image: Image.Image, kind: str, **options: object) -> InputFile:
@@ -47,6 +50,13 @@ def test_a_photograph_stands_as_its_camera_says(orientation: int) -> None:
     assert decoded.size == (60, 40)
     assert decoded.getpixel((5, 5)) == (255, 0, 0)
     assert decoded.getpixel((50, 30)) == (0, 0, 255)
+
+
+def test_a_picture_of_todays_browsers_is_read() -> None:
+    file = file_of(Image.new("RGB", (64, 48), "red"), "AVIF")
+    assert file.content_type == media_type(file.data[:32])
+    red, green, blue = pixel(file)
+    assert (red > 245, green < 10, blue < 10) == (True, True, True)
 
 
 def test_inks_palettes_and_transparency_become_plain_colours() -> None:
@@ -113,3 +123,20 @@ def test_a_file_of_very_many_streams_is_refused() -> None:
         container.mux(container.streams[0].encode(silence))  # type: ignore[union-attr]
     with pytest.raises(ModelRefused, match="more than 16 streams"):
         sound.decode(InputFile("video/webm", data.getvalue()), "audioUrl", 16_000, 60)
+
+
+def test_a_small_sound_that_would_become_gigabytes_is_refused(tmp_path: Path) -> None:
+    made = io.BytesIO()
+    with av.open(made, "w", format="flac") as container:
+        stream = container.add_stream("flac", rate=3, layout="mono", options={"frame_size": "65535"})
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 65_535), "int16"), format="s16", layout="mono")
+        frame.sample_rate, frame.pts = 3, 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert len(made.getvalue()) < 10_000
+    with pytest.raises(ModelRefused, match="kind that is not read"):
+        sound.decode(InputFile("audio/flac", made.getvalue()), "audioUrl", 16_000, 60)
+    path = tmp_path / "sound.flac"
+    path.write_bytes(made.getvalue())
+    with pytest.raises(ValueError, match="samples a second"):
+        next(soundtrack.pieces(path, soundtrack.SPEECH_RATE, 0.0, lambda: False))

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 
 from deployments.models import film, picture, sound
-from deployments.provenance import SIGNED, SYNTHETIC, Provenance, provenance_for
+from deployments.provenance import COMPOSITE, SIGNED, SYNTHETIC, Provenance, provenance_for
 from kit.settings import Settings, SettingsError
 
 NOW = datetime.now(UTC)
@@ -90,6 +90,21 @@ def test_a_signed_file_says_that_a_model_made_it_and_which(provenance: Provenanc
     assert (action["action"], action["digitalSourceType"]) == ("c2pa.created", SYNTHETIC)
     assert action["softwareAgent"] == {"name": "Qwen-Image", "version": "abc123"}
     assert action["description"] == "not a real result"
+
+
+def test_a_dub_says_that_its_film_was_there_before(provenance: Provenance) -> None:
+    signed = provenance.sign(outputs()["video/mp4"], "video/mp4", {**FACTS, "pictures": "copied"})
+    manifest = c2pa.Reader("video/mp4", io.BytesIO(signed)).get_active_manifest()
+    [actions] = [each for each in manifest["assertions"] if each["label"].startswith("c2pa.actions")]
+    assert [each["digitalSourceType"] for each in actions["data"]["actions"]] == [COMPOSITE]
+
+
+def test_a_certificate_that_runs_out_leaves_files_unsigned_and_fails_no_job() -> None:
+    provenance = Provenance(*chain())
+    certificates, key = chain(days=-1)
+    provenance._signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo(b"es256", certificates, key, None))
+    plain = outputs()["image/png"]
+    assert provenance.sign(plain, "image/png", FACTS) == plain
 
 
 @pytest.mark.parametrize("kind", sorted(SIGNED))

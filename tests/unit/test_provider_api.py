@@ -185,6 +185,13 @@ def test_a_price_in_a_countrys_money_is_compared_in_that_money():
     assert (dollars.paid, dollars.received_minor) == (True, 5_000), "not at par on that day"
 
 
+@pytest.mark.parametrize("status", ["COMPLETED", "PARTIALLY_REFUNDED", "REFUNDED"])
+def test_a_payment_that_coinbase_calls_complete_is_whole_however_its_coins_are_rounded(status):
+    rounded = {"totalAmount": "57.86", "currency": "USDC"}
+    session = in_euros(status=status, settlement=rounded, refundedAmount="1.00")
+    assert (session.paid, session.closed, session.received_minor) == (True, False, 5_000)
+
+
 def sent_back(status: str, *refunds: tuple[str, str]) -> list[tuple[int, bool]]:
     """What went back, by the checkout's status and the coins and status of each refund."""
     told = [

@@ -258,7 +258,9 @@ def _order(body: Json) -> Json:
         and 0 < Decimal(amount) <= AMOUNT_MOST
         and is_metadata
         and len(description) <= DESCRIPTION_MOST
-        and all(len(text_of(body, name, "")) <= URL_MOST for name in ("successRedirectUrl", "failRedirectUrl"))
+        and all(
+            len(text_of(body, name, "")) <= URL_MOST for name in ("successRedirectUrl", "failRedirectUrl")
+        )
         and body.get("network", "base") == "base"
     )
     if not is_good:

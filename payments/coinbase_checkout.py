@@ -91,9 +91,10 @@ class CoinbaseCheckout:
             "network": "base",
             "description": request.product_name,
             "metadata": {"purchase_id": request.purchase_id, "package_code": request.package.code},
-            "successRedirectUrl": request.success_url + back,
-            "failRedirectUrl": request.cancel_url,
         }
+        if request.success_url.startswith("https:") or self._api.base.scheme == "http":
+            # Coinbase refuses an order with a way back without TLS; its twin is without, as the shop beside it.
+            order |= {"successRedirectUrl": request.success_url + back, "failRedirectUrl": request.cancel_url}
         # The same purchase, the same key; Coinbase wants a UUID of version 4, which is but a form.
         digest = hashlib.sha256(request.purchase_id.encode()).digest()
         repeat = {"X-Idempotency-Key": str(uuid.UUID(bytes=digest[:16], version=4))}
@@ -152,8 +153,8 @@ class CoinbaseCheckout:
     def verify(self, body: bytes, headers: Mapping[str, str]) -> ProviderEvent:
         """Return the event of a webhook whose signature and time are right. Raises: InvalidRequest.
 
-        An event is known by its checkout, its type and its refund: Coinbase may send it under several delivery ids. One
-        that is about no checkout is known by what it says, and kept.
+        An event is known by its checkout, its type and its refunds: Coinbase may send it under several delivery ids,
+        and promises no order of the refunds. One that is about no checkout is known by what it says, and kept.
         """
         verify_hook0(self._webhook_secrets, body, headers, self._clock())
         try:
@@ -162,7 +163,7 @@ class CoinbaseCheckout:
             if not isinstance(checkout_id, str) or not CHECKOUT_ID.fullmatch(checkout_id):
                 said = hashlib.sha256(body).hexdigest()
                 return ProviderEvent(self.name, f"{kind[:100]}:{said}", kind, None, body)
-            known = name_of(":".join(part for part in (checkout_id, kind, _refund_id(event)) if part))
+            known = name_of(":".join(part for part in (checkout_id, kind, _refunds_told(event)) if part))
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise InvalidRequest("body", "not a Coinbase event") from error
         return ProviderEvent(self.name, known, kind, checkout_id, body)
@@ -175,7 +176,10 @@ class CoinbaseCheckout:
         try:
             price, status = _Price.of(checkout), str(checkout["status"])
             amount, done = price.amount_minor, status == "COMPLETED" or status in SENT_BACK
-            received = _received_minor(checkout, price, amount if done else 0)
+            received = _received_minor(checkout, price)
+            if done:
+                # Coinbase's own word for a payment in full; how its coins are rounded is its business.
+                received = max(received, amount)
             is_whole = received >= amount
             return ProviderSession(
                 id=str(checkout["id"]),
@@ -225,14 +229,13 @@ class _Price:
         return in_minor(amount, self.currency) if {currency, self.currency} <= SAME_MONEY else None
 
 
-def _received_minor(checkout: dict[str, Any], price: _Price, unsaid: int) -> int:
-    """Return what arrived, fees included; `unsaid` where the settlement does not tell it in the price's money."""
+def _received_minor(checkout: dict[str, Any], price: _Price) -> int:
+    """Return what arrived, fees included; nothing where the settlement does not tell it in the price's money."""
     settlement = checkout.get("settlement") or {}
     total = settlement.get("totalAmount")
     if total is None:
-        return unsaid
-    received = price.part_minor(total, str(settlement.get("currency", "")).lower())
-    return unsaid if received is None else received
+        return 0
+    return price.part_minor(total, str(settlement.get("currency", "")).lower()) or 0
 
 
 def _returns(checkout: dict[str, Any], price: _Price, received: int) -> tuple[Return, ...]:
@@ -273,6 +276,8 @@ def _refund_minor(refund: dict[str, Any], price: _Price) -> int:
     return back
 
 
-def _refund_id(event: dict[str, Any]) -> str:
-    refunds = event.get("refunds") or [event.get("refund") or {}]
-    return str(event.get("refundId") or refunds[-1].get("id") or "")
+def _refunds_told(event: dict[str, Any]) -> str:
+    """Return what tells an event of refunds from another: those that it lists, as they stand, in whatever order."""
+    refunds = event.get("refunds") or []
+    told = sorted(f"{refund['id']}={refund.get('status')}" for refund in refunds)
+    return hashlib.sha256("\n".join(told).encode()).hexdigest() if told else ""

@@ -24,7 +24,7 @@ GONE: Final = frozenset({"customer", "payment_method"})
 
 
 async def saved_card(client: stripe.StripeClient, customer_id: str) -> str | None:
-    """Return the card to charge: the customer's default, else the one saved last; None where none is.
+    """Return the card to charge: the customer's default if that is one, else the one saved last; None where none is.
 
     Raises: stripe.StripeError.
     """
@@ -35,10 +35,13 @@ async def saved_card(client: stripe.StripeClient, customer_id: str) -> str | Non
     if getattr(customer, "deleted", False):
         return None
     chosen = customer.invoice_settings.default_payment_method if customer.invoice_settings else None
-    if chosen is not None:
-        return chosen if isinstance(chosen, str) else chosen.id
-    cards = await client.v1.payment_methods.list_async({"customer": customer_id, "type": "card", "limit": 1})
-    return cards.data[0].id if cards.data else None
+    # The portal may offer bank accounts and wallets, too, and the default may be one of these.
+    cards = await client.v1.payment_methods.list_async(
+        {"customer": customer_id, "type": "card", "limit": PAGE}
+    )
+    saved = [card.id for card in cards.data]
+    preferred = chosen if chosen is None or isinstance(chosen, str) else chosen.id
+    return preferred if preferred in saved else next(iter(saved), None)
 
 
 async def card_page(client: stripe.StripeClient, customer_id: str, back_url: str) -> str:

@@ -318,6 +318,8 @@ class StripeCheckout:
             made = await self._client.v1.refunds.create_async(params, {"idempotency_key": order.key})
         except stripe.InvalidRequestError as error:
             raise NotRefundable((error.user_message or "Stripe refuses it").rstrip(".")) from error
+        except stripe.IdempotencyError as error:
+            raise NotRefundable("its reference was used for another refund before") from error
         except stripe.StripeError as error:
             raise _unavailable(error) from error
         return made.id

@@ -27,6 +27,8 @@ SETTLE_TIMEOUT_S: Final = 30.0
 PENDING: Final = "settlement_pending"
 """The transaction was sent and is not confirmed: asked again, the facilitator looks at that same transaction."""
 SHOWN_REASON_CHARS: Final = 200
+FIRST_NAMES: Final[Mapping[str, str]] = {"base": "eip155:8453", "base-sepolia": "eip155:84532"}
+"""Networks as version 1 named them. Coinbase's facilitator shows them in its answers to version 2 too."""
 _UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e]")
 
 
@@ -110,7 +112,7 @@ class HttpFacilitator:
             reason=reason,
             transaction=_text(answer.get("transaction")),
             payer=_text(answer.get("payer")).lower(),
-            network=_text(answer.get("network")),
+            network=FIRST_NAMES.get(network := _text(answer.get("network")), network),
         )
 
     async def _ask(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -31,6 +32,11 @@ CURRENCIES: Final = frozenset({"USDC", "USD", "EUR", "SGD", "GBP"})
 EXPIRES_IN_S: Final = 3600.0
 METADATA_KEYS_MOST: Final = 20
 METADATA_VALUE_MOST: Final = 100
+DESCRIPTION_MOST: Final = 500
+URL_MOST: Final = 2048
+AMOUNT_FORM: Final = re.compile(r"\d+(\.\d{1,2})?", re.ASCII)
+AMOUNT_MOST: Final = Decimal(100_000_000)
+PAGE_MOST: Final = 100
 FEE: Final = Decimal("0.01")
 # What a unit of each is in USDC, in which alone Coinbase is paid; which day's rates these were means nothing.
 IN_USDC: Final = {
@@ -100,15 +106,19 @@ def shape(payment: Json) -> Json:
         told["transactionHash"] = "0x" + hashlib.sha256(payment["id"].encode()).hexdigest()
     if payment["refunds"]:
         told["refundedAmount"] = f"{_share(coins, refunded(payment), price):f}"
+        # Coinbase promises no order: the newest first is what a reader of the last one trips over.
         told["refunds"] = [
             {
                 "id": r["id"],
+                "checkoutId": payment["id"],
                 "amount": f"{_share(coins, Decimal(r['amount']), price):f}",
                 "currency": "USDC",
                 "status": "COMPLETED",
+                "createdAt": _time(r["at"]),
+                "completedAt": _time(r["at"]),
             }
             | ({"fiatAmount": r["amount"], "fiatCurrency": payment["currency"]} if in_fiat else {})
-            for r in payment["refunds"]
+            for r in reversed(payment["refunds"])
         ]
     return told
 
@@ -129,7 +139,7 @@ def _status(payment: Json) -> str:
 
 
 def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def dressed(secret: str) -> Dress:
@@ -187,6 +197,8 @@ async def list_checkouts(request: Request) -> Response:
     _authenticate(request, twin_of(request))
     query = request.query_params
     size, start = int(query.get("pageSize", "20")), int(query.get("pageToken", "0"))
+    if not 1 <= size <= PAGE_MOST:
+        raise Refusal(400, {"errorType": "invalid_request", "errorMessage": "pageSize: 1 to 100."})
 
     def operation(state: CryptoState, _body: Json) -> Json:
         rows = [shape(payment) for payment in reversed(state.document["payments"].values())]
@@ -226,21 +238,32 @@ async def refund(request: Request, checkout_id: str) -> Response:
 
     def operation(state: CryptoState, body: Json) -> Json:
         amount = crypto_payments.read_amount(text_of(body, "amount"))
-        return shape(crypto_payments.refund(state, state.get(checkout_id), amount))
+        checkout = shape(crypto_payments.refund(state, state.get(checkout_id), amount))
+        return {"checkout": checkout, "refund": checkout["refunds"][0]}
 
     return await answer(request, operation, repeat_key=request.headers.get("x-idempotency-key"))
 
 
 def _order(body: Json) -> Json:
     currency, metadata = text_of(body, "currency"), body.get("metadata", {})
-    amount = crypto_payments.read_amount(text_of(body, "amount"))
-    is_money = amount == amount.quantize(Decimal("0.01"))
+    amount, description = text_of(body, "amount"), text_of(body, "description", "")
     is_metadata = (
         isinstance(metadata, dict)
         and len(metadata) <= METADATA_KEYS_MOST
         and all(isinstance(v, str) and len(v) <= METADATA_VALUE_MOST for v in metadata.values())
     )
-    if currency not in CURRENCIES or not is_money or not is_metadata or body.get("network", "base") != "base":
+    is_good = (
+        currency in CURRENCIES
+        and AMOUNT_FORM.fullmatch(amount) is not None
+        and 0 < Decimal(amount) <= AMOUNT_MOST
+        and is_metadata
+        and len(description) <= DESCRIPTION_MOST
+        and all(
+            len(text_of(body, name, "")) <= URL_MOST for name in ("successRedirectUrl", "failRedirectUrl")
+        )
+        and body.get("network", "base") == "base"
+    )
+    if not is_good:
         raise Refusal(
             400, {"errorType": "invalid_request", "errorMessage": "An order that Coinbase refuses."}
         )

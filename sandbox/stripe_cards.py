@@ -23,13 +23,14 @@ PAYMENT_REQUIRED = 402
 
 @dataclass(frozen=True)
 class TestCard:
-    """What a card looks like, and what its bank says. `decline_code` None: it pays."""
+    """What a card looks like, and what its bank says. `decline_code` None: it pays. `kind`: one may be no card."""
 
     brand: str
     last4: str
     decline_code: str | None = None
     saves: bool = True
     label: str = ""
+    kind: str = "card"
 
 
 CARDS = {
@@ -44,6 +45,7 @@ CARDS = {
     "pm_card_chargeDeclined": TestCard("visa", "0002", "generic_decline", saves=False),
     "pm_card_chargeDeclinedInsufficientFunds": TestCard("visa", "9995", "insufficient_funds", saves=False),
     "pm_card_chargeDeclinedExpiredCard": TestCard("visa", "0069", "expired_card", saves=False),
+    "pm_usBankAccount": TestCard("", "6789", kind="us_bank_account"),
 }
 BY_LAST4 = {card.last4: card for card in CARDS.values()}
 _MESSAGES = {
@@ -67,6 +69,17 @@ _BEYOND_THE_TWIN = names("""
 def payment_method(state: TwinState, card: TestCard, customer: Json | None, created: int) -> Json:
     """Make a card of a customer's, or of nobody's yet."""
     email = (customer and customer["email"]) or ""
+    looks: Json = {"bank_name": "SANDBOX BANK", "last4": card.last4}
+    if card.kind == "card":
+        looks = {
+            "brand": card.brand,
+            "country": "US",
+            "exp_month": 12,
+            "exp_year": 2034,
+            "fingerprint": fingerprint(email, card.last4),
+            "funding": "credit",
+            "last4": card.last4,
+        }
     return state.add(
         "payment_methods",
         {
@@ -80,20 +93,12 @@ def payment_method(state: TwinState, card: TestCard, customer: Json | None, crea
                 "phone": None,
                 "tax_id": None,
             },
-            "card": {
-                "brand": card.brand,
-                "country": "US",
-                "exp_month": 12,
-                "exp_year": 2034,
-                "fingerprint": fingerprint(email, card.last4),
-                "funding": "credit",
-                "last4": card.last4,
-            },
+            card.kind: looks,
             "created": created,
             "customer": customer and customer["id"],
             "livemode": False,
             "metadata": {},
-            "type": "card",
+            "type": card.kind,
         },
     )
 
@@ -105,7 +110,7 @@ def fingerprint(email: str, last4: str) -> str:
 
 
 def saved(state: TwinState, customer_id: str) -> list[Json]:
-    """Give a customer's cards, the newest first."""
+    """Give a customer's cards, and what else they pay by, the newest first."""
     return [card for card in state.newest_first("payment_methods") if card["customer"] == customer_id]
 
 
@@ -180,6 +185,7 @@ def read_charge(params: Params) -> Json:
         message = f"Amount must be at least {amount_text(least, currency)}."
         raise invalid("amount", message, "amount_too_small")
     return {
+        "allowed": params.words("allowed_payment_method_types"),
         "amount_total": amount,
         "currency": currency,
         "customer": params.required_text("customer"),
@@ -205,6 +211,10 @@ def charge(state: TwinState, wish: Json, origin: Origin) -> Json:
         method = state.get("payment_methods", wish["payment_method"], "payment_method")
     if method["customer"] != customer["id"]:
         raise invalid("payment_method", "The provided PaymentMethod does not belong to this customer.")
+    if wish["allowed"] and method["type"] not in wish["allowed"]:
+        raise invalid("payment_method", f"A PaymentMethod of type {method['type']} is not allowed here.")
+    if method["type"] != "card":
+        raise unsupported("payment_method")
     ids = Charged(
         payment_intent_id=state.new_id("pi_3", 23),
         charge_id=state.new_id("ch_3", 23),

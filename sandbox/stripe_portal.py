@@ -90,7 +90,11 @@ def _page(state: TwinState, session_id: str, *, message: str | None = None, stat
         message=message,
         email=customer["email"],
         customer_id=customer["id"],
-        cards=[_card(card, default) for card in stripe_cards.saved(state, customer["id"])],
+        cards=[
+            _card(card, default)
+            for card in stripe_cards.saved(state, customer["id"])
+            if card["type"] == "card"
+        ],
         test_cards={name: card for name, card in stripe_cards.CARDS.items() if card.label},
         payments=[_payment(charge) for charge in _charges_of(state, customer["id"])],
         return_url=state.get("portal_sessions", session_id, "session")["return_url"],

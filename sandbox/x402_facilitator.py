@@ -43,6 +43,8 @@ class Chain:
     clock: Callable[[], float] = time.time
     forgets: bool = False
     """Whether a settled payment, sent again, is refused for its used nonce; else its first answer comes again."""
+    first_names: bool = False
+    """Whether answers name the network as version 1 did, as Coinbase's facilitator shows them."""
     balances: dict[str, int] = field(default_factory=dict)
     transactions: dict[tuple[str, str], str] = field(default_factory=dict)
     pending: set[tuple[str, str]] = field(default_factory=set)
@@ -216,7 +218,8 @@ async def _settle(  # noqa: PLR0911  # one an outcome
     chain.settles += 1
     signed = payment["payload"]["authorization"]
     place = place_of(signed)
-    said = {"payer": signed["from"], "network": wanted["network"], "transaction": ""}
+    network = "base-sepolia" if chain.first_names else wanted["network"]
+    said = {"payer": signed["from"], "network": network, "transaction": ""}
     outcome = chain.arranged.popleft() if chain.arranged else ""
     if outcome == DOWN:
         return Response(status_code=503)

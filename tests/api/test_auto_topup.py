@@ -29,6 +29,8 @@ from payments.reconciler import Reconciler
 from payments.reconciliations import Span
 from payments.stripe_checkout import checkout_for
 from payments.topup_charges import DECLINES_MOST
+from sandbox import stripe_cards
+from sandbox.stripe_state import BY_THE_BUYER
 from sandbox.stripe_twin import TwinSettings, create_twin
 from sandbox.stripe_webhooks import event_body, signature_header
 from sandbox.testing import SECRET_KEY, WEBHOOK_SECRET, running
@@ -393,6 +395,30 @@ async def test_a_wallets_account_is_topped_up_where_receipts_are_mailed(shop, mo
     monkeypatch.setattr(shop.checkout.provider, "_options", options)
     await shop.checkout.top_up(ON_SALE)
     assert await shop.tokens() == 11_000
+
+
+async def test_a_default_that_is_no_card_leaves_the_saved_card_to_be_charged(shop, assert_sound):
+    await shop.save()
+    await shop.wish()
+    (customer_id,) = shop.twin.document["customers"]
+    bank = stripe_cards.save(shop.twin, customer_id, "pm_usBankAccount", BY_THE_BUYER)
+    stripe_cards.make_default(
+        shop.twin, shop.twin.document["customers"][customer_id], bank["id"], BY_THE_BUYER
+    )
+    await shop.checkout.top_up(ON_SALE)
+    assert await shop.tokens() == 11_000
+    await assert_sound(shop.db)
+
+
+async def test_a_bank_account_alone_is_no_saved_card(shop):
+    await shop.client.post(f"{AUTO}/card")
+    (customer_id,) = shop.twin.document["customers"]
+    bank = stripe_cards.save(shop.twin, customer_id, "pm_usBankAccount", BY_THE_BUYER)
+    stripe_cards.make_default(
+        shop.twin, shop.twin.document["customers"][customer_id], bank["id"], BY_THE_BUYER
+    )
+    answer = await shop.client.put(AUTO, json=WISH)
+    assert (answer.status_code, answer.json()["error"]) == (409, "card_needed")
 
 
 async def test_a_package_that_is_sold_otherwise_now_charges_nothing_and_pauses(shop):

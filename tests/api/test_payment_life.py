@@ -296,6 +296,8 @@ async def test_our_own_refund_takes_the_credits_at_once_and_a_repeat_is_the_same
     purchase = await server.purchase("stripe", session)
     first = await checkout.refund(purchase, 2_000, "requested_by_customer", "ticket-1")
     assert await checkout.refund(purchase, 2_000, "requested_by_customer", "ticket-1") == first
+    with pytest.raises(NotRefundable, match="reference"):
+        await checkout.refund(purchase, 1_000, "requested_by_customer", "ticket-1")
     assert stripe.returned_minor(payment) == 2_000
     assert await standing(db) == (36_000, 0, False)
     with pytest.raises(NotRefundable):

@@ -93,6 +93,14 @@ async def wallet_tokens(client: httpx.AsyncClient, key: str) -> int:
     return int(answer.json()["tokens"])
 
 
+@pytest.mark.parametrize("first_names", [False, True])
+async def test_a_settled_payment_is_granted_by_whichever_name_its_network_is_told(client, chain, first_names):
+    chain.first_names = first_names
+    paid = await client.post(BUY, json=BUILDER, headers=await signed(chain, client, BUY, BUILDER))
+    assert paid.status_code == 200, paid.text
+    assert decoded(paid.headers["payment-response"])["network"] == "eip155:84532"
+
+
 # -- 402 ---------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+from typing import Any
 
 import jwt
 import pytest
@@ -146,20 +147,24 @@ def hook0(body: bytes) -> dict[str, str]:
     return {HEADER: f"t={T},v0={hmac.new(b'secret', b'%d.' % T + body, hashlib.sha256).hexdigest()}"}
 
 
-async def test_a_coinbase_event_is_known_by_its_checkout_its_type_and_its_refund():
+async def test_a_coinbase_event_is_known_by_its_checkout_its_type_and_its_refunds():
     provider = coinbase()
     paid = {"id": "68f7a946db0529ea9b6d3a12", "eventType": "checkout.payment.success", "amount": "1.00"}
-    back = paid | {"eventType": "checkout.refund.success", "refunds": [{"id": "ref_1"}, {"id": "ref_2"}]}
-    known = []
-    for event in (paid, paid | {"status": "COMPLETED"}, back):
+    first = {"id": "ref_1", "status": "COMPLETED"}
+    second = {"id": "ref_2", "status": "COMPLETED"}
+
+    def known(event: dict[str, Any]) -> str:
         body = json.dumps(event).encode()
-        known.append(provider.verify(body, hook0(body)))
-    assert [event.event_id for event in known] == [
-        "68f7a946db0529ea9b6d3a12:checkout.payment.success",
-        "68f7a946db0529ea9b6d3a12:checkout.payment.success",
-        "68f7a946db0529ea9b6d3a12:checkout.refund.success:ref_2",
-    ]
-    assert {event.object_id for event in known} == {"68f7a946db0529ea9b6d3a12"}
+        found = provider.verify(body, hook0(body))
+        assert found.object_id == paid["id"]
+        return found.event_id
+
+    def back(*refunds: dict[str, str]) -> str:
+        return known(paid | {"eventType": "checkout.refund.success", "refunds": refunds})
+
+    assert known(paid) == known(paid | {"status": "COMPLETED"}) == f"{paid['id']}:checkout.payment.success"
+    assert back(first, second) == back(second, first), "the same news, in another order"
+    assert len({back(first), back(second, first), back(first, second | {"status": "PENDING"})}) == 3
     await provider.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 
 from kit.errors import NotFound
 from payments.btcpay_checkout import BtcpayCheckout
-from payments.checkout import ProviderSession
+from payments.checkout import ProviderSession, SessionRequest
 from payments.coinbase_checkout import CoinbaseCheckout
 from payments.errors import PaymentsUnavailable
+from payments.packages import Package
 from payments.provider_api import AWAY, NOT_UNDERSTOOD, REFUSED, ProviderApi
 from sandbox.testing import COINBASE_KEY, COINBASE_KEY_ID
 
@@ -183,6 +185,39 @@ def test_a_price_in_a_countrys_money_is_compared_in_that_money():
         fiatCurrency="USD", amount="50.10", settlement={"totalAmount": "50.10", "currency": "USDC"}
     )
     assert (dollars.paid, dollars.received_minor) == (True, 5_000), "not at par on that day"
+
+
+@pytest.mark.parametrize("shop", ["https://shop.example", "http://127.0.0.1:8000"])
+async def test_coinbase_is_told_of_no_way_back_that_it_refuses(shop):
+    provider = CoinbaseCheckout(COINBASE_KEY_ID, COINBASE_KEY, "secret")
+    orders = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        orders.append(json.loads(request.content))
+        return httpx.Response(201, json=PAID | {"status": "ACTIVE"})
+
+    await provider._api._http.aclose()
+    provider._api._http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    package = Package("builder_600", "Builder", 60_000, 5_000, "eur")
+    await provider.create(
+        SessionRequest("pur_1", "a@company.com", package, "Builder", f"{shop}/paid", f"{shop}/left")
+    )
+    back = {name: value for name, value in orders[0].items() if name.endswith("RedirectUrl")}
+    if shop.startswith("https"):
+        assert back == {
+            "successRedirectUrl": f"{shop}/paid?by=crypto&session_id=pur_1",
+            "failRedirectUrl": f"{shop}/left",
+        }
+    else:
+        assert not back
+    await provider.close()
+
+
+@pytest.mark.parametrize("status", ["COMPLETED", "PARTIALLY_REFUNDED", "REFUNDED"])
+def test_a_payment_that_coinbase_calls_complete_is_whole_however_its_coins_are_rounded(status):
+    rounded = {"totalAmount": "57.86", "currency": "USDC"}
+    session = in_euros(status=status, settlement=rounded, refundedAmount="1.00")
+    assert (session.paid, session.closed, session.received_minor) == (True, False, 5_000)
 
 
 def sent_back(status: str, *refunds: tuple[str, str]) -> list[tuple[int, bool]]:

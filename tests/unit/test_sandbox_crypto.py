@@ -200,7 +200,12 @@ async def test_checkouts_are_listed_in_pages():
         {"amount": "-1", "currency": "USD"},
         {"amount": "x", "currency": "USD"},
         {"amount": "1.00", "currency": "CHF"},
+        {"amount": "1e2", "currency": "USD"},
+        {"amount": "100000000.01", "currency": "USD"},
         {"amount": "1.00", "currency": "USD", "metadata": {"a": "x" * 101}},
+        {"amount": "1.00", "currency": "USD", "metadata": {str(n): "x" for n in range(21)}},
+        {"amount": "1.00", "currency": "USD", "description": "x" * 501},
+        {"amount": "1.00", "currency": "USD", "successRedirectUrl": "https://" + "x" * 2048},
         [],
     ],
 )
@@ -215,7 +220,8 @@ async def test_coinbase_sends_back_no_more_than_came():
     part = await desk.call(
         "POST", f"/checkouts/{checkout}/refund", json={"amount": "20.00", "currency": "USD"}
     )
-    assert part.json()["status"] == "PARTIALLY_REFUNDED"
+    assert part.json()["checkout"]["status"] == "PARTIALLY_REFUNDED"
+    assert part.json()["refund"]["fiatAmount"] == "20.00"
     more = await desk.call(
         "POST", f"/checkouts/{checkout}/refund", json={"amount": "30.01", "currency": "USD"}
     )
@@ -223,7 +229,7 @@ async def test_coinbase_sends_back_no_more_than_came():
     rest = await desk.call(
         "POST", f"/checkouts/{checkout}/refund", json={"amount": "30.00", "currency": "USD"}
     )
-    assert rest.json()["status"] == "REFUNDED"
+    assert rest.json()["checkout"]["status"] == "REFUNDED"
     assert kinds(await desk.delivered())[1:] == ["checkout.refund.success"] * 2
 
 

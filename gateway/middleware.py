@@ -78,7 +78,7 @@ class Edge:
     async def _serve(self, scope: Scope, visit: _Visit) -> None:
         try:
             await self._app(scope, visit.receive, visit.send)
-        except ClientDisconnect:
+        except ClientDisconnect:  # or who asked for the head alone has it
             visit.status = visit.status or CHARGED_TO_CLIENT
         except Exception:
             errors_total.labels("http").inc()
@@ -191,8 +191,9 @@ class _Visit:
                 headers.append((b"x-request-id", self.request_id.encode()))
             if self._too_large:
                 headers.append((b"connection", b"close"))
-        elif self.method == "HEAD":
-            message = {**message, "body": b""}
+        elif self.method == "HEAD":  # no reason to go on: a stream of events may last for hours
+            await self._send({"type": "http.response.body", "body": b""})
+            raise ClientDisconnect
         elif self._too_large and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
             await self._linger()

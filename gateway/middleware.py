@@ -191,9 +191,11 @@ class _Visit:
                 headers.append((b"x-request-id", self.request_id.encode()))
             if self._too_large:
                 headers.append((b"connection", b"close"))
-        elif self.method == "HEAD":  # no reason to go on: a stream of events may last for hours
+        elif self.method == "HEAD":
             await self._send({"type": "http.response.body", "body": b""})
-            raise ClientDisconnect
+            if message.get("more_body", False):  # a stream of events may go on for hours
+                raise ClientDisconnect
+            return
         elif self._too_large and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
             await self._linger()

@@ -22,6 +22,7 @@ from deployments.command_line import (
     moment,
     on_books,
     user_id_of,
+    user_of_email,
 )
 from deployments.listing import show
 from gateway import interventions, lookups
@@ -42,7 +43,6 @@ from gateway.responses import credits_text
 from gateway.shares import MAX_RUNNING, MAX_WEIGHT, set_share, share_of
 from kit.errors import InvalidRequest
 from kit.ids import new_id
-from ledger.users import account_of_email
 
 account_app = typer.Typer(no_args_is_help=True, help="Users and their accounts: find, show, suspend, freeze.")
 console = Console(highlight=False)
@@ -231,8 +231,8 @@ def grant(
     until = moment("expires", expires)
 
     async def give(conn: AsyncConnection) -> int:
-        owner = await account_of_email(conn, email)
-        command = GiveCredits(owner.user_id, amount * TOKENS_PER_CREDIT, name, reason, until)
+        user_id = await user_of_email(conn, email)
+        command = GiveCredits(user_id, amount * TOKENS_PER_CREDIT, name, reason, until)
         return (await interventions.give_credits(conn, by_hand(), command)).free_tokens
 
     free = on_books(give)

@@ -5,22 +5,24 @@ from __future__ import annotations
 import re
 import signal
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Final, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from deployments import account_cli, operator_cli, revenue_cli
 from deployments.audit_report import report_audit, report_chain
 from deployments.books import books, in_books
 from deployments.cli_people import show_outbox, users_app
-from deployments.command_line import by_hand, user_id_of
+from deployments.command_line import by_hand, user_id_of, user_of_email
 from deployments.launcher import Launcher, LaunchError
+from deployments.listing import show
 from deployments.models_cli import models_app
 from deployments.provenance import provenance_for
 from deployments.purchases import purchases_app
@@ -30,16 +32,18 @@ from deployments.serve_api import dashboard_hint
 from deployments.webhooks import webhooks_app
 from gateway.catalog import TOKENS_PER_CREDIT
 from kit import migrate as migrations
-from kit.errors import AppError
+from kit.db import is_away
+from kit.errors import AppError, InvalidRequest
 from kit.postgres import PostgresStartError
 from kit.settings import Profile, Settings, SettingsError, load_settings
 from ledger import keys as api_keys
 from ledger.accounts import World, lock_by_user, open_account
 from ledger.actions import Action, record
 from ledger.refills import refill
-from ledger.users import account_of_email
 
 OPERATING = "Looking after accounts"
+NO_SUCH: Final = ("42P01", "42703", "42883")
+"""SQLSTATEs of a table, a column and a function that are not there: the schema is older than this code."""
 
 app = typer.Typer(
     name="farebox",
@@ -94,6 +98,12 @@ def main() -> None:
         app()
     except (SettingsError, LaunchError, PostgresStartError, AppError) as error:
         fail(error.message if isinstance(error, AppError) else str(error))
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) in NO_SUCH:
+            fail("the database does not have this version's schema: run `farebox migrate`")
+        if not is_away(error):
+            raise
+        fail(f"the database does not answer: {error.orig}")
     except RuntimeError as error:  # the launcher's parts (Ray head, ports) raise their own kinds of it
         fail(str(error))
     except KeyboardInterrupt:
@@ -203,6 +213,7 @@ def providers(settings: Settings) -> list[str]:
         "Stripe": settings.stripe_secret_key.get_secret_value(),
         "Coinbase": settings.coinbase_api_key_id,
         "BTCPay": settings.btcpay_url,
+        "wallets (x402)": settings.x402_facilitator,
     }
     return [name for name, value in named.items() if value]
 
@@ -274,11 +285,24 @@ def list_keys(email: Email) -> None:
 
     with books(load_settings()) as url:
         found = in_books(url, rows)
-    table = Table("prefix", "world", "label", "created", "state")
-    for key in found:
-        state = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else "works"
-        table.add_row(key.prefix, key.world, escape(key.label), f"{key.created_at:%Y-%m-%d %H:%M}", state)
-    console.print(table)
+    show(
+        console,
+        ("prefix", "world", "label", "created", "state"),
+        [
+            (key.prefix, key.world, key.label, f"{key.created_at:%Y-%m-%d %H:%M}", _state(key))
+            for key in found
+        ],
+    )
+
+
+def _state(key: api_keys.ApiKey) -> str:
+    if key.revoked_at is not None:
+        return f"revoked {key.revoked_at:%Y-%m-%d}"
+    if key.expires_at is None:
+        return "works"
+    return (
+        f"{'ended' if key.expires_at <= datetime.now(UTC) else 'works until'} {key.expires_at:%Y-%m-%d %H:%M}"
+    )
 
 
 @keys_app.command("create")
@@ -289,16 +313,18 @@ def create_key(
 ) -> None:
     """Make a key for a user, opening the account if there is none; prints the secret, once."""
     settings = load_settings()
+    if not 0 < len(label) <= 100 or not label.isprintable():  # noqa: PLR2004  # the table's own bound
+        raise InvalidRequest("label", "must be 1 to 100 printable characters")
 
     async def make(conn: AsyncConnection) -> api_keys.NewApiKey:
-        owner = await account_of_email(conn, email)
+        user_id = await user_of_email(conn, email)
         world: World = "test" if test else "live"
         if test:
-            account_id = await open_account(conn, owner.user_id, world)
+            account_id = await open_account(conn, user_id, world)
             await refill(conn, account_id, settings.test_credits * TOKENS_PER_CREDIT)
-        made = await api_keys.mint(conn, owner.user_id, label, brand=settings.key_brand, world=world)
+        made = await api_keys.mint(conn, user_id, label, brand=settings.key_brand, world=world)
         about = {"label": label, "world": world}
-        await record(conn, by_hand(), Action("key.create", made.key.id, owner.user_id, after=about))
+        await record(conn, by_hand(), Action("key.create", made.key.id, user_id, after=about))
         return made
 
     with books(settings) as url:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
 import typer
+from email_validator import EmailNotValidError, validate_email
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -20,6 +21,7 @@ from kit.errors import InvalidRequest, NotFound
 from kit.settings import load_settings
 from ledger.actions import Actor
 from ledger.tables import users
+from ledger.users import account_of_email
 
 T = TypeVar("T")
 
@@ -62,6 +64,22 @@ def moment(option: str, text: str) -> datetime | None:
     if read <= datetime.now(UTC):
         raise InvalidRequest(option, "must lie in the future")
     return read.astimezone(UTC)
+
+
+async def user_of_email(conn: AsyncConnection, email: str) -> str:
+    """Return the id of the user of an e-mail address, opening the account if there is none.
+
+    Raises: InvalidRequest for what is no address: what is mistyped opens nothing.
+    """
+    address = email.strip().lower()
+    known = await conn.scalar(select(users.c.id).where(users.c.email == address))
+    if known is not None:
+        return str(known)
+    try:
+        validate_email(address, check_deliverability=False)
+    except EmailNotValidError as error:
+        raise InvalidRequest("email", "is not a valid e-mail address") from error
+    return (await account_of_email(conn, address)).user_id
 
 
 async def user_id_of(conn: AsyncConnection, named: str) -> str:

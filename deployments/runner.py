@@ -410,6 +410,9 @@ class Runner:
                     await checkout.settle(purchase.session_id)
                 except AppError as error:  # it is due again later
                     log.info("purchase not looked at", purchase_id=purchase.id, problem=str(error))
+                except Exception:  # what a provider answers to one must not keep the others waiting
+                    errors_total.labels("runner").inc()
+                    log.exception("purchase not looked at", purchase_id=purchase.id)
 
     async def _ask_for_events(self) -> None:
         for checkout in self._checkouts.values():

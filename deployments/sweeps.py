@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
+
+import structlog
 
 from gateway import alerts, deliveries, idempotency, leases, quotas, sign_in, turns
 from kit import outbox
+from kit.errors import Unavailable
+from kit.telemetry import errors_total
 from ledger import chain, grants, holds
 from payments import referrals, webhooks
 from payments.referrals import Programme
+
+log = structlog.get_logger(__name__)
 
 EXPIRED_HOLDS_A_SWEEP: Final = 200
 """Enough to keep up with abandoned holds without one long transaction."""
@@ -53,8 +59,7 @@ class Sweeps:
         moved, self._alerts_after = await self._run(
             "sweep_alerts", alerts.accounts_moved, self._alerts_after, ALERTS_A_SWEEP
         )
-        for account_id in moved:
-            await self._run("decide_alert", alerts.decide, account_id, self._base_url)
+        await self._each("decide_alert", alerts.decide, moved, self._base_url)
 
     async def books(self) -> None:
         """Expire holds, forget what is old, work out grants, settle referrals, seal what was decided since."""
@@ -66,15 +71,28 @@ class Sweeps:
         await self._run("sweep_codes", sign_in.forget_old)
         await self._run("sweep_outbox", outbox.forget_old)
         await self._run("sweep_deliveries", deliveries.forget_old)
-        for account_id in await self._run("sweep_due", grants.accounts_due, DUE_ACCOUNTS_A_SWEEP):
-            await self._run("settle_due", grants.settle_due, account_id)
+        due = await self._run("sweep_due", grants.accounts_due, DUE_ACCOUNTS_A_SWEEP)
+        await self._each("settle_due", grants.settle_due, due)
         behind, self._looked_at = await self._run(
             "sweep_behind", grants.accounts_behind, self._looked_at, ACCOUNTS_LOOKED_AT_A_SWEEP
         )
-        for account_id in behind:
-            await self._run("allocate", grants.allocate_behind, account_id)
-        for referral_id in await self._run(
-            "sweep_referrals", referrals.due, self._programme.hold, REFERRALS_A_SWEEP
-        ):
-            await self._run("settle_referral", referrals.settle, referral_id, self._programme)
+        await self._each("allocate", grants.allocate_behind, behind)
+        earned = await self._run("sweep_referrals", referrals.due, self._programme.hold, REFERRALS_A_SWEEP)
+        await self._each("settle_referral", referrals.settle, earned, self._programme)
         await self._run("seal", chain.seal, pause_s=SEAL_PAUSE_S)
+
+    async def _each(
+        self, name: str, work: Callable[..., Awaitable[Any]], ids: Iterable[Any], *args: object
+    ) -> None:
+        """Run a step for each; what one breaks on keeps neither the others waiting nor the steps after this one.
+
+        Raises: Unavailable: while the books are away nothing else could be done.
+        """
+        for each in ids:
+            try:
+                await self._run(name, work, each, *args)
+            except Unavailable:
+                raise
+            except Exception:
+                errors_total.labels("sweeps").inc()
+                log.exception("a sweep could not do one", step=name, id=each)

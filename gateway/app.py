@@ -123,7 +123,7 @@ def create_app(  # noqa: PLR0913  # the parts of the house
         telemetry=NO_TELEMETRY,  # type: ignore[arg-type]  # a TypedDict of optional switches
     )
     sells_for_coins = crypto is not None and crypto.sells
-    mode = payments_mode(settings, takes_payments=checkout is not None or sells_for_coins)
+    mode = payments_mode(settings, takes_payments=checkout is not None or sells_for_coins or x402 is not None)
     health = Health(
         settings,
         ledger,
@@ -177,7 +177,7 @@ def payments_mode(settings: Settings, *, takes_payments: bool) -> PaymentsMode:
     """Tell what money this server takes: real, a provider's test money, the sandbox's play money, or none."""
     if not takes_payments:
         return "off"
-    if settings.live_payments:
+    if settings.live_payments or (settings.x402_facilitator and settings.x402_live):
         return "live"
     return "sandbox" if settings.sandbox or settings.stripe_api_base else "test"
 

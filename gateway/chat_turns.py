@@ -42,6 +42,8 @@ async def begin(conn: AsyncConnection, command: BeginTurn, ttl: timedelta) -> Tu
         answered = await _answered(conn, place, command.fingerprint)
         if answered is not None:
             return answered
+    if command.refusal is not None:
+        raise command.refusal
     cost_tokens = command.price.cost_tokens(MILLI)
     hold_id = new_id("hold")
     [outcome] = await holds.place(

@@ -3,6 +3,7 @@
 - The model failed, or nobody heard a word: the hold is freed.
 - The answer is whole: it is charged, before its last chunk leaves.
 - The caller of a stream left after words were delivered: the model stops, and the turn is charged.
+- A stream's time was up after words were delivered: the same, and it ends as one that reached its length.
 - This process dies: the hold runs out, and nothing is charged.
 
 What the turn took is written down with its charge or its release.
@@ -127,22 +128,18 @@ class Completion:
 
     async def _listen(self) -> AsyncGenerator[Event | Waiting, None]:
         """Yield the model's events, and that nothing came. Raises: Unavailable before its first word, ChatFailed."""
-        first_by = time.monotonic() + self._settings.chat_start_s
-        last_by = first_by + self._settings.chat_turn_s
-        began = False
+        until = time.monotonic() + self._settings.chat_start_s
+        last: Event | None = None
         async with aclosing(self._chats.stream(self._application, self._conversation)) as stream:
             while True:
                 coming = asyncio.ensure_future(anext(stream))
                 try:
-                    while not coming.done():
-                        left_s = (last_by if began else first_by) - time.monotonic()
-                        if left_s <= 0:
-                            if began:
-                                raise ChatFailed("The answer took too long.")
-                            raise Unavailable("The chat model", START_AGAIN_S)
+                    while not coming.done() and (left_s := until - time.monotonic()) > 0:
                         await asyncio.wait({coming}, timeout=min(TICK_S, left_s))
                         if not coming.done():
                             yield Waiting()
+                    if not coming.done():
+                        break
                     event = coming.result()
                 except StopAsyncIteration:
                     raise ChatFailed("The chat model ended without an answer.") from None
@@ -151,9 +148,20 @@ class Completion:
                     if not coming.done():
                         coming.cancel()
                         await asyncio.wait({coming})
-                began = True
+                if last is None:
+                    until = time.monotonic() + self._settings.chat_turn_s
+                last = event
                 self._meter.heard(event)
                 yield event
+        yield self._cut(last)
+
+    def _cut(self, last: Event | None) -> Ended:
+        """Return how a stream ends whose time was up: with what was delivered. Raises: Unavailable, ChatFailed."""
+        if last is None:
+            raise Unavailable("The chat model", START_AGAIN_S)
+        if not (self._streamed and (self._text or self._calls)):
+            raise ChatFailed("The answer took too long.")
+        return Ended("length", last.took)
 
     def _body(self, finish_reason: FinishReason) -> dict[str, Any]:
         prompt_tokens, completion_tokens = self._meter.tokens

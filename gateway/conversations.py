@@ -90,13 +90,17 @@ class Chats(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BeginTurn:
-    """A turn to be held for. `completion_id` is the charge's reference."""
+    """A turn to be held for. `completion_id` is the charge's reference.
+
+    `refusal`: why there is no model for it now. A repeat of what was answered before is answered all the same.
+    """
 
     credential: Credential
     completion_id: str
     price: Price
     idempotency_key: str | None
     fingerprint: str
+    refusal: AppError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +145,7 @@ class TurnBooks(Protocol):
         """Hold the cost of a turn, or say what its key was answered.
 
         Raises: AuthRequired, Forbidden, AccountFrozen, InsufficientCredits, KeyCapReached, IdempotencyKeyReused,
-        TurnUnderWay.
+        TurnUnderWay, or the command's own refusal.
         """
 
     async def finish_turn(

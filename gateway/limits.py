@@ -186,7 +186,8 @@ async def limit_by(request: Request, kind: Literal["email", "session", "wallet"]
     """Count this request against what it names too, in its route's bucket: an e-mail, a checkout session.
 
     To be called first by every limited route that works without a key: nobody else may be known to count. A key
-    that the route does not check is no excuse, since anyone can make one up. Raises: RateLimited.
+    that the route does not check is no excuse, since anyone can make one up. A wallet is counted once its signature
+    was verified: a stranger could use up its requests otherwise. Raises: RateLimited.
     """
     if tally := tallies.get():
         await tally.count_as(parts_of(request).ledger, stranger(kind, value.casefold()))

@@ -78,7 +78,7 @@ class Edge:
     async def _serve(self, scope: Scope, visit: _Visit) -> None:
         try:
             await self._app(scope, visit.receive, visit.send)
-        except ClientDisconnect:
+        except ClientDisconnect:  # or who asked for the head alone has it
             visit.status = visit.status or CHARGED_TO_CLIENT
         except Exception:
             errors_total.labels("http").inc()
@@ -192,7 +192,10 @@ class _Visit:
             if self._too_large:
                 headers.append((b"connection", b"close"))
         elif self.method == "HEAD":
-            message = {**message, "body": b""}
+            await self._send({"type": "http.response.body", "body": b""})
+            if message.get("more_body", False):  # a stream of events may go on for hours
+                raise ClientDisconnect
+            return
         elif self._too_large and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
             await self._linger()

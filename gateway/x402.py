@@ -11,7 +11,7 @@ from gateway.limits import limit_by
 from gateway.responses import in_credits
 from ledger.keys import Credential, hash_key
 from payments.x402_payments import Paid
-from payments.x402_wire import SIGNATURE_HEADER, Call, encode, parse_payment
+from payments.x402_wire import SIGNATURE_HEADER, Call, encode
 
 JOB_KEY_DAYS: Final = 1
 """A job's key reads the job and spends what a failed one left: a day is longer than any job, and soon over."""
@@ -29,12 +29,19 @@ async def paid_call(  # noqa: PLR0913  # what is bought, and how its key is made
 ) -> Paid:
     """Return this call's settled payment. Raises: PaymentRequired and the other refusals of `X402Checkout.pay`."""
     assert parts.x402 is not None, "routes ask for payment where wallets can pay"
-    header = request.headers.get(SIGNATURE_HEADER)
-    if header is not None:
-        await limit_by(request, "wallet", parse_payment(header).payer)
-    url = parts.settings.base_url + request.url.path
+
+    async def admit(payer: str) -> None:
+        await limit_by(request, "wallet", payer)
+
     return await parts.x402.pay(
-        call, url, header, retry_key, key_label=key_label, key_days=key_days, topup_user_id=topup_user_id
+        call,
+        parts.settings.base_url + request.url.path,
+        request.headers.get(SIGNATURE_HEADER),
+        retry_key,
+        key_label=key_label,
+        key_days=key_days,
+        admit=admit,
+        topup_user_id=topup_user_id,
     )
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -492,17 +494,17 @@ def _listed(value: str) -> tuple[Network, ...]:
 def _kept_secret(path: Path) -> str:
     """Read the secret of this data directory, making it once; readable by its owner alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        if kept := path.read_text().strip():
-            return kept
-        raise SettingsError(
-            f"{path} is empty: delete it to have a new secret made (signed URLs change)"
-        ) from None
-    with os.fdopen(handle, "w") as file:
-        file.write(value := secrets.token_urlsafe(32))
-    return value
+    if not path.exists():
+        # Made whole under a name of its own: of several processes the first one's stays, and none reads half of it.
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".secret-") as draft:
+            draft.write(secrets.token_urlsafe(32))
+            draft.flush()
+            os.fsync(draft.fileno())
+            with suppress(FileExistsError):
+                os.link(draft.name, path)
+    if kept := path.read_text().strip():
+        return kept
+    raise SettingsError(f"{path} is empty: delete it to have a new secret made (signed URLs change)")
 
 
 def _explain(error: ValidationError) -> str:

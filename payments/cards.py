@@ -11,6 +11,7 @@ from typing import Final, Protocol
 import structlog
 
 from kit.errors import AppError, NotFound
+from kit.telemetry import errors_total
 from ledger import scopes
 from ledger.keys import Credential
 from payments.auto_topups import AutoTopup, TopupWish
@@ -190,12 +191,21 @@ class CardCheckout(Checkout):
         try:
             outcome = await self._cards.charge_saved(charge)
             if isinstance(outcome, ChargeRefused):
-                log.info("top-up refused", purchase_id=charge.purchase_id, reason=outcome.reason)
+                level = log.error if outcome.reason == "not_offered" else log.info
+                level(
+                    "top-up refused",
+                    purchase_id=charge.purchase_id,
+                    reason=outcome.reason,
+                    said=outcome.problem,
+                )
                 await self._card_books.refuse_topup(charge.purchase_id, outcome)
             else:
                 await self._book(outcome)
         except AppError as error:
             log.warning("top-up left open", purchase_id=charge.purchase_id, problem=str(error))
+        except Exception:  # what a provider answers to one must not break off the others
+            errors_total.labels("topups").inc()
+            log.exception("top-up left open", purchase_id=charge.purchase_id)
 
     async def catch_up(self) -> int:
         """Take in what the provider sent and we never received; returns how many events those were."""

@@ -51,8 +51,9 @@ class SessionRequest:
 class ProviderSession:
     """A provider's session as it stands now, with what became of its payment; see `PaidSession`. Units: minor units.
 
-    `paid`: the whole price is there for good. `closed`: the session is over without that. `failed`: it will never be
-    paid. `received_minor`: what is there for good, where the provider says so; None: the price if it is paid.
+    `paid`: the whole price is there for good. `closed`: the session is over without that. `failed`: it will not be
+    paid; `final`: it cannot be, however late. `received_minor`: what is there for good, where the provider says so;
+    None: the price if it is paid.
     """
 
     id: str
@@ -71,6 +72,7 @@ class ProviderSession:
     warned: bool = False
     received_minor: int | None = None
     closed: bool = False
+    final: bool = False
 
 
 class Provider(Protocol):
@@ -307,6 +309,7 @@ class Checkout:
                 purchase_id=session.purchase_id,
                 received_minor=session.received_minor or 0,
                 closed=session.closed,
+                final=session.final,
             )
         )
         if session.closed and purchase.received_minor and not purchase.paid:

@@ -87,7 +87,7 @@ class PaidSession:
 class UnpaidSession:
     """What the provider says of a session that is not paid in full. Units: `received_minor` minor units.
 
-    `closed`: it waits for no more, though a payment may still come late.
+    `closed`: it waits for no more, though a payment may still come late, unless that is `final`.
     """
 
     provider: str
@@ -95,6 +95,7 @@ class UnpaidSession:
     purchase_id: str
     received_minor: int
     closed: bool
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,15 +315,21 @@ async def _grant(conn: AsyncConnection, row: Row[Any], paid: PaidSession) -> Row
 async def note_unpaid(conn: AsyncConnection, seen: UnpaidSession) -> Purchase:
     """Keep what arrived of a payment that is not whole. Nothing is granted; what was granted before stays.
 
-    What arrived never falls and a closed session stays closed, so that an older reading changes nothing.
+    What arrived never falls and a closed session stays closed, so that an older reading changes nothing. After a final
+    one its provider is not asked again.
     Raises: NotFound for a session that is not of ours.
     """
     row = await _locked(conn, seen)
-    if row.fulfilled_at is None and seen.closed and row.closed_at is None:
+    ends = row.closed_at is None or (seen.final and row.look_at is not None)
+    if row.fulfilled_at is None and seen.closed and ends:
+        values = {
+            "session_id": seen.session_id,
+            "closed_at": func.coalesce(purchases.c.closed_at, func.now()),
+        }
         await conn.execute(
             update(purchases)
             .where(purchases.c.id == row.id)
-            .values(session_id=seen.session_id, closed_at=func.now())
+            .values(values | ({"look_at": None} if seen.final else {}))
         )
     return _purchase(await _received(conn, row, seen.received_minor))
 

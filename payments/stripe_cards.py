@@ -88,7 +88,7 @@ async def charge_saved(
     except stripe.CardError as error:
         return _refused(error.code, error.user_message)
     except stripe.InvalidRequestError as error:
-        reason: Refusal = "no_card" if error.param in GONE else "card_declined"
+        reason: Refusal = "no_card" if error.param in GONE else "not_offered"
         return ChargeRefused(reason, error.user_message or "the provider refuses the charge")
 
 

@@ -26,7 +26,7 @@ from payments.purchases import OpenPurchase, open_purchase
 from payments.tables import auto_topup_charges, auto_topups, purchases
 from payments.topup_mails import ceiling_mail, refusal_mail
 
-Refusal = Literal["authentication_required", "card_declined", "no_card", "not_charged"]
+Refusal = Literal["authentication_required", "card_declined", "no_card", "not_offered", "not_charged"]
 
 DECLINES_MOST: Final = 3
 """One decline is an empty account on the wrong day; after three in a row the card is dead, and banks count tries."""

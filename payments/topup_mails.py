@@ -13,7 +13,7 @@ _WHAT: Final[dict[Reason, str]] = {
     "card_declined": "Your bank declined the card.",
     "authentication_required": "Your bank wants you to confirm the payment yourself.",
     "no_card": "No card is saved with the payment provider any more.",
-    "not_offered": "It is not offered any more, since the tax of each payment is worked out at its checkout.",
+    "not_offered": "It is not offered here for this package, or not any more; no bank was asked.",
     "package_changed": "The package that you chose is not sold at that price any more.",
 }
 _NEXT: Final[dict[Reason, str]] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final, Protocol
@@ -86,12 +86,14 @@ class X402Checkout:
         *,
         key_label: str,
         key_days: int | None,
+        admit: Callable[[str], Awaitable[None]],
         topup_user_id: str | None = None,
     ) -> Paid:
         """Return the payment of this call once it is settled and granted, however often it is sent.
 
-        Raises: PaymentRequired with a fresh offer, when nothing was paid; InvalidRequest, PaymentReused,
-        SettlementPending, SettlementUnclear, PaymentsUnavailable.
+        `admit` is told the payer of a new payment whose signature holds, before anything is written.
+        Raises: what `admit` does; PaymentRequired with a fresh offer, when nothing was paid; InvalidRequest,
+        PaymentReused, SettlementPending, SettlementUnclear, PaymentsUnavailable.
         """
         if header is None:
             raise self._required(call, url, ASK)
@@ -107,6 +109,7 @@ class X402Checkout:
             verdict = await self._facilitator.verify(payload)
             if not verdict.valid:
                 raise self._required(call, url, f"The facilitator refuses the payment: {verdict.reason}.")
+            await admit(payment.payer)
             outcome = await self._books.begin_x402(replace(bill, payload=payload))
         if isinstance(outcome, Settling):
             outcome = await self._settle(outcome)

@@ -17,7 +17,7 @@ from gateway.catalog import Task
 from gateway.chat_answers import ChatCompletion
 from gateway.chat_schemas import CreateChatCompletion
 from gateway.completions import Completion, Finished, Waiting, with_cost
-from gateway.conversations import BeginTurn, ChatBusy, ChatFailed, Chats, Said, TurnUnderWay
+from gateway.conversations import BeginTurn, ChatBusy, ChatFailed, Said, TurnUnderWay
 from gateway.deps import SECURED, CallerKey, Parts, PartsOf, RetryKey
 from gateway.errors import TaskUnavailable
 from gateway.fingerprints import fingerprint
@@ -28,7 +28,6 @@ from gateway.responses import REPLAY, dump, json_response
 from gateway.worlds import working_application
 from kit.errors import AppError, Internal, Unavailable
 from kit.ids import new_id
-from ledger import scopes
 from ledger.accounts import World
 
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"], route_class=StrictRoute)
@@ -82,23 +81,23 @@ async def create_chat_completion(
     a stream is kept open with comments. The last chunk with `choices` has `usage` and its `cost`.
     """
     task = task_for(await parts.price_list(), TASK, body.model)
+    application, refusal = task.application, None
     try:
-        application, chats = await _model(parts, credential.world, task)
-    except (Unavailable, TaskUnavailable):
-        # Whoever may not ask hears that first.
-        await parts.ledger.whoami(credential, scopes.tool(task.tool.name))
-        raise
+        application = await _application(parts, credential.world, task)
+    except (Unavailable, TaskUnavailable) as error:
+        refusal = error  # unless the caller may not ask at all, or this is a retry of what was answered
     completion_id = new_id("chatcmpl")
     begun = await parts.ledger.begin_turn(
-        BeginTurn(credential, completion_id, task.tool.price, header_key, _meaning(body))
+        BeginTurn(credential, completion_id, task.tool.price, header_key, _meaning(body), refusal)
     )
     if begun.answer is not None:
         answered = dict(begun.answer)
         return _again(with_cost(answered, answered.pop("charged")), body)
+    assert parts.chats is not None, "without a model nothing is begun"
     completion = Completion(
         parts.settings,
         parts.ledger,
-        chats,
+        parts.chats,
         application,
         body.conversation(completion_id),
         begun.hold_id,
@@ -112,11 +111,11 @@ async def create_chat_completion(
     return _Stream(_frames(completion, first, events, body), headers=_HEADERS, media_type="text/event-stream")
 
 
-async def _model(parts: Parts, world: World, task: Task) -> tuple[str, Chats]:
-    """Return who answers, and over what. Raises: Unavailable, TaskUnavailable."""
+async def _application(parts: Parts, world: World, task: Task) -> str:
+    """Return who answers. Raises: Unavailable, TaskUnavailable."""
     if parts.chats is None:
         raise Unavailable("The chat model", 300)
-    return await working_application(parts, world, task), parts.chats
+    return await working_application(parts, world, task)
 
 
 async def _whole(completion: Completion, request: Request) -> dict[str, Any]:

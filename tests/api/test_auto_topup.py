@@ -186,6 +186,41 @@ async def test_where_tax_is_worked_out_at_a_checkout_nothing_is_switched_on_or_c
     assert await shop.mails() == ["Automatic top-up is paused"]
 
 
+async def test_a_charge_that_the_provider_does_not_take_is_no_decline_of_the_card(shop, monkeypatch):
+    await shop.save()
+    await shop.wish()
+    monkeypatch.setattr("payments.stripe_cards.to_stripe", lambda *_: 1)
+    for _ in range(2):
+        await shop.checkout.top_up(ON_SALE)
+    stands = await shop.stands()
+    assert (stands["state"], stands["reason"]) == ("paused", "not_offered")
+    [mail] = await shop.sql("SELECT subject, body FROM outbox")
+    assert mail.subject == "Automatic top-up is paused"
+    assert "declined" not in mail.body
+
+
+async def test_what_breaks_one_charge_breaks_no_other_off(shop, monkeypatch):
+    await shop.save()
+    await shop.wish()
+    take, charge = shop.checkout._card_books.take_topups, shop.checkout.provider.charge_saved
+    broke = asyncio.Event()
+
+    async def two(*args: Any) -> list[Any]:
+        return [each for one in await take(*args) for each in (replace(one, purchase_id="pur_broken"), one)]
+
+    async def broken(due: Any) -> Any:
+        if due.purchase_id == "pur_broken":
+            broke.set()
+            raise ValueError("an answer of another form")
+        await broke.wait()
+        return await charge(due)
+
+    monkeypatch.setattr(shop.checkout._card_books, "take_topups", two)
+    monkeypatch.setattr(shop.checkout.provider, "charge_saved", broken)
+    await shop.checkout.top_up(ON_SALE)
+    assert await shop.tokens() == 11_000
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [

@@ -342,6 +342,19 @@ async def test_a_key_whose_turn_failed_is_free_and_one_under_way_is_busy(owner, 
     assert await owner.tokens() == 95
 
 
+async def test_a_retry_of_an_answered_turn_is_answered_while_the_model_is_away(
+    owner, client_of, chats, models
+):
+    client = client_of(owner)
+    ask = {"model": "qwen3-8b", "messages": QUESTION}
+    first = await client.chat.completions.create(**ask, extra_headers={"Idempotency-Key": "turn-1"})
+    models.known["chat"] = ModelState("chat", "unavailable", "It could not be started.", failed=True)
+    assert await client.chat.completions.create(**ask, extra_headers={"Idempotency-Key": "turn-1"}) == first
+    with pytest.raises(openai.InternalServerError, match="could not be started"):
+        await client.chat.completions.create(**ask, extra_headers={"Idempotency-Key": "turn-2"})
+    assert await owner.tokens() == 95
+
+
 async def _asked(chats: PlayedChats, times: int) -> bool:
     return len(chats.asked) == times
 
@@ -364,6 +377,28 @@ async def test_a_model_that_does_not_start_in_time_is_503_and_free(  # noqa: PLR
     assert answer.status_code == 503
     assert answer.headers["retry-after"]
     assert await holds(db) == [("voided", 0)]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_that_took_too_long_is_charged_if_words_of_it_were_delivered(  # noqa: PLR0917
+    settings, ledger, models, objects, chats, owner, db, stream
+):
+    chats.gate.clear()
+    owner.client._transport.app = create_app(
+        settings.model_copy(update={"chat_turn_s": 1}), ledger, models, None, objects, chats=chats
+    )
+    answer = await owner.client.post("/v1/chat/completions", json={"messages": QUESTION, "stream": stream})
+    assert chats.left.is_set(), "the model has stopped"
+    if not stream:
+        assert answer.status_code == 500
+        assert await holds(db) == [("voided", 0)]
+        return
+    frames = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
+    assert frames[-1] == "[DONE]"
+    said, last = (json.loads(frame)["choices"][0] for frame in frames[:-1])
+    assert said["delta"]["content"] == "Par"
+    assert last["finish_reason"] == "length"
+    assert await holds(db) == [("captured", 5)]
 
 
 async def test_a_cold_start_keeps_the_stream_open_with_comments(owner, chats, monkeypatch):

@@ -13,6 +13,7 @@ from gateway.health_answers import HealthReport
 from gateway.ports import ModelState
 from kit.errors import Unavailable
 from payments.stripe_checkout import checkout_for
+from payments.x402 import x402_for
 
 HEALTH = "/api/v1/health"
 
@@ -80,6 +81,22 @@ async def test_a_flood_of_health_checks_asks_the_books_once(web, stub_ledger):
     answers = await asyncio.gather(*(web.get(HEALTH) for _ in range(50)))
     assert {answer.status_code for answer in answers} == {200}
     assert stub_ledger.calls == ["ping"]
+
+
+@pytest.mark.parametrize(("network", "mode"), [("eip155:8453", "live"), ("eip155:84532", "test")])
+async def test_health_knows_of_a_server_that_sells_to_wallets_alone(  # noqa: PLR0917
+    settings, stub_ledger, models, objects, network, mode
+):
+    wallets = {
+        "x402_facilitator": "http://127.0.0.1:9",
+        "x402_pay_to": "0x" + "1" * 40,
+        "x402_network": network,
+    }
+    told = type(settings)(**{**settings.model_dump(), **wallets})
+    app = create_app(told, stub_ledger, models, None, objects, x402=x402_for(told, stub_ledger))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://t") as web:
+        body = (await web.get(HEALTH)).json()
+    assert body["payments"] == {"state": "ready", "mode": mode}
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,15 @@ async def test_a_key_revoked_while_it_watches_sees_no_more(customer, between_loo
     assert events(answer)[-1][2]["error"] == "auth_required"
 
 
+async def test_who_asks_for_the_head_of_a_stream_is_answered_at_once(customer):
+    owner = await customer()
+    job_id = await submitted(owner)
+    async with asyncio.timeout(20):
+        answer = await owner.client.head(f"{JOBS}/{job_id}/events")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+
+
 async def test_nobody_watches_anothers_job(customer):
     owner, other = await customer(), await customer()
     job_id = await submitted(owner)

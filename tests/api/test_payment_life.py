@@ -287,6 +287,7 @@ async def test_a_payment_that_will_never_come_is_said_so(checkout, stripe, db, e
         await checkout.claim(started.session_id, "Primary")
     async with db.transaction() as conn:
         assert await conn.scalar(text("SELECT count(*) FROM transfers")) == 0
+        assert await conn.scalar(text("SELECT count(look_at) FROM purchases")) == 0, "nobody asks again"
 
 
 async def test_our_own_refund_takes_the_credits_at_once_and_a_repeat_is_the_same_refund(

@@ -472,6 +472,23 @@ async def test_429_for_a_wallet_that_pays_too_often(  # noqa: PLR0917  # fixture
     assert chain.settles == 1
 
 
+async def test_a_stranger_who_names_a_wallet_uses_up_none_of_its_requests(  # noqa: PLR0917  # fixtures
+    selling, ledger, models, objects, x402, chain
+):
+    tight = Settings(**{**selling.model_dump(), "limit_purchase": 1})
+    app = create_app(tight, ledger, models, None, objects, x402=x402)
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://farebox.test"
+    ) as client:
+        forged = chain.sign(await offered(client, BUY, BUILDER))
+        forged["payload"]["signature"] = "0x" + "00" * 65
+        answers = [
+            await client.post(BUY, json=BUILDER, headers=each)
+            for each in ({"payment-signature": encoded(forged)}, await signed(chain, client, BUY, BUILDER))
+        ]
+    assert [answer.status_code for answer in answers] == [402, 200]
+
+
 async def test_a_wallets_address_of_record_is_no_e_mail_address(client, chain, db):
     """Else somebody could open its account first, and own what its payments bring."""
     await client.post(JOBS, json=FOX, headers=await signed(chain, client))

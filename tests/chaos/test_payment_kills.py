@@ -163,8 +163,11 @@ async def test_a_wallets_payment_moves_and_is_granted_once_whichever_step_it_die
         assert checkout
         call = Call("POST /jobs", "a fox", "f" * 64, "image", 1, 100, checkout.price_minor(100))
 
+        async def admit(_: str) -> None:
+            return
+
         async def pay(header: str | None) -> Paid:
-            return await checkout.pay(call, url, header, None, key_label="fox", key_days=1)
+            return await checkout.pay(call, url, header, None, key_label="fox", key_days=1, admit=admit)
 
         with pytest.raises(PaymentRequired) as offered:
             await pay(None)

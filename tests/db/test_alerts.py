@@ -236,6 +236,32 @@ async def test_the_ledgers_sweep_tells(db, fresh_url, tmp_path, customers):
     assert f"{BASE}/credits" in mail
 
 
+async def test_what_a_sweep_breaks_on_keeps_nobody_else_waiting(
+    db, fresh_url, tmp_path, customers, monkeypatch
+):
+    async with db.transaction() as conn:
+        both = [await customers(conn, 1000) for _ in range(2)]
+        for customer in both:
+            await alerts.set_alert(conn, customer.account_id, 500, None)
+            await spend(conn, customer, 600)
+    decide = alerts.decide
+
+    async def broken(conn, account_id, base_url):
+        if account_id == both[0].account_id:
+            raise AssertionError("books that cannot be")
+        return await decide(conn, account_id, base_url)
+
+    monkeypatch.setattr(alerts, "decide", broken)
+    server = LedgerServer(Settings(database_url=fresh_url, data_dir=tmp_path, secret="s", public_url=BASE))
+    await server.sweep()
+    await server.close()
+    async with db.transaction() as conn:
+        assert [len(await mails(conn, customer)) for customer in both] == [0, 1]
+        assert await conn.scalar(text("SELECT count(*) FROM chain_mark")) == 1, (
+            "and the books were looked after"
+        )
+
+
 async def test_a_suspended_person_is_told_nothing(conn, customers):
     customer = await customers(conn, 1000)
     await alerts.set_alert(conn, customer.account_id, 500, URL)

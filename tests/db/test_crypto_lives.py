@@ -416,3 +416,30 @@ async def test_an_event_of_a_provider_that_is_gone_does_not_keep_the_others_wait
         assert (event.applied_at, event.problem) == (None, "its provider is not configured on this server")
         await place.close()
     await server.close()
+
+
+async def test_a_purchase_that_breaks_a_look_does_not_keep_the_others_waiting(
+    fresh_url, tmp_path, monkeypatch
+):
+    app = create_crypto_twin("btcpay", CryptoSettings(STORE_ID, API_KEY, CRYPTO_WEBHOOK_SECRET))
+    server = LedgerServer(Settings(database_url=fresh_url, data_dir=tmp_path))
+    with running(app) as url:
+        place = Street("btcpay", url, app.state.twin, server, tmp_path)
+        for name in ("one", "two"):
+            await server.open_purchase(
+                OpenPurchase(f"pur_{name}", "btcpay", "dev@company.com", BUILDER, None)
+            )
+            await server.attach_session(f"pur_{name}", name)
+        async with server._db.transaction() as conn:
+            await conn.execute(text("UPDATE purchases SET look_at = now()"))
+        looked_at = []
+
+        async def broken(session_id):
+            looked_at.append(session_id)
+            raise ValueError("an answer of another form")
+
+        monkeypatch.setattr(place.runner._checkouts["btcpay"], "settle", broken)
+        await place.runner._catch_up()
+        assert sorted(looked_at) == ["one", "two"]
+        await place.close()
+    await server.close()

@@ -8,12 +8,14 @@ import pwd
 import re
 
 import pytest
+from sqlalchemy import text
 from typer.testing import CliRunner
 
 from deployments.books import in_books
-from deployments.cli import app
+from deployments.cli import app, main
 from gateway.lookups import find_users
 from gateway.operator_ports import UserQuery
+from kit.errors import InvalidRequest
 from ledger.keys import hash_key
 from ledger.operators import actor_of
 from ledger.spends import Spend, spend_many
@@ -141,3 +143,40 @@ def test_a_share_is_shown_set_in_part_and_logged(farebox):
     assert "weight 5, concurrency 8" in farebox(*ada, "--weight", "5")
     assert "weight 5, concurrency as for everybody" in farebox(*ada, "--concurrency", "0")
     assert [line["action"] for line in told(farebox)] == ["account.share"] * 3
+
+
+@pytest.mark.parametrize("order", [("grant", "dev", "5"), ("keys", "create", "dev@company")])
+def test_a_mistyped_address_opens_no_account(farebox, fresh_url, order):
+    assert isinstance(farebox(*order, refused=True), InvalidRequest)
+    assert len(in_books(fresh_url, find_users, UserQuery(None, None, 10))) == 1
+
+
+def test_a_key_that_has_ended_is_not_called_one_that_works(farebox, fresh_url, owner):
+    async def ended(conn):
+        await conn.execute(text("UPDATE api_keys SET expires_at = now() - interval '1 day'"))
+
+    in_books(fresh_url, ended)
+    [_, line] = farebox("keys", "list", "dev@example.com").splitlines()
+    assert line.split("\t")[-1].startswith("ended ")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql://nobody@127.0.0.1:1/x", "the database does not answer"),
+        (None, "run `farebox migrate`"),
+    ],
+)
+def test_a_database_that_is_away_or_without_its_schema_is_told_in_one_line(  # noqa: PLR0917  # fixtures
+    fresh_url, owner, monkeypatch, capsys, url, said
+):
+    async def older(conn):
+        await conn.execute(text("ALTER TABLE operator_actions RENAME TO elsewhere"))
+
+    in_books(fresh_url, older)
+    monkeypatch.setattr(os, "environ", {**os.environ, "DATABASE_URL": url or fresh_url})
+    monkeypatch.setattr("sys.argv", ["farebox", "migrate" if url else "log"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert said in capsys.readouterr().err

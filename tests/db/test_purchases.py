@@ -213,6 +213,16 @@ async def test_a_checkout_that_closed_with_nothing_is_still_waited_for(conn):
     assert (await purchases.fulfil(conn, paid)).paid, "late, and whole"
 
 
+async def test_a_session_that_can_never_be_paid_is_not_looked_at_again(conn):
+    paid = await opened(conn)
+    closed = short(paid, 0, closed=True)
+    for final, due in ((False, 1), (True, 0)):
+        await purchases.note_unpaid(conn, dataclasses.replace(closed, final=final))
+        await conn.execute(text("UPDATE purchases SET look_at = now() WHERE look_at IS NOT NULL"))
+        assert len(await purchases.take_due(conn, 10)) == due
+    assert (await purchases.fulfil(conn, paid)).paid, "the provider's word stands all the same"
+
+
 async def test_more_than_the_price_grants_the_package_and_no_more(conn):
     paid = dataclasses.replace(await opened(conn), received_minor=6_000)
     assert (await purchases.fulfil(conn, paid)).received_minor == 6_000

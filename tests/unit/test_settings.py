@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import secrets
 
 import pytest
 
@@ -51,6 +52,20 @@ def test_live_keys_alone_switch_the_sandbox_off(monkeypatch):
     settings = load_settings()
     assert settings.live_payments
     assert not settings.wants_sandbox
+
+
+def test_of_two_processes_that_begin_at_once_both_read_the_one_secret(tmp_path, monkeypatch):
+    make = secrets.token_urlsafe
+    other = []
+
+    def beside(size):
+        monkeypatch.setattr(secrets, "token_urlsafe", make)
+        other.append(load_settings(data_dir=tmp_path / "data").secret)
+        return make(size)
+
+    monkeypatch.setattr(secrets, "token_urlsafe", beside)
+    assert load_settings(data_dir=tmp_path / "data").secret == other[0]
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["secret"]
 
 
 def test_a_stripe_key_without_its_webhook_secret_is_refused(monkeypatch):

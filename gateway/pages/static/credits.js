@@ -25,7 +25,7 @@ if (auto && who.ok) {
     authentication_required: "your bank wants you to confirm: buy a package above, then switch it on again",
     card_declined: "the card was declined",
     no_card: "no card is saved",
-    not_offered: "it is not offered any more, since tax is worked out at each checkout",
+    not_offered: "it is not offered for this package, or not any more",
     package_changed: "the package is not sold at that price any more",
   };
   const chosen = () => byId("auto-package").selectedOptions[0].dataset.currency;

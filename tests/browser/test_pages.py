@@ -130,6 +130,16 @@ def test_a_person_signs_in_by_mail_makes_a_key_and_signs_out(page, outbox):
     expect(page.get_by_label("E-mail")).to_be_visible()
 
 
+def test_a_double_click_makes_one_key(page, outbox):
+    sign_in(page, outbox, "hasty@company.com")
+    page.locator("#label").fill("Laptop")
+    page.get_by_role("button", name="Make a key").dblclick()
+    expect(page.locator("#made")).to_be_visible()
+    page.wait_for_load_state("networkidle")
+    page.reload()
+    expect(page.locator("#keys tr")).to_have_count(1)
+
+
 def test_a_person_tops_up_and_the_receipt_leads_to_the_purchase(page, outbox, platform):
     sign_in(page, outbox, "buyer@company.com")
     page.goto("/credits")

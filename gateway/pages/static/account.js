@@ -1,5 +1,5 @@
 import { keysPanel } from "/static/keys.js";
-import { byId, call, inCredits, inMoney, teller, whoAmI } from "/static/session.js";
+import { byId, call, inCredits, inMoney, once, teller, whoAmI } from "/static/session.js";
 
 const tell = teller("status");
 const say = (text, kind) => {
@@ -95,7 +95,7 @@ const showPurchases = async () => {
   if (wanted.startsWith("pur_")) document.getElementById(wanted)?.focus();
 };
 
-byId("more-purchases").addEventListener("click", showPurchases);
+byId("more-purchases").addEventListener("click", once(showPurchases));
 document.getElementById("portal")?.addEventListener("click", async () => {
   const got = await call("/billing/portal", {});
   if (got.ok) location.assign(got.portalUrl);

@@ -1,5 +1,5 @@
 // The keys of an account as a table, and the form that makes one: the same for a signed-in page and for a key.
-import { byId } from "/static/session.js";
+import { byId, once } from "/static/session.js";
 
 const day = (time) => new Date(time).toLocaleDateString("en-CA"); // 2026-11-22
 
@@ -51,8 +51,7 @@ export function keysPanel(call, say) {
     byId("no-keys").hidden = got.keys.length > 0;
   };
 
-  byId("make").addEventListener("submit", async (event) => {
-    event.preventDefault();
+  byId("make").addEventListener("submit", once(async (event) => {
     const expires = byId("expires").value;
     const asked = { label: byId("label").value };
     if (expires) asked.expiresAt = `${expires}T00:00:00Z`;
@@ -68,7 +67,7 @@ export function keysPanel(call, say) {
     byId("made-title").focus();
     event.target.reset();
     await show();
-  });
+  }));
 
   byId("copy").addEventListener("click", async () => {
     try {

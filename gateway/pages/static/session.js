@@ -34,6 +34,21 @@ export async function whoAmI() {
 
 export const byId = (id) => document.getElementById(id);
 
+/** Return a handler of clicks or forms that is at one of them at a time: a double click asks once. */
+export const once = (handler) => {
+  let atWork = false;
+  return async (event) => {
+    event.preventDefault();
+    if (atWork) return;
+    atWork = true;
+    try {
+      await handler(event);
+    } finally {
+      atWork = false;
+    }
+  };
+};
+
 /** Return a function that writes a sentence into a status line. */
 export const teller = (id) => (text, kind = "") => {
   byId(id).textContent = text;

@@ -116,9 +116,8 @@ def join(  # noqa: PLR0913, PLR0917  # two tracks, where they go, and how
         if not film.is_playable:
             return shown.codec_context.width, shown.codec_context.height
     try:
-        return first_picture(
-            str(path)
-        ).size  # copied pictures lie as they were taken, and are turned when shown
+        # Copied pictures lie as they were taken, and are turned when shown.
+        return first_picture(str(path)).size
     except (av.FFmpegError, ValueError):
         return film.width, film.height  # a player may still show what comes later
 

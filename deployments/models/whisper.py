@@ -116,9 +116,8 @@ class Whisper:
     def batch_key(self, request: GenerateRequest) -> Hashable:
         """Return the same for all: windows of any recordings fit together. Raises: ModelRefused."""
         language = language_asked(request)
-        if (
-            language and self._tokenizer(language).language is None
-        ):  # the newest came with the largest weights
+        # The newest languages came with the largest weights.
+        if language and self._tokenizer(language).language is None:
             raise ModelRefused("language", f"is none that {self._weights.model} hears")
         return None
 

@@ -176,8 +176,12 @@ class Life:
         )
 
     async def pay(self, header: str | None) -> Paid:
+        async def admit(payer: str) -> None:
+            assert header is not None
+            assert payer, "none is let in before a signature holds"
+
         paid = await self.street.checkout.pay(
-            self.call, URL, header, f"order-{self.number}", key_label="fox", key_days=1
+            self.call, URL, header, f"order-{self.number}", key_label="fox", key_days=1, admit=admit
         )
         self.secrets.add(paid.secret)
         return paid

@@ -164,6 +164,17 @@ def test_a_person_tops_up_and_the_receipt_leads_to_the_purchase(page, outbox, pl
     expect(page.get_by_label("E-mail")).to_be_visible()
 
 
+def test_a_click_before_the_page_knows_who_it_is_is_not_lost(page, outbox):
+    sign_in(page, outbox, "quick@company.com")
+    asked = []
+    page.route("**/api/v1/auth/session", lambda route: asked.append(route))  # noqa: PLW0108  # it wants a function
+    page.goto("/credits")
+    page.get_by_role("button", name="Buy Builder", exact=True).click()
+    expect(page.locator("#status")).to_have_text("Opening the payment page.")
+    asked[0].continue_()
+    expect(page.get_by_role("button", name=re.compile(r"^Pay \$"))).to_be_visible()
+
+
 def test_a_person_sets_an_alert_that_stays_until_it_is_emptied(page, outbox):
     sign_in(page, outbox, "alert@company.com")
     for threshold, said in (("50.5", "Saved."), ("", "No alert is set.")):

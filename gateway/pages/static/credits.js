@@ -3,6 +3,29 @@ import { byId, call, inCredits, inMoney, scale, teller, whoAmI } from "/static/s
 const say = teller("status");
 const buttons = [...document.querySelectorAll("[data-package]")];
 
+for (const button of buttons) {
+  button.disabled = false; // Firefox keeps a button off over a reload
+  button.addEventListener("click", async () => {
+    for (const each of buttons) each.disabled = true;
+    say("Opening the payment page.");
+    const order = { email: (await whoAmI()).email, packageCode: button.dataset.package };
+    const got = await call(`/checkout/${button.dataset.rail}`, order);
+    if (got.ok) {
+      location.assign(got.checkoutUrl);
+      return;
+    }
+    say(got.message, "failure");
+    for (const each of buttons) each.disabled = false;
+  });
+}
+
+// A page that the back button brings back must not stay with its buttons off.
+addEventListener("pageshow", (event) => {
+  if (!event.persisted) return;
+  for (const button of buttons) button.disabled = false;
+  say("");
+});
+
 const who = await whoAmI();
 if (who.ok) {
   byId("who").textContent = who.email;
@@ -74,24 +97,3 @@ if (auto && who.ok) {
   });
   byId("auto-fields").disabled = !now.ok; // what is typed earlier would be overwritten
 }
-
-for (const button of buttons) {
-  button.addEventListener("click", async () => {
-    for (const each of buttons) each.disabled = true;
-    say("Opening the payment page.");
-    const order = { email: who.email, packageCode: button.dataset.package };
-    const got = await call(`/checkout/${button.dataset.rail}`, order);
-    if (got.ok) {
-      location.assign(got.checkoutUrl);
-      return;
-    }
-    say(got.message, "failure");
-    for (const each of buttons) each.disabled = false;
-  });
-}
-
-// A page that the back button brings back must not stay with its buttons off.
-addEventListener("pageshow", () => {
-  for (const button of buttons) button.disabled = false;
-  say("");
-});

@@ -1,17 +1,19 @@
 // The API as a signed-in page calls it: with the cookie, and on writes with the CSRF token.
-let csrfToken = "";
+let session;
 
 const leave = () => location.replace(`/sign-in?next=${encodeURIComponent(location.pathname)}`);
 
 /** Return the answer, refusals too. A session that is over leads to the sign-in page and never returns. */
 export async function call(path, body, method = "POST") {
-  const request = body === undefined
-    ? {}
-    : {
-        method,
-        headers: { "Content-Type": "application/json", "X-CSRF-Token": csrfToken },
-        body: JSON.stringify(body),
-      };
+  let request = {};
+  if (body !== undefined) {
+    const { csrfToken = "" } = await whoAmI(); // a click may come before that is known
+    request = {
+      method,
+      headers: { "Content-Type": "application/json", "X-CSRF-Token": csrfToken },
+      body: JSON.stringify(body),
+    };
+  }
   let answer;
   try {
     answer = await fetch(`/api/v1${path}`, { credentials: "same-origin", ...request });
@@ -25,10 +27,11 @@ export async function call(path, body, method = "POST") {
   return answer.json();
 }
 
-/** Return whose session this is; without one, leave for the sign-in page. */
+/** Return whose session this is, asked once; without one, leave for the sign-in page. */
 export async function whoAmI() {
-  const who = await call("/auth/session");
-  csrfToken = who.csrfToken || "";
+  session ??= call("/auth/session");
+  const who = await session;
+  if (!who.ok) session = undefined; // the next one asks again
   return who;
 }
 

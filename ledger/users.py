@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kit.errors import NotFound
 from kit.ids import new_id
+from kit.outbox import NOBODYS
 from ledger.accounts import World, account_in, open_account
 from ledger.tables import accounts, users
 
@@ -88,7 +89,7 @@ async def require_user(conn: AsyncConnection, user_id: str) -> User:
 
 def nameless(user_id: str) -> str:
     """Return what stands in place of a deleted user's address; no mail reaches it (RFC 2606, `.invalid`)."""
-    return f"deleted-{user_id}@invalid"
+    return f"deleted-{user_id}{NOBODYS}"
 
 
 async def forget(conn: AsyncConnection, user_id: str) -> None:

@@ -277,7 +277,10 @@ def _refund_minor(refund: dict[str, Any], price: _Price) -> int:
 
 
 def _refunds_told(event: dict[str, Any]) -> str:
-    """Return what tells an event of refunds from another: those that it lists, as they stand, in whatever order."""
-    refunds = event.get("refunds") or []
-    told = sorted(f"{refund['id']}={refund.get('status')}" for refund in refunds)
+    """Return what tells an event of refunds from another: those that it lists, as they stand, in whatever order.
+
+    One that lists none may name the refund that it is about.
+    """
+    refunds = event.get("refunds") or [event.get("refund") or {"id": event.get("refundId")}]
+    told = sorted(f"{refund['id']}={refund.get('status')}" for refund in refunds if refund["id"])
     return hashlib.sha256("\n".join(told).encode()).hexdigest() if told else ""

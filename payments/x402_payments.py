@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kit.errors import NotFound
 from kit.ids import new_id
+from kit.outbox import NOBODYS
 from ledger import keys
 from ledger.errors import AccountFrozen
 from ledger.grants import clock
@@ -365,7 +366,7 @@ def _shown(row: Row[Any], key: ApiKey | None, secret: str, *, replayed: bool) ->
 
 def address_of(payer: str, network: str) -> str:
     """Return what stands for the e-mail of a wallet's user: no mail reaches it (RFC 2606), and no form takes it."""
-    return f"{payer}.{network.replace(':', '-')}@invalid"
+    return f"{payer}.{network.replace(':', '-')}{NOBODYS}"
 
 
 async def _leave_unclear(conn: AsyncConnection, row: Row[Any], problem: str) -> Unknown:

@@ -343,19 +343,30 @@ async def server(settings: Settings, fresh_url: str) -> AsyncIterator[LedgerServ
     await server.close()
 
 
-@pytest_asyncio.fixture
-async def card_shop(settings: Settings, server: LedgerServer) -> AsyncIterator[Callable[[str], CardCheckout]]:
-    """`card_shop(url)` sells from the real books through Stripe's twin at a URL."""
-    made: list[CardCheckout] = []
+@pytest.fixture
+def at_stripe(settings: Settings) -> Callable[[str], Settings]:
+    """`at_stripe(url)` are the settings of a shop that sells through Stripe's twin at a URL."""
 
-    def sell(url: str) -> CardCheckout:
+    def told(url: str) -> Settings:
         provider = {
             "stripe_secret_key": SECRET_KEY,
             "stripe_webhook_secret": WEBHOOK_SECRET,
             "stripe_api_base": url,
         }
-        configured = Settings.model_validate(settings.model_dump() | provider)
-        checkout = checkout_for(configured, local_ledger(server))
+        return Settings.model_validate(settings.model_dump() | provider)
+
+    return told
+
+
+@pytest_asyncio.fixture
+async def card_shop(
+    at_stripe: Callable[[str], Settings], server: LedgerServer
+) -> AsyncIterator[Callable[[str], CardCheckout]]:
+    """`card_shop(url)` sells from the real books through Stripe's twin at a URL."""
+    made: list[CardCheckout] = []
+
+    def sell(url: str) -> CardCheckout:
+        checkout = checkout_for(at_stripe(url), local_ledger(server))
         assert checkout
         made.append(checkout)
         return checkout

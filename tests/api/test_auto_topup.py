@@ -27,7 +27,6 @@ from kit.settings import Settings
 from payments.cards import CardCheckout
 from payments.reconciler import Reconciler
 from payments.reconciliations import Span
-from payments.stripe_checkout import checkout_for
 from payments.topup_charges import DECLINES_MOST
 from sandbox import stripe_cards
 from sandbox.stripe_state import BY_THE_BUYER
@@ -90,7 +89,8 @@ class Shop:
 
 @pytest_asyncio.fixture
 async def shop(  # noqa: PLR0917  # fixtures
-    settings: Settings,
+    at_stripe: Callable[[str], Settings],
+    card_shop: Callable[[str], CardCheckout],
     server: LedgerServer,
     models: Any,
     objects: Any,
@@ -99,17 +99,10 @@ async def shop(  # noqa: PLR0917  # fixtures
 ) -> AsyncIterator[Shop]:
     app = create_twin(TwinSettings(secret_key=SECRET_KEY, webhook_secret=WEBHOOK_SECRET))
     with running(app) as url:
-        provider = {
-            "stripe_secret_key": SECRET_KEY,
-            "stripe_webhook_secret": WEBHOOK_SECRET,
-            "stripe_api_base": url,
-        }
-        configured = Settings.model_validate(settings.model_dump() | provider)
-        checkout = checkout_for(configured, local_ledger(server))
-        assert checkout
+        checkout = card_shop(url)
         async with db.transaction() as conn:
             made = await customers(conn, 1_000)
-        house = create_app(configured, local_ledger(server), models, checkout, objects)
+        house = create_app(at_stripe(url), local_ledger(server), models, checkout, objects)
         async with (
             httpx.AsyncClient(
                 transport=httpx.ASGITransport(house),
@@ -121,7 +114,6 @@ async def shop(  # noqa: PLR0917  # fixtures
             ) as page,  # no certificates: loading them takes longer than the calls
         ):
             yield Shop(client, made.email, made.secret, checkout, app.state.twin._state, page, db, url)
-        await checkout.close()
 
 
 async def differences(shop: Shop, server: LedgerServer, *, repairs: bool) -> list[str]:

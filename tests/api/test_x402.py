@@ -458,34 +458,31 @@ async def test_403_for_a_job_of_a_frozen_wallet_whose_money_is_not_taken(client,
     assert (package.status_code, chain.settles) == (200, 2), "what pays a debt is taken"
 
 
-async def test_429_for_a_wallet_that_pays_too_often(  # noqa: PLR0917  # fixtures
-    selling, ledger, models, objects, x402, chain
-):
+@pytest_asyncio.fixture
+async def tight_client(selling, ledger, models, objects, x402) -> AsyncIterator[httpx.AsyncClient]:
+    """A stranger where a wallet may pay once a minute."""
     tight = Settings(**{**selling.model_dump(), "limit_purchase": 1})
     app = create_app(tight, ledger, models, None, objects, x402=x402)
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://farebox.test"
     ) as client:
-        payments = [await signed(chain, client, BUY, BUILDER) for _ in range(2)]
-        answers = [await client.post(BUY, json=BUILDER, headers=each) for each in payments]
+        yield client
+
+
+async def test_429_for_a_wallet_that_pays_too_often(tight_client, chain):
+    payments = [await signed(chain, tight_client, BUY, BUILDER) for _ in range(2)]
+    answers = [await tight_client.post(BUY, json=BUILDER, headers=each) for each in payments]
     assert [answer.status_code for answer in answers] == [200, 429]
     assert chain.settles == 1
 
 
-async def test_a_stranger_who_names_a_wallet_uses_up_none_of_its_requests(  # noqa: PLR0917  # fixtures
-    selling, ledger, models, objects, x402, chain
-):
-    tight = Settings(**{**selling.model_dump(), "limit_purchase": 1})
-    app = create_app(tight, ledger, models, None, objects, x402=x402)
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app), base_url="http://farebox.test"
-    ) as client:
-        forged = chain.sign(await offered(client, BUY, BUILDER))
-        forged["payload"]["signature"] = "0x" + "00" * 65
-        answers = [
-            await client.post(BUY, json=BUILDER, headers=each)
-            for each in ({"payment-signature": encoded(forged)}, await signed(chain, client, BUY, BUILDER))
-        ]
+async def test_a_stranger_who_names_a_wallet_uses_up_none_of_its_requests(tight_client, chain):
+    forged = chain.sign(await offered(tight_client, BUY, BUILDER))
+    forged["payload"]["signature"] = "0x" + "00" * 65
+    answers = [
+        await tight_client.post(BUY, json=BUILDER, headers=each)
+        for each in ({"payment-signature": encoded(forged)}, await signed(chain, tight_client, BUY, BUILDER))
+    ]
     assert [answer.status_code for answer in answers] == [402, 200]
 
 

@@ -165,6 +165,8 @@ async def test_a_coinbase_event_is_known_by_its_checkout_its_type_and_its_refund
     assert known(paid) == known(paid | {"status": "COMPLETED"}) == f"{paid['id']}:checkout.payment.success"
     assert back(first, second) == back(second, first), "the same news, in another order"
     assert len({back(first), back(second, first), back(first, second | {"status": "PENDING"})}) == 3
+    unlisted = [{"refundId": "ref_1"}, {"refundId": "ref_2"}, {"refund": first}]
+    assert len({known(paid | {"eventType": "checkout.refund.success"} | each) for each in unlisted}) == 3
     await provider.close()
 
 

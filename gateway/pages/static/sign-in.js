@@ -1,4 +1,4 @@
-import { byId, teller } from "/static/session.js";
+import { byId, once, teller } from "/static/session.js";
 
 const say = teller("status");
 const ask = byId("ask");
@@ -17,17 +17,7 @@ const post = async (path, body) => {
   }
 };
 
-/** Run `work` for a form's submit, one at a time. */
-const onSubmit = (form, work) =>
-  form.addEventListener("submit", async (event) => {
-    event.preventDefault();
-    const button = form.querySelector("button[type=submit]");
-    button.disabled = true;
-    await work();
-    button.disabled = false;
-  });
-
-onSubmit(ask, async () => {
+ask.addEventListener("submit", once(async () => {
   say("Sending.");
   const email = byId("email").value.trim();
   const got = await post("/email/start", { email });
@@ -42,9 +32,9 @@ onSubmit(ask, async () => {
   redeem.hidden = false;
   byId("code").value = "";
   byId("code").focus();
-});
+}));
 
-onSubmit(redeem, async () => {
+redeem.addEventListener("submit", once(async () => {
   say("Signing in.");
   const got = await post("/email/verify", { email: byId("email").value.trim(), code: byId("code").value });
   if (got.ok) {
@@ -53,7 +43,7 @@ onSubmit(redeem, async () => {
   }
   say(got.message, "failure");
   byId("code").select();
-});
+}));
 
 byId("again").addEventListener("click", () => {
   redeem.hidden = true;

@@ -1,4 +1,4 @@
-"""A reason of its own for automatic top-ups that this server no longer offers. The statement stands beside this file."""
+"""A reason of its own for automatic top-ups that are not offered, or not any more. The statement stands beside this file."""
 
 from pathlib import Path
 

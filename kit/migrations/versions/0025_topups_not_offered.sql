@@ -1,4 +1,5 @@
--- `not_offered`: switched on before this server began to work out the tax of each payment at its checkout.
+-- `not_offered`: switched on before this server began to work out the tax of each payment at its checkout, or refused by
+-- the provider for another reason than the card.
 ALTER TABLE auto_topups
     DROP CONSTRAINT auto_topups_state_check,
     ADD CONSTRAINT auto_topups_state_check CHECK (
